@@ -1,0 +1,13 @@
+"""microgradnd: define-by-run automatic differentiation of N-dimensional arrays, on NumPy or CuPy."""
+
+from .autograd import no_grad
+from .functional import grad, value_and_grad
+from .gradcheck import check_grads
+from .ops import *  # noqa: F403
+from .ops import __all__ as _operations
+from .primitive import primitive
+from .tensor import Tensor, tensor
+
+__version__ = "0.1.0"
+
+__all__ = ["Tensor", "check_grads", "grad", "no_grad", "primitive", "tensor", "value_and_grad", *_operations]

@@ -1,0 +1,283 @@
+"""The graph that operations record, and the walk back through it.
+
+Knows no operation, no layer and no array library: gradients are added, summed, reshaped and cast with
+their own operators and methods, so that the walk is the same for NumPy arrays, CuPy arrays and, when a
+gradient is to be differentiated again, for tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .primitive import Operation
+    from .tensor import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+next_order = itertools.count(1).__next__
+
+
+class Node:
+    """One recorded call of an operation: what made a tensor, without the tensor itself.
+
+    ``edges`` holds one ``(parent, index, saved)`` per gradient to compute: ``op.vjps[index](g, *saved)``
+    is the gradient for the node ``parent``. ``order`` grows with every node, so sorting by it is a
+    topological sort. After a backward that does not retain the graph ``edges`` is None, and all that
+    it saved is free.
+    """
+
+    __slots__ = ("dtype", "edges", "op", "order", "shape")
+
+    def __init__(self, op: Operation, edges: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
+        self.op = op
+        self.edges: tuple[Any, ...] | None = edges
+        self.order = next_order()
+        self.shape = shape
+        self.dtype = dtype
+
+
+class Leaf:
+    """The node of a tensor that the user made with ``requires_grad=True``; it keeps the gradient.
+
+    The gradient lives here and not on the tensor, so that graph and tensors form no reference cycle.
+    """
+
+    __slots__ = ("changed", "dtype", "grad", "memory", "order", "shape")
+    edges = ()
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.grad: Tensor | None = None
+        self.order = next_order()
+        self.shape = shape
+        self.dtype = dtype
+        self.changed = 0  # the order at which the values were last changed in place
+        self.memory: Any = None  # the array that was changed in place
+
+
+class _GradMode(threading.local):
+    enabled = True
+
+    def __init__(self) -> None:
+        self.outer: list[bool] = []
+
+
+grad_mode = _GradMode()
+
+
+class no_grad:
+    """Record nothing: results of operations need no gradient. A ``with`` block or a decorator.
+
+    >>> with mg.no_grad():
+    ...     accuracy = (model(x).argmax(axis=-1) == y).mean()
+
+    Holds for the current thread alone and may be nested. As a decorator it refuses generator and
+    coroutine functions (TypeError): their bodies run outside the decorated call.
+    """
+
+    _enabled = False
+
+    def __enter__(self) -> None:
+        grad_mode.outer.append(grad_mode.enabled)
+        grad_mode.enabled = self._enabled
+
+    def __exit__(self, *exception: object) -> None:
+        grad_mode.enabled = grad_mode.outer.pop()
+
+    def __call__(self, function: F) -> F:
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        if flags & (0x20 | 0x80 | 0x200):  # generator, coroutine, asynchronous generator
+            raise TypeError(
+                f"no_grad: {function.__name__} is a generator or coroutine function, whose body runs "
+                "after the decorated call returned; write `with mg.no_grad():` inside it"
+            )
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+
+class enable_grad(no_grad):
+    """Record, whatever the mode outside: what ``mg.grad`` needs inside of ``no_grad``."""
+
+    _enabled = True
+
+
+class _Changes:
+    """The order of the latest in-place change of any leaf: one comparison per node rules changes out."""
+
+    latest = 0
+
+
+changes = _Changes()
+
+
+def mark_changed(leaf: Leaf, memory: Any) -> None:
+    """Note that the values of ``leaf``, in the array ``memory``, were just changed in place."""
+    leaf.changed = changes.latest = next_order()
+    leaf.memory = memory
+
+
+def backpropagate(
+    root: Node | Leaf,
+    g: Any,
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+    targets: frozenset[Node | Leaf] | None = None,
+) -> dict[Node | Leaf, Any]:
+    """Gradients of ``root``, weighted with ``g``, for all leaves or for the nodes in ``targets``.
+
+    Reverse-mode accumulation (Linnainmaa, 1970) over the nodes in reverse order of their creation; no
+    recursion. Nothing outside of the returned dict changes but the visited nodes, which are freed unless
+    ``retain_graph``. Each returned gradient has its node's shape and dtype and shares memory with nothing
+    else. With ``create_graph`` gradients are tensors that can be differentiated again.
+
+    Raises RuntimeError where the graph was freed before, or where a value saved for the gradient has been
+    changed in place since.
+    """
+    nodes = reachable(root)
+    leaves = [node for node in nodes if node.__class__ is Leaf]
+    if targets is None:
+        targets, needed = frozenset(leaves), None
+    else:
+        needed = _leading_to(targets, nodes)
+    retain_graph = retain_graph or create_graph
+
+    found: dict[Node | Leaf, Any] = {}
+    grads: dict[Node | Leaf, Any] = {root: g}
+    allocated: set[Node | Leaf] = set()  # nodes whose gradient is a sum made here: nobody else holds it
+
+    while nodes:
+        node = nodes.pop()
+        g = grads.pop(node, None)
+        if g is None:
+            continue
+        if node in targets:
+            found[node] = g
+            continue
+        if node.order < changes.latest:
+            _refuse_changed(node, leaves)
+        op = node.op
+        for parent, index, saved in node.edges:
+            if needed is not None and parent not in needed:
+                continue
+            try:
+                gx = op.vjp_of_tensors(node, index, saved, g) if create_graph else op.vjps[index](g, *saved)
+            except Exception as error:
+                error.add_note(f"(in the gradient of {op.name} with respect to {op.arguments[index]})")
+                raise
+            if gx.shape != parent.shape:
+                gx = _sum_to(gx, parent.shape, op, index)
+            if gx.dtype is not parent.dtype and gx.dtype != parent.dtype:
+                gx = _cast(gx, parent.dtype, op, index)
+            total = grads.get(parent)
+            if total is None:
+                if parent in targets and not create_graph and _is_shared(gx, g, saved):
+                    gx = gx.copy()
+                grads[parent] = gx
+            elif parent in allocated:
+                total += gx
+                grads[parent] = total
+            else:
+                grads[parent] = total + gx
+                if not create_graph:
+                    allocated.add(parent)
+        if not retain_graph:
+            node.edges = None
+    return found
+
+
+def reachable(root: Node | Leaf) -> list[Any]:
+    """All nodes that ``root`` was computed from, itself included, oldest first. RuntimeError if one was freed."""
+    seen: set[Any] = {root}
+    stack: list[Any] = [root]
+    while stack:
+        node = stack.pop()
+        if node.edges is None:
+            raise RuntimeError(
+                f"backward: the graph was already freed (at {node.op.name}, shape {node.shape}). A backward "
+                "frees what it saved; call the first one with retain_graph=True to go through it again, or "
+                "compute the result again"
+            )
+        for parent, _, _ in node.edges:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted(seen, key=_order)
+
+
+def _order(node: Node | Leaf) -> int:
+    return node.order
+
+
+def _leading_to(targets: frozenset[Any], oldest_first: list[Any]) -> set[Any]:
+    """The nodes through which a gradient can reach a target; the targets themselves included."""
+    needed: set[Any] = set(targets)
+    for node in oldest_first:
+        if any(parent in needed for parent, _, _ in node.edges):
+            needed.add(node)
+    return needed
+
+
+def _sum_to(g: Any, shape: tuple[int, ...], op: Operation, index: int) -> Any:
+    """Undo broadcasting: the sum of ``g`` over every axis along which ``shape`` was stretched."""
+    extra = len(g.shape) - len(shape)
+    stretched = [extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1] if extra >= 0 else []
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[extra:], strict=True)):
+        raise ValueError(
+            f"{op.name}: the gradient with respect to {op.arguments[index]} has shape {g.shape}, which does "
+            f"not sum to the argument's shape {shape}"
+        )
+    g = g.sum(axis=(*range(extra), *stretched))
+    return g.reshape(shape) if stretched else g
+
+
+def _cast(g: Any, dtype: Any, op: Operation, index: int) -> Any:
+    """A gradient has its tensor's dtype; a complex one can't be cast to real without losing half of it."""
+    if g.dtype.kind == "c":
+        raise TypeError(
+            f"{op.name}: the gradient with respect to {op.arguments[index]} is {g.dtype}, but the argument "
+            f"is {dtype}: gradients through complex values are not supported"
+        )
+    return g.astype(dtype)
+
+
+def _is_shared(gx: Any, g: Any, saved: tuple[Any, ...]) -> bool:
+    """Whether writing into ``gx`` could change another array: a view, or an array passed on as it was."""
+    return gx is g or gx.base is not None or any(gx is value for value in saved)
+
+
+def _refuse_changed(node: Node, leaves: list[Any]) -> None:
+    """Raise if an array saved by ``node`` has been changed in place since."""
+    for leaf in leaves:
+        if leaf.changed <= node.order:
+            continue
+        for _, index, saved in node.edges or ():
+            for value in saved:
+                for array in value if isinstance(value, (tuple, list)) else (value,):
+                    if _same_memory(array, leaf.memory):
+                        raise RuntimeError(
+                            f"backward: {node.op.name} saved a tensor of shape {leaf.shape} for the gradient "
+                            f"with respect to {node.op.arguments[index]}, and its values have been changed in "
+                            "place since; call backward() before the optimiser's step(), or assign a new array "
+                            "(t.data = t.data - ..., not t.data -= ...)"
+                        )
+
+
+def _same_memory(x: Any, y: Any) -> bool:
+    """Whether two arrays are, or are views of, the same array."""
+
+    def owner(array: Any) -> Any:
+        while getattr(array, "base", None) is not None:
+            array = array.base
+        return array
+
+    return hasattr(x, "shape") and owner(x) is owner(y)

@@ -1,0 +1,46 @@
+"""Array types and their namespaces: which module an operation's ``xp`` stands for.
+
+``NAMESPACES[type(array)]`` is the one place that knows what an array is. NumPy is always there; CuPy joins
+when the first CuPy array is handed over, so that ``import microgradnd`` never imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import numpy_backend
+
+NAMESPACES: dict[type, Any] = {np.ndarray: numpy_backend.namespace}
+
+
+def as_array(x: Any, dtype: Any = None, like: Any = None) -> Any:
+    """``x`` as an array of a known type: the only place where NumPy scalars become 0-d arrays.
+
+    CuPy arrays stay CuPy arrays; everything else becomes an array of the library that made ``like``
+    (NumPy where it is None). Nothing is copied that need not be. Raises TypeError for values that are no
+    numbers.
+    """
+    if x.__class__ not in NAMESPACES:
+        if type(x).__module__.partition(".")[0] == "cupy":
+            _register_cupy()
+        elif isinstance(x, np.ma.MaskedArray):
+            raise TypeError("got a masked array, whose mask would be lost; fill it first: x.filled(value)")
+    xp = NAMESPACES.get(x.__class__) or NAMESPACES.get(like.__class__) or numpy_backend.namespace
+    array = xp.asarray(x, dtype)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"got {_described(x)}; expected numbers")
+    return array
+
+
+def _described(x: Any) -> str:
+    if isinstance(x, np.ndarray):
+        return f"an array of dtype {x.dtype}"
+    return f"{x!r} ({type(x).__name__})" if isinstance(x, str) or x is None else f"a {type(x).__name__}"
+
+
+def _register_cupy() -> None:
+    from . import cupy_backend
+
+    NAMESPACES[cupy_backend.array_type] = cupy_backend.namespace

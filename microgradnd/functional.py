@@ -1,0 +1,109 @@
+"""Derivatives of functions, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .autograd import backpropagate, enable_grad, grad_mode, next_order, reachable
+from .backends import as_array
+from .ops import alias, zeros_like
+from .tensor import Tensor, constant
+
+
+def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """The gradient of a scalar function: a function of the same arguments.
+
+    >>> mg.grad(lambda x: x**3)(2.0)
+    tensor(12., dtype=float64)
+    >>> mg.grad(mg.grad(lambda x: x**3))(2.0)
+    tensor(12., dtype=float64)
+
+    Args:
+        f: takes tensors (arrays and numbers at ``argnums`` are converted) and returns a tensor of shape ().
+        argnums: the position of the argument to differentiate, or a tuple of positions.
+
+    Returns:
+        A function giving one tensor for an integer ``argnums``, else a tuple of them. It touches no
+        ``.grad``. Where ``f`` also depends on tensors outside that require gradients, the result can be
+        differentiated with respect to them, so gradients nest to any order; under ``no_grad`` it is constant.
+
+    Raises:
+        TypeError: if an argument is not of a floating-point dtype, or ``f`` does not return a tensor.
+        ValueError: if ``f`` returns a tensor that is not of shape ().
+    """
+    with_value = value_and_grad(f, argnums)
+
+    def gradient(*args: Any, **kwargs: Any) -> Any:
+        return with_value(*args, **kwargs)[1]
+
+    return gradient
+
+
+def value_and_grad(
+    f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0
+) -> Callable[..., tuple[Tensor, Any]]:
+    """The value and the gradient of a scalar function in one evaluation: see :func:`grad`.
+
+    >>> mg.value_and_grad(lambda x, y: (x * y).sum(), argnums=(0, 1))(2.0, 5.0)
+    (tensor(10., dtype=float64), (tensor(5., dtype=float64), tensor(2., dtype=float64)))
+    """
+    positions = argnums if isinstance(argnums, tuple) else (argnums,)
+    name = getattr(f, "__name__", type(f).__name__)
+
+    def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        tracked = grad_mode.enabled
+        start = next_order()
+        inputs = list(args)
+        with enable_grad():
+            for position in positions:
+                inputs[position] = _variable(name, args, position)
+            out = f(*inputs, **kwargs)
+            variables = [inputs[position] for position in positions]
+            gradients, outside = _gradients(name, out, variables, start, tracked)
+        if not (outside and tracked):
+            out = out.detach()
+        return out, gradients if isinstance(argnums, tuple) else gradients[0]
+
+    return value_and_gradient
+
+
+def _variable(name: str, args: tuple[Any, ...], position: int) -> Tensor:
+    """The argument at ``position`` as a tensor whose node is new, so that its gradient is this call's alone."""
+    if not -len(args) <= position < len(args):
+        raise TypeError(f"grad: {name} got {len(args)} positional arguments, argnums asks for number {position}")
+    x = args[position]
+    if isinstance(x, Tensor) and x.requires_grad:
+        return alias(x)
+    try:
+        return Tensor(x, requires_grad=True)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"grad: argument {position} of {name}: {error}") from None
+
+
+def _gradients(
+    name: str, out: Any, variables: list[Tensor], start: int, tracked: bool
+) -> tuple[tuple[Tensor, ...], bool]:
+    """Gradients of ``out`` for ``variables``, and whether ``out`` depends on tensors made before ``start``."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"grad: {name} must return a tensor, got a {type(out).__name__}")
+    if out.shape != ():
+        raise ValueError(f"grad: {name} must return a scalar, got shape {out.shape}; reduce it first (sum, mean)")
+    if out._node is None:
+        return tuple(constant(zeros_like(x)._data) for x in variables), False
+    outside = any(node.order < start for node in reachable(out._node))
+    again = outside and tracked
+    one = constant(as_array(out._data * 0 + 1))
+    nodes = [x._node for x in variables]
+    found = backpropagate(
+        out._node,
+        one if again else one._data,
+        retain_graph=outside,
+        create_graph=again,
+        targets=frozenset(node for node in nodes if node is not None),
+    )
+    gradients = [found.get(node) for node in nodes]
+    return tuple(
+        constant(zeros_like(x)._data) if g is None else g if again else constant(as_array(g))
+        for g, x in zip(gradients, variables, strict=True)
+    ), outside

@@ -1,0 +1,99 @@
+"""``@fused``: an operation specified as a function of tensors, with a faster kernel on arrays for everyday use.
+
+The function is the definition: it works on every backend and to every order. The kernel computes the same
+on arrays and returns the result with its pullback, which may share work and memory with the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+from .autograd import Node, backpropagate
+from .primitive import GENERATED_SCOPE, Operation, attached
+from .tensor import Tensor
+
+P = ParamSpec("P")
+
+
+def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
+    """Replace a function of tensors by ``kernel`` wherever first-order gradients are all that is asked for.
+
+    Args:
+        kernel: ``kernel(xp, ...)`` with the function's own parameters as arrays, returning ``(out,
+            pullback)``; ``pullback(g)`` gives a tuple of gradients, one per name in ``differentiated``. It
+            may be called more than once and must not change what it keeps.
+        differentiated: the arguments that the kernel differentiates. A call in which another argument
+            requires a gradient goes to the function itself; a gradient of the gradient goes through it.
+    """
+
+    def decorate(reference: Callable[P, Tensor]) -> Callable[P, Tensor]:
+        return FusedOperation(reference, kernel, differentiated).wrapper()
+
+    return decorate
+
+
+class FusedOperation(Operation):
+    """An operation whose gradients come from its kernel's pullback, and in higher orders from its definition."""
+
+    __slots__ = ("reference",)
+    results = "out, pullback"
+
+    def __init__(
+        self, reference: Callable[..., Tensor], kernel: Callable[..., Any], differentiated: tuple[str, ...]
+    ) -> None:
+        code = reference.__code__
+        arrays = code.co_varnames[: code.co_argcount - len(reference.__defaults__ or ())]
+        super().__init__(kernel, dict.fromkeys(arrays))
+        self.name = reference.__name__
+        self.definition = self.reference = reference
+        self.vjps = tuple(_taken(differentiated.index(name)) if name in differentiated else None for name in arrays)
+        self.saves = tuple(("pullback", *self.names) for _ in arrays)
+
+    def lines_before_recording(self) -> list[str]:
+        return ["    pullback = Pullback(pullback)"]
+
+    def line_without_vjp(self, argument: str) -> str:
+        nodes = ", ".join(f"{name!r}: {name}_node" for name in self.arguments)
+        return f"return _op.composed(({', '.join(self.names)},), {{{nodes}}})"
+
+    def composed(self, values: tuple[Any, ...], nodes: dict[str, Any]) -> Tensor:
+        """The result by the definition, for arrays that belong to ``nodes``."""
+        tensors = [attached(value, nodes.get(name)) for name, value in zip(self.names, values, strict=True)]
+        return self.reference(**dict(zip(self.names, tensors, strict=True)))
+
+    def vjp_of_tensors(self, node: Node, index: int, saved: tuple[Any, ...], g: Tensor) -> Any:
+        from .ops import alias
+
+        name = self.arguments[index]
+        parents = self.parents(node)
+        inputs = {n: attached(value, parents.get(n)) for n, value in zip(self.names, saved[1:], strict=True)}
+        inputs[name] = alias(inputs[name])  # where the definition's gradient is read off
+        out = self.reference(**inputs)
+        target = inputs[name]._node
+        assert out._node is not None
+        return backpropagate(out._node, g, create_graph=True, targets=frozenset([target]))[target]
+
+
+def _taken(index: int) -> Callable[..., Any]:
+    return lambda g, pullback, *inputs: pullback(g, index)
+
+
+class Pullback:
+    """A kernel's pullback, called once per backward although each argument asks for its gradient by itself."""
+
+    __slots__ = ("function", "g", "gradients")
+
+    def __init__(self, function: Callable[[Any], tuple[Any, ...]]) -> None:
+        self.function = function
+        self.g: Any = None
+        self.gradients: list[Any] = []
+
+    def __call__(self, g: Any, index: int) -> Any:
+        if g is not self.g or self.gradients[index] is None:
+            self.g, self.gradients = g, list(self.function(g))
+        gradient, self.gradients[index] = self.gradients[index], None
+        return gradient
+
+
+GENERATED_SCOPE["Pullback"] = Pullback

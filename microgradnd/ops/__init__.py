@@ -1,0 +1,189 @@
+"""The operations: free functions under NumPy's names, and the tensor's operators and methods bound to them.
+
+As a namespace this stands in for NumPy's where a gradient is differentiated again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..tensor import Tensor
+from .arithmetic import (
+    absolute,
+    add,
+    clip,
+    divide,
+    floor_divide,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    positive,
+    power,
+    remainder,
+    sign,
+    subtract,
+    where,
+)
+from .comparison import (
+    bitwise_and,
+    bitwise_or,
+    bitwise_xor,
+    equal,
+    greater,
+    greater_equal,
+    invert,
+    isfinite,
+    less,
+    less_equal,
+    not_equal,
+    ones_like,
+    zeros_like,
+)
+from .elementwise import cos, exp, log, relu, sin, sqrt, tanh
+from .indexing import getitem, scatter_add
+from .linalg import einsum, linear, matmul
+from .losses import cross_entropy
+from .reductions import argmax, log_softmax, logsumexp, max, mean, min, softmax, sum, var
+from .shaping import (
+    alias,
+    astype,
+    broadcast_to,
+    concatenate,
+    expand_dims,
+    reshape,
+    squeeze,
+    stack,
+    swapaxes,
+    transpose,
+)
+
+abs = absolute
+
+__all__ = [
+    "abs",
+    "absolute",
+    "add",
+    "alias",
+    "argmax",
+    "astype",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "broadcast_to",
+    "clip",
+    "concatenate",
+    "cos",
+    "cross_entropy",
+    "divide",
+    "einsum",
+    "equal",
+    "exp",
+    "expand_dims",
+    "floor_divide",
+    "getitem",
+    "greater",
+    "greater_equal",
+    "invert",
+    "isfinite",
+    "less",
+    "less_equal",
+    "linear",
+    "log",
+    "log_softmax",
+    "logsumexp",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "multiply",
+    "negative",
+    "not_equal",
+    "ones_like",
+    "positive",
+    "power",
+    "relu",
+    "remainder",
+    "reshape",
+    "scatter_add",
+    "sign",
+    "sin",
+    "softmax",
+    "sqrt",
+    "squeeze",
+    "stack",
+    "subtract",
+    "sum",
+    "swapaxes",
+    "tanh",
+    "transpose",
+    "var",
+    "where",
+    "zeros_like",
+]
+
+
+def _reflected(operation: Any) -> Any:
+    def reflected(self: Tensor, other: Any) -> Tensor:
+        return operation(other, self)
+
+    return reflected
+
+
+for _name, _operation in {
+    "add": add,
+    "sub": subtract,
+    "mul": multiply,
+    "truediv": divide,
+    "floordiv": floor_divide,
+    "mod": remainder,
+    "pow": power,
+    "matmul": matmul,
+    "and": bitwise_and,
+    "or": bitwise_or,
+    "xor": bitwise_xor,
+}.items():
+    setattr(Tensor, f"__{_name}__", _operation)
+    setattr(Tensor, f"__r{_name}__", _reflected(_operation))
+
+for _name, _operation in {
+    "__neg__": negative,
+    "__pos__": positive,
+    "__abs__": absolute,
+    "__invert__": invert,
+    "__eq__": equal,
+    "__ne__": not_equal,
+    "__lt__": less,
+    "__le__": less_equal,
+    "__gt__": greater,
+    "__ge__": greater_equal,
+    "__getitem__": getitem,
+    "argmax": argmax,
+    "astype": astype,
+    "clip": clip,
+    "max": max,
+    "mean": mean,
+    "min": min,
+    "squeeze": squeeze,
+    "sum": sum,
+    "swapaxes": swapaxes,
+    "var": var,
+    "T": property(transpose),
+}.items():
+    setattr(Tensor, _name, _operation)
+
+
+def _reshape_method(self: Tensor, *shape: Any) -> Tensor:
+    """The tensor with another shape: ``t.reshape(2, 3)`` or ``t.reshape((2, 3))``."""
+    return reshape(self, shape[0] if len(shape) == 1 else shape)
+
+
+def _transpose_method(self: Tensor, *axes: Any) -> Tensor:
+    """The tensor with its axes reordered: ``t.transpose(1, 0)`` or ``t.transpose((1, 0))``; none: reversed."""
+    return transpose(self, None if not axes else axes[0] if len(axes) == 1 else axes)
+
+
+Tensor.reshape = _reshape_method  # type: ignore[method-assign]
+Tensor.transpose = _transpose_method  # type: ignore[method-assign]

@@ -1,0 +1,52 @@
+"""Elementary functions of one operand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..primitive import primitive
+
+if TYPE_CHECKING:
+    from ..tensor import Operand
+
+
+@primitive(x=lambda g, out: g * out)
+def exp(xp: Any, x: Operand) -> Any:
+    """The exponential e^x, elementwise."""
+    return xp.exp(x)
+
+
+@primitive(x=lambda g, x: g / x)
+def log(xp: Any, x: Operand) -> Any:
+    """The natural logarithm, elementwise."""
+    return xp.log(x)
+
+
+@primitive(x=lambda g, out: 0.5 * g / out)
+def sqrt(xp: Any, x: Operand) -> Any:
+    """The square root, elementwise; the gradient at 0 is infinite."""
+    return xp.sqrt(x)
+
+
+@primitive(x=lambda g, out: g * (1.0 - out * out))
+def tanh(xp: Any, x: Operand) -> Any:
+    """The hyperbolic tangent, elementwise."""
+    return xp.tanh(x)
+
+
+@primitive(x=lambda g, xp, x: g * xp.cos(x))
+def sin(xp: Any, x: Operand) -> Any:
+    """The sine of x in radians, elementwise."""
+    return xp.sin(x)
+
+
+@primitive(x=lambda g, xp, x: -g * xp.sin(x))
+def cos(xp: Any, x: Operand) -> Any:
+    """The cosine of x in radians, elementwise."""
+    return xp.cos(x)
+
+
+@primitive(x=lambda g, out: g * (out > 0))
+def relu(xp: Any, x: Operand) -> Any:
+    """The rectifier max(x, 0), elementwise (Fukushima, 1969); the gradient at 0 is 0."""
+    return xp.maximum(x, 0)

@@ -1,0 +1,39 @@
+"""Reading elements by index, and its transpose, adding elements at an index."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..primitive import primitive
+from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..tensor import Operand
+
+
+@primitive(x=lambda g, xp, index, x_shape: xp.scatter_add(g, index, x_shape))
+def _getitem(xp: Any, x: Operand, index: Any) -> Any:
+    return x[index]
+
+
+@primitive(x=lambda g, index: g[index])
+def scatter_add(xp: Any, x: Operand, index: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros of ``shape`` to which x is added at ``index``; where an index repeats, values add up."""
+    return xp.scatter_add(x, index, shape)
+
+
+def getitem(x: Operand, index: Any) -> Tensor:
+    """``x[index]`` with all of NumPy's indexing: integers, slices, None, Ellipsis, integer and boolean arrays.
+
+    Indices may be tensors of integers or booleans. Elements that are read twice get both gradients.
+    """
+    return _getitem(x, _plain(index))
+
+
+def _plain(index: Any) -> Any:
+    """The index without tensors, and with lists copied to arrays: a later change must not reach the graph."""
+    if index.__class__ is tuple:
+        return tuple(_plain(part) for part in index)
+    if index.__class__ is Tensor:
+        return index._data
+    return np.asarray(index, dtype=None if index else np.intp) if isinstance(index, list) else index

@@ -1,0 +1,121 @@
+"""Products of matrices and of named axes."""
+
+from __future__ import annotations
+
+from math import prod
+from string import ascii_letters
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..primitive import primitive
+
+if TYPE_CHECKING:
+    from ..tensor import Operand
+
+
+def _rows(xp, x):
+    """x as a matrix of all its rows: (..., n) -> (prod(...), n)."""
+    return x if x.ndim == 2 else xp.reshape(x, (prod(x.shape[:-1]), x.shape[-1]))
+
+
+def _matmul_x(g, xp, y, x_shape):
+    if len(x_shape) == 1:
+        if y.ndim == 1:  # inner product: g is 0-d
+            return g * y
+        return xp.matmul(y, g[..., None])[..., 0]  # (..., k, n) @ (..., n, 1) -> (..., k)
+    if y.ndim == 1:
+        return g[..., None] * y  # (..., m, 1) * (k,) -> (..., m, k)
+    return xp.matmul(g, xp.swapaxes(y, -1, -2))
+
+
+def _matmul_y(g, xp, x, y_shape):
+    if len(y_shape) == 1:
+        if x.ndim == 1:
+            return g * x
+        return xp.matmul(xp.reshape(g, (prod(g.shape),)), _rows(xp, x))  # all rows of x at once
+    if x.ndim == 1:
+        return x[:, None] * g[..., None, :]  # (k, 1) * (..., 1, n) -> (..., k, n)
+    if len(y_shape) == 2 and x.ndim > 2:
+        # One product of all rows; a product per batch would have to be summed over the batch afterwards.
+        x, g = _rows(xp, x), _rows(xp, g)
+    return xp.matmul(xp.swapaxes(x, -1, -2), g)
+
+
+@primitive(x=_matmul_x, y=_matmul_y)
+def matmul(xp: Any, x: Operand, y: Operand) -> Any:
+    """The matrix product over the last axis of x and the last but one of y; leading axes broadcast.
+
+    (..., m, k) @ (..., k, n) -> (..., m, n). A 1-D operand is a row on the left and a column on the right;
+    its axis is missing from the result. Raises ValueError for 0-d operands and lengths that differ.
+    """
+    return xp.matmul(x, y)
+
+
+def _linear_x(g, xp, weight, x_shape):
+    return xp.reshape(xp.matmul(_rows(xp, g), weight), x_shape)
+
+
+@primitive(
+    x=_linear_x,
+    weight=lambda g, xp, x: xp.matmul(_rows(xp, g).T, _rows(xp, x)),
+    bias=lambda g: g,
+)
+def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
+    """The affine map x weight^T + bias: (..., in) with weight (out, in) and bias (out,) -> (..., out).
+
+    Rows are multiplied in one product, whatever the leading axes.
+    """
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x has {x.shape[-1]} features in its last axis, weight takes {weight.shape[1]}")
+    out = xp.matmul(_rows(xp, x), weight.T)
+    if bias is not None:
+        out = xp.add(out, bias, out=out) if bias.dtype == out.dtype else out + bias
+    return out if x.ndim == 2 else xp.reshape(out, (*x.shape[:-1], weight.shape[0]))
+
+
+def _spelled_out(subscripts, shapes):
+    """Each operand's letters and the output's, with implicit output and ellipses written out as in NumPy."""
+    left, arrow, output = subscripts.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    if not arrow:
+        letters = left.replace(",", "").replace("...", "")
+        output = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    hidden = [len(shape) - len(s.replace("...", "")) for s, shape in zip(inputs, shapes, strict=True)]
+    spare = [c for c in ascii_letters if c not in subscripts][: max([*hidden, 0])]
+    inputs = [s.replace("...", "".join(spare[len(spare) - n :])) for s, n in zip(inputs, hidden, strict=True)]
+    return inputs, output.replace("...", "".join(spare))
+
+
+def _einsum(g, i, xp, subscripts, operands, operands_shape):
+    inputs, output = _spelled_out(subscripts, operands_shape)
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(inputs, operands_shape, strict=True):
+        for c, n in zip(letters, shape, strict=True):
+            sizes[c] = n if sizes.get(c, 1) == 1 else sizes[c]
+    mine = "".join(dict.fromkeys(inputs[i]))
+    others = [j for j in range(len(operands)) if j != i]
+    known = output + "".join(inputs[j] for j in others)
+    reachable = "".join(c for c in mine if c in known)
+    gx = xp.einsum(
+        f"{','.join([output, *(inputs[j] for j in others)])}->{reachable}", g, *(operands[j] for j in others)
+    )
+    # A letter of this operand alone was summed over: the same gradient along all of it.
+    gx = xp.reshape(gx, tuple(sizes[c] if c in known else 1 for c in mine))
+    gx = xp.broadcast_to(gx, tuple(sizes[c] for c in mine))
+    if len(mine) == len(inputs[i]):
+        return gx
+    # A repeated letter read a diagonal: the gradient goes there, zeros elsewhere.
+    grid = np.ogrid[tuple(slice(sizes[c]) for c in mine)]
+    return xp.scatter_add(gx, tuple(grid[mine.index(c)] for c in inputs[i]), tuple(sizes[c] for c in inputs[i]))
+
+
+@primitive(operands=_einsum)
+def einsum(xp: Any, subscripts: str, *operands: Operand) -> Any:
+    """Sums of products over named axes (Einstein's summation), for example ``einsum("bij,bjk->bik", x, y)``.
+
+    ``subscripts`` as in NumPy, with ``...`` and implicit output; not the form with lists of integers.
+    """
+    if not isinstance(subscripts, str):
+        raise TypeError(f"expected a string of subscripts such as 'ij,jk->ik' first, got {type(subscripts).__name__}")
+    return xp.einsum(subscripts, *operands, optimize=len(operands) > 1)

@@ -1,0 +1,38 @@
+"""Losses, reduced to one number by the mean."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..fused import fused
+from ..kernels import array_kernels
+from ..tensor import Tensor
+from .reductions import log_softmax, sum
+from .shaping import reshape
+
+if TYPE_CHECKING:
+    from ..tensor import Operand
+
+
+@fused(array_kernels.cross_entropy, "logits")
+def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
+    """The mean over all rows of -sum(targets * log_softmax(logits)), in nats.
+
+    Args:
+        logits: (..., classes), unnormalised log-probabilities.
+        targets: (...) integer class indices, or (..., classes) probabilities such as one-hot rows.
+
+    Raises:
+        TypeError: for class indices that are no integers.
+        IndexError: for a class index outside of 0 to classes - 1.
+        ValueError: for other shapes of ``targets``, and for no rows at all.
+    """
+    log_p = log_softmax(logits)
+    count = prod(log_p.shape[:-1])
+    if targets.shape == log_p.shape:
+        return -sum(log_p * targets) / count
+    rows = reshape(log_p, (count, log_p.shape[-1]))
+    return -sum(rows[np.arange(count), reshape(targets, (count,))]) / count

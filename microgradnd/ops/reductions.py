@@ -1,0 +1,111 @@
+"""Reductions along axes. ``axis`` is None (all axes), an integer or a tuple; ``keepdims`` as in NumPy."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ..primitive import primitive
+
+if TYPE_CHECKING:
+    from ..tensor import Axis, Operand
+
+
+def _restored(xp, reduced, shape, axis, keepdims):
+    """``reduced`` with the axes that the reduction of an array of ``shape`` removed put back as length 1."""
+    if keepdims or axis is None or not shape:
+        return reduced
+    axes = {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
+    return xp.reshape(reduced, tuple(1 if i in axes else n for i, n in enumerate(shape)))
+
+
+def _count(shape, axis):
+    """How many elements are reduced to one."""
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    return prod(shape[a] for a in axes)
+
+
+def _spread(xp, g, shape, axis, keepdims):
+    return xp.broadcast_to(_restored(xp, g, shape, axis, keepdims), shape)
+
+
+@primitive(x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g, x_shape, axis, keepdims))
+def sum(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The sum over ``axis``."""
+    return xp.sum(x, axis=axis, keepdims=keepdims)
+
+
+@primitive(
+    x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g / _count(x_shape, axis), x_shape, axis, keepdims)
+)
+def mean(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The arithmetic mean over ``axis``."""
+    return xp.mean(x, axis=axis, keepdims=keepdims)
+
+
+def _var(g, xp, x, x_shape, axis, ddof, keepdims):
+    deviation = x - xp.mean(x, axis=axis, keepdims=True)
+    return _restored(xp, g, x_shape, axis, keepdims) * (2.0 / (_count(x_shape, axis) - ddof)) * deviation
+
+
+@primitive(x=_var)
+def var(xp: Any, x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
+    """The variance over ``axis``: the sum of (x - mean)^2 divided by n - ddof."""
+    return xp.var(x, axis=axis, ddof=ddof, keepdims=keepdims)
+
+
+def _extremum(g, xp, x, x_shape, out, axis, keepdims):
+    chosen = (x == _restored(xp, out, x_shape, axis, keepdims)).astype(g.dtype)
+    return chosen * (_restored(xp, g, x_shape, axis, keepdims) / xp.sum(chosen, axis=axis, keepdims=True))
+
+
+@primitive(x=_extremum)
+def max(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The largest element over ``axis``; where several are equal they share the gradient evenly."""
+    return xp.max(x, axis=axis, keepdims=keepdims)
+
+
+@primitive(x=_extremum)
+def min(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The smallest element over ``axis``; where several are equal they share the gradient evenly."""
+    return xp.min(x, axis=axis, keepdims=keepdims)
+
+
+@primitive(x=None)
+def argmax(xp: Any, x: Operand, axis: int | None = None, keepdims: bool = False) -> Any:
+    """The index of the largest element over ``axis`` (the first one; flat where ``axis`` is None). No gradient."""
+    return xp.argmax(x, axis=axis, keepdims=keepdims)
+
+
+def _finite(xp, x):
+    return xp.where(xp.isfinite(x), x, xp.zeros_like(x))
+
+
+def _logsumexp(g, xp, x, x_shape, out, axis, keepdims):
+    # An all -inf slice has out = -inf: the weights exp(-inf - 0) are 0 there, not exp(-inf + inf).
+    out = _finite(xp, _restored(xp, out, x_shape, axis, keepdims))
+    return _restored(xp, g, x_shape, axis, keepdims) * xp.exp(x - out)
+
+
+@primitive(x=_logsumexp)
+def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
+    """log(sum(exp(x))) over ``axis``, shifted by the maximum so that exp cannot overflow."""
+    x = xp.asarray(x)
+    shift = _finite(xp, xp.max(x, axis=axis, keepdims=True))
+    total = xp.sum(xp.exp(x - shift), axis=axis, keepdims=True)
+    out = xp.log(total) + shift
+    return out if keepdims else xp.squeeze(out, axis=axis if axis is not None else tuple(range(x.ndim)))
+
+
+@primitive(x=lambda g, xp, out, axis: out * (g - xp.sum(g * out, axis=axis, keepdims=True)))
+def softmax(xp: Any, x: Operand, axis: Axis = -1) -> Any:
+    """exp(x) / sum(exp(x)) over ``axis``, shifted by the maximum so that exp cannot overflow."""
+    e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+    return e / xp.sum(e, axis=axis, keepdims=True)
+
+
+@primitive(x=lambda g, xp, out, axis: g - xp.exp(out) * xp.sum(g, axis=axis, keepdims=True))
+def log_softmax(xp: Any, x: Operand, axis: Axis = -1) -> Any:
+    """x - logsumexp(x) over ``axis``, shifted by the maximum so that exp cannot overflow."""
+    shifted = x - xp.max(x, axis=axis, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))

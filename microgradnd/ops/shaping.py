@@ -1,0 +1,103 @@
+"""Operations that rearrange elements. Results of all but ``concatenate`` and ``stack`` share memory where NumPy's do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..primitive import primitive
+from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from ..tensor import Operand, Shape
+
+
+@primitive(x=lambda g, xp, x_shape: xp.reshape(g, x_shape))
+def reshape(xp: Any, x: Operand, shape: Shape) -> Any:
+    """x with another shape of the same size; one length may be -1."""
+    return xp.reshape(x, shape)
+
+
+def _inverse(axes):
+    return None if axes is None else tuple(int(i) for i in np.argsort([a % len(axes) for a in axes]))
+
+
+@primitive(x=lambda g, xp, axes: xp.transpose(g, _inverse(axes)))
+def transpose(xp: Any, x: Operand, axes: Sequence[int] | None = None) -> Any:
+    """x with its axes in the order ``axes``; None reverses them."""
+    return xp.transpose(x, axes)
+
+
+@primitive(x=lambda g, xp, axis1, axis2: xp.swapaxes(g, axis1, axis2))
+def swapaxes(xp: Any, x: Operand, axis1: int, axis2: int) -> Any:
+    """x with two axes interchanged."""
+    return xp.swapaxes(x, axis1, axis2)
+
+
+@primitive(x=lambda g, xp, x_shape: xp.reshape(g, x_shape))
+def expand_dims(xp: Any, x: Operand, axis: int | tuple[int, ...]) -> Any:
+    """x with axes of length 1 inserted at ``axis`` of the result."""
+    return xp.expand_dims(x, axis)
+
+
+@primitive(x=lambda g, xp, x_shape: xp.reshape(g, x_shape))
+def squeeze(xp: Any, x: Operand, axis: int | tuple[int, ...] | None = None) -> Any:
+    """x without its axes of length 1, or without those in ``axis``."""
+    return xp.squeeze(x, axis)
+
+
+@primitive(x=lambda g: g)
+def broadcast_to(xp: Any, x: Operand, shape: Shape) -> Any:
+    """x repeated to ``shape`` by NumPy's broadcasting rules, without copying: read-only."""
+    return xp.broadcast_to(x, shape)
+
+
+@primitive(x=lambda g: g)
+def _to_floating(xp: Any, x: Operand, dtype: Any) -> Any:
+    return xp.asarray(x).astype(dtype)
+
+
+@primitive(x=None)
+def _to_constant(xp: Any, x: Operand, dtype: Any) -> Any:
+    return xp.asarray(x).astype(dtype)
+
+
+def astype(x: Operand, dtype: npt.DTypeLike) -> Tensor:
+    """x converted to ``dtype``. To integers, booleans or complex numbers no gradient flows back."""
+    dtype = np.dtype(dtype)
+    return _to_floating(x, dtype) if dtype.kind == "f" else _to_constant(x, dtype)
+
+
+@primitive(x=lambda g: g)
+def alias(xp: Any, x: Operand) -> Any:
+    """x itself, as a node of its own in the graph: where a gradient is to stop, or to be read off."""
+    return x
+
+
+def _part(g, i, arrays_shape, axis):
+    """The slice of g that came from array i."""
+    index: list[Any] = [slice(None)] * g.ndim
+    start = sum(shape[axis] for shape in arrays_shape[:i])
+    index[axis] = slice(start, start + arrays_shape[i][axis])
+    return g[tuple(index)]
+
+
+@primitive(arrays=_part)
+def _concatenate(xp: Any, *arrays: Operand, axis: int) -> Any:
+    return xp.concatenate(arrays, axis)
+
+
+def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
+    """The arrays joined along an existing axis; None joins them flattened."""
+    if axis is None:
+        arrays, axis = [reshape(x, (-1,)) for x in arrays], 0
+    return _concatenate(*arrays, axis=axis)
+
+
+def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
+    """The arrays, all of one shape, joined along a new axis."""
+    return _concatenate(*[expand_dims(x, axis) for x in arrays], axis=axis)

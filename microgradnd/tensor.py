@@ -1,0 +1,274 @@
+"""The tensor: an array and the node that made it. No mathematics: operations bind their methods in ``ops``."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from .autograd import Leaf, Node, backpropagate, enable_grad, mark_changed
+from .backends import NAMESPACES, as_array
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Operand: TypeAlias = "Tensor | npt.ArrayLike"
+    Shape: TypeAlias = int | tuple[int, ...]
+    Axis: TypeAlias = int | tuple[int, ...] | None
+
+new = object.__new__
+
+
+class Tensor:
+    """An N-dimensional array that remembers how it was computed, so that it can be differentiated.
+
+    Args:
+        data: an array, a number, or nested lists of numbers. NumPy and CuPy arrays are not copied: the
+            tensor shares their memory (as ``np.asarray`` does).
+        dtype: converts ``data``; None keeps its dtype (Python floats: float64, as in NumPy).
+        requires_grad: whether ``backward()`` shall compute a gradient for it; floating-point dtypes only.
+
+    Raises:
+        TypeError: for data that is not numeric, and for ``requires_grad`` with an integer, boolean or
+            complex dtype.
+
+    Operations on tensors are functions of ``microgradnd`` under NumPy's names; the operators and a few
+    methods are the same functions.
+    """
+
+    __slots__ = ("__weakref__", "_data", "_node")
+    __array_ufunc__ = None  # NumPy's and CuPy's operators leave `array * tensor` to Tensor.__rmul__
+
+    _data: Any
+    _node: Node | Leaf | None
+
+    def __init__(self, data: Operand, dtype: npt.DTypeLike | None = None, requires_grad: bool = False) -> None:
+        if isinstance(data, Tensor):
+            data = data._data
+        try:
+            self._data = as_array(data, dtype)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"tensor: {error}") from None
+        self._node = None
+        if requires_grad:
+            self.requires_grad = True
+
+    @property
+    def data(self) -> Any:
+        """The array itself, NumPy's or CuPy's. Changing it is invisible to the graph.
+
+        Assigning replaces the values: same shape, converted to the tensor's dtype; a graph recorded before
+        keeps the old values. After an in-place change such as ``t.data -= step``, a backward that needs
+        the old values raises RuntimeError instead of giving a wrong gradient. (Writing through an index,
+        ``t.data[0] = 1``, goes unnoticed.)
+        """
+        return self._data
+
+    @data.setter
+    def data(self, value: Operand) -> None:
+        if value is self._data:
+            if isinstance(self._node, Node):
+                raise RuntimeError(
+                    f"data: a tensor made by {self._node.op.name} was changed in place, and its gradients with it; "
+                    "change leaves only, or compute a new tensor"
+                )
+            if self._node is not None:
+                mark_changed(self._node, value)
+            return
+        array = as_array(value._data if isinstance(value, Tensor) else value, like=self._data)
+        if array.shape != self._data.shape:
+            raise ValueError(f"data: expected shape {self._data.shape}, got {array.shape}")
+        if array.dtype != self._data.dtype:
+            if not np.can_cast(array.dtype, self._data.dtype, "same_kind"):
+                raise TypeError(f"data: expected {self._data.dtype}, got {array.dtype}")
+            array = array.astype(self._data.dtype)
+        self._data = array
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that backward accumulated, for leaves with ``requires_grad``; otherwise None."""
+        return self._node.grad if isinstance(self._node, Leaf) else None
+
+    @grad.setter
+    def grad(self, value: Operand | None) -> None:
+        if not isinstance(self._node, Leaf):
+            raise RuntimeError("grad: only a leaf that requires a gradient has one")
+        if value is not None:
+            value = value if isinstance(value, Tensor) else Tensor(value, self.dtype)
+            if value.shape != self.shape:
+                raise ValueError(f"grad: expected shape {self.shape}, got {value.shape}")
+        self._node.grad = value
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to this tensor. Can be set on leaves (tensors that no operation made)."""
+        return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if isinstance(self._node, Node):
+            if not value:
+                raise RuntimeError("requires_grad: only a leaf can be changed; use detach() for a constant copy")
+        elif not value:
+            self._node = None
+        elif self._node is None:
+            if self._data.dtype.kind != "f":
+                raise TypeError(
+                    f"requires_grad: {self._data.dtype} values have no gradient; convert to a floating-point "
+                    "dtype first, for example mg.tensor(data, dtype='float32', requires_grad=True)"
+                )
+            self._node = Leaf(self._data.shape, self._data.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        return self._data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the elements."""
+        return self._data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self._data.ndim  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self._data.size  # type: ignore[no-any-return]
+
+    def item(self) -> bool | int | float | complex:
+        """The only element as a Python number. Raises ValueError where there is not exactly one."""
+        if self._data.size != 1:
+            raise ValueError(f"item: needs a tensor of one element, got shape {self.shape}")
+        return self._data.item()  # type: ignore[no-any-return]
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array: the tensor's own array, or a copy on the host of a CuPy array."""
+        return self._data if isinstance(self._data, np.ndarray) else self._data.get()  # type: ignore[no-any-return]
+
+    def detach(self) -> Tensor:
+        """A constant tensor with the same memory: no gradient flows back through it."""
+        return constant(self._data)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient (sets it to None)."""
+        if isinstance(self._node, Leaf):
+            self._node.grad = None
+
+    def backward(self, grad: Operand | None = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Add the gradient of this tensor to ``.grad`` of every leaf that it was computed from.
+
+        Args:
+            grad: gradient with respect to this tensor, of its shape; may be left out for one element (1.0).
+            retain_graph: keep what the graph saved, so that backward can go through it again.
+            create_graph: make the gradients differentiable tensors (retains the graph).
+
+        Raises:
+            RuntimeError: if this tensor needs no gradient, the graph has been freed, or a value saved for
+                a gradient has been changed in place. No ``.grad`` has changed then.
+            ValueError: if ``grad`` is missing for several elements, or has another shape.
+        """
+        if self._node is None:
+            raise RuntimeError(
+                "backward: this tensor needs no gradient: it was computed from no tensor with requires_grad=True, "
+                "or within no_grad()"
+            )
+        g = self._gradient_like_self(grad)
+        if create_graph:
+            with enable_grad():
+                gradients = backpropagate(self._node, g, create_graph=True)
+        else:
+            gradients = backpropagate(self._node, g._data, retain_graph=retain_graph)
+            gradients = {leaf: constant(as_array(gradient)) for leaf, gradient in gradients.items()}
+        totals = [g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()]
+        for leaf, total in zip(gradients, totals, strict=True):
+            leaf.grad = total
+
+    def _gradient_like_self(self, grad: Operand | None) -> Tensor:
+        """``grad`` as a tensor of this one's shape and dtype that shares no memory with anything."""
+        if grad is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward: a tensor of shape {self.shape} is no scalar; reduce it first (sum, mean), or pass grad"
+                )
+            return constant(NAMESPACES[type(self._data)].ones_like(self._data))
+        if isinstance(grad, Tensor):
+            tensor = grad
+        else:
+            tensor = constant(as_array(grad, like=self._data))
+        if tensor.shape != self.shape:
+            raise ValueError(f"backward: grad has shape {tensor.shape}, the tensor {self.shape}")
+        if tensor.requires_grad:
+            return tensor.astype(self.dtype)
+        return constant(tensor._data.astype(self.dtype))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """NumPy's array conversion, refused where it would lose a gradient unnoticed."""
+        if self._node is not None:
+            raise TypeError(
+                "a tensor that requires a gradient does not become a NumPy array by itself, since the gradient would "
+                "be lost: use t.detach() or t.numpy(), mg's functions instead of NumPy's, and mg.stack or "
+                "mg.concatenate to join tensors"
+            )
+        return np.array(self._data, dtype, copy=copy)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A leaf or constant with values of its own, and no gradient yet."""
+        if isinstance(self._node, Node):
+            raise RuntimeError("deepcopy: only leaves can be copied; use detach() first")
+        copy = Tensor(self._data.copy(), requires_grad=self.requires_grad)
+        memo[id(self)] = copy
+        return copy
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("Tensor can't be subclassed; hold a tensor as an attribute instead")
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
+        if isinstance(self._node, Node):
+            origin = f", op={self._node.op.name}"
+        else:
+            origin = ", requires_grad=True" if self.requires_grad else ""
+        return f"tensor({values}, dtype={self.dtype}{origin})"
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())  # type: ignore[arg-type]
+
+    def __int__(self) -> int:
+        return int(self.item())  # type: ignore[arg-type]
+
+    def __index__(self) -> int:
+        return operator.index(self.item())  # type: ignore[arg-type]
+
+
+def constant(array: Any) -> Tensor:
+    """A tensor that needs no gradient around ``array``, which is not checked."""
+    tensor = new(Tensor)
+    tensor._data = array
+    tensor._node = None
+    return tensor
+
+
+def tensor(data: Operand, dtype: npt.DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of ``data``: see :class:`Tensor`.
+
+    >>> x = mg.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    tensor([2., 4., 6.], dtype=float64)
+    """
+    return Tensor(data, dtype, requires_grad)
