@@ -7,7 +7,7 @@ from typing import Any
 
 from .autograd import backpropagate, enable_grad, grad_mode, next_order, reachable
 from .backends import as_array
-from .ops import alias, zeros_like
+from .ops import alias, ones_like, zeros_like
 from .tensor import Tensor, constant
 
 
@@ -90,10 +90,10 @@ def _gradients(
     if out.shape != ():
         raise ValueError(f"grad: {name} must return a scalar, got shape {out.shape}; reduce it first (sum, mean)")
     if out._node is None:
-        return tuple(constant(zeros_like(x)._data) for x in variables), False
-    outside = any(node.order < start for node in reachable(out._node))
+        return tuple(zeros_like(x) for x in variables), False
+    outside = any(node.order > start for node in reachable(out._node))
     again = outside and tracked
-    one = constant(as_array(out._data * 0 + 1))
+    one = ones_like(out)
     nodes = [x._node for x in variables]
     found = backpropagate(
         out._node,
@@ -104,6 +104,6 @@ def _gradients(
     )
     gradients = [found.get(node) for node in nodes]
     return tuple(
-        constant(zeros_like(x)._data) if g is None else g if again else constant(as_array(g))
+        zeros_like(x) if g is None else g if again else constant(as_array(g))
         for g, x in zip(gradients, variables, strict=True)
     ), outside

@@ -142,14 +142,16 @@ class Operation:
         differentiable = [a for a, vjp in zip(self.arguments, self.vjps, strict=True) if vjp is not None]
 
         lines = [f"def {self.name}({', '.join([*positional, *([star] if star else []), *keyword_only])}):"]
+        # A number beside an array stays a Python number, so that it does not change the array's dtype.
+        alone = len(self.arguments) == 1 and not self.star
         for x in arrays:
             lines += [
                 f"    {x}_node = None",
                 f"    if {x}.__class__ is Tensor:",
                 f"        {x}_node = {x}._node",
                 f"        {x} = {x}._data",
-                f"    elif {x}.__class__ is not float{f' and {x} is not None' if x in optional else ''}:",
-                f"        {x} = operand({x}, {self.name!r}, {x!r})",
+                "    else:" if alone else f"    elif {x}.__class__ is not float{' and x is not None'.replace('x', x) if x in optional else ''}:",
+                f"        {x} = {'array_operand' if alone else 'operand'}({x}, {self.name!r}, {x!r})",
             ]
         for x in self.options:
             lines += [f"    if {x}.__class__ is Tensor:", f"        {x} = option({x}, {self.name!r}, {x!r})"]
@@ -179,7 +181,8 @@ class Operation:
             lines += [*self.lines_before_recording(), "    edges = ()"]
             for index, (x, vjp) in enumerate(zip(self.arguments, self.vjps, strict=True)):
                 lines.append(f"    if {x}_node is not None:")
-                saved = "".join(f"{self._saved_value(name)}, " for name in self.saves[index])
+                values = [self._saved_value(name) for name in self.saves[index]]
+                saved = ", ".join(values) + "," * (len(values) == 1)
                 if vjp is None:
                     lines.append(f"        {self.line_without_vjp(x)}")
                 elif x == self.star:
@@ -222,8 +225,11 @@ def operand(x: Any, operation: str, argument: str) -> Any:
     """
     if x.__class__ in _NUMBERS or isinstance(x, np.number | np.bool_):
         return x
-    if x.__class__ in NAMESPACES and x.dtype.kind in "biufc":
-        return x
+    return array_operand(x, operation, argument)
+
+
+def array_operand(x: Any, operation: str, argument: str) -> Any:
+    """An argument that is no tensor, as an array."""
     try:
         return as_array(x)
     except (TypeError, ValueError) as error:
@@ -259,7 +265,7 @@ def no_gradient(operation: str, argument: str) -> TypeError:
 
 def explained(error: Exception, operation: str, **arguments: Any) -> Exception:
     """``error`` as an error of the same kind that names the operation, the shapes and the dtypes."""
-    for kind in (np.exceptions.AxisError, IndexError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+    for kind in _EXPLAINED:
         if isinstance(error, kind):
             got = ", ".join(f"{name}: {_described(x)}" for name, x in arguments.items())
             return kind(f"{operation}: {error} (got {got})")
@@ -273,11 +279,21 @@ def _described(x: Any) -> str:
     return f"{type(x).__module__.partition('.')[0]} {x.dtype} {x.shape}" if hasattr(x, "shape") else repr(x)
 
 
+_EXPLAINED = (
+    np.exceptions.AxisError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
 _NUMBERS = frozenset({bool, int, float, complex})
 GENERATED_SCOPE = {
     "NAMESPACES": NAMESPACES,
     "Node": Node,
     "Tensor": Tensor,
+    "array_operand": array_operand,
     "as_array": as_array,
     "explained": explained,
     "grad_mode": grad_mode,

@@ -89,7 +89,9 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that backward accumulated, for leaves with ``requires_grad``; otherwise None."""
-        return self._node.grad if isinstance(self._node, Leaf) else None
+        if not isinstance(self._node, Leaf) or self._node.grad is None:
+            return None
+        return constant(self._node.grad)
 
     @grad.setter
     def grad(self, value: Operand | None) -> None:
@@ -99,7 +101,7 @@ class Tensor:
             value = value if isinstance(value, Tensor) else Tensor(value, self.dtype)
             if value.shape != self.shape:
                 raise ValueError(f"grad: expected shape {self.shape}, got {value.shape}")
-        self._node.grad = value
+        self._node.grad = None if value is None else value if value.requires_grad else value._data
 
     @property
     def requires_grad(self) -> bool:
@@ -178,34 +180,32 @@ class Tensor:
                 "backward: this tensor needs no gradient: it was computed from no tensor with requires_grad=True, "
                 "or within no_grad()"
             )
-        g = self._gradient_like_self(grad)
+        g = self._initial_gradient(grad)
         if create_graph:
             with enable_grad():
-                gradients = backpropagate(self._node, g, create_graph=True)
+                gradients = backpropagate(self._node, g if isinstance(g, Tensor) else constant(g), create_graph=True)
+                totals = _added(gradients)
         else:
-            gradients = backpropagate(self._node, g._data, retain_graph=retain_graph)
-            gradients = {leaf: constant(as_array(gradient)) for leaf, gradient in gradients.items()}
-        totals = [g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()]
-        for leaf, total in zip(gradients, totals, strict=True):
+            g = g._data if isinstance(g, Tensor) else g
+            gradients = backpropagate(self._node, g, retain_graph=retain_graph)
+            totals = _added(gradients)
+        for leaf, total in totals.items():
             leaf.grad = total
 
-    def _gradient_like_self(self, grad: Operand | None) -> Tensor:
-        """``grad`` as a tensor of this one's shape and dtype that shares no memory with anything."""
+    def _initial_gradient(self, grad: Operand | None) -> Any:
+        """``grad`` with this tensor's shape and dtype, sharing memory with nothing; a tensor if it needs a gradient."""
+        data = self._data
         if grad is None:
-            if self.size != 1:
+            if data.size != 1:
                 raise ValueError(
                     f"backward: a tensor of shape {self.shape} is no scalar; reduce it first (sum, mean), or pass grad"
                 )
-            return constant(NAMESPACES[type(self._data)].ones_like(self._data))
-        if isinstance(grad, Tensor):
-            tensor = grad
-        else:
-            tensor = constant(as_array(grad, like=self._data))
+            one = as_array(1, data.dtype, like=data)
+            return one.reshape(data.shape) if data.ndim else one
+        tensor = grad if isinstance(grad, Tensor) else constant(as_array(grad, like=data))
         if tensor.shape != self.shape:
             raise ValueError(f"backward: grad has shape {tensor.shape}, the tensor {self.shape}")
-        if tensor.requires_grad:
-            return tensor.astype(self.dtype)
-        return constant(tensor._data.astype(self.dtype))
+        return tensor.astype(data.dtype) if tensor.requires_grad else tensor._data.astype(data.dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """NumPy's array conversion, refused where it would lose a gradient unnoticed."""
@@ -255,10 +255,17 @@ class Tensor:
         return operator.index(self.item())  # type: ignore[arg-type]
 
 
+def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:
+    """Each leaf's gradient so far plus its new one; nothing is changed."""
+    return {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
+
+
 def constant(array: Any) -> Tensor:
-    """A tensor that needs no gradient around ``array``, which is not checked."""
+    """A tensor around the result of an array function, without a gradient. Tensors stay as they are."""
+    if array.__class__ is Tensor:
+        return array  # type: ignore[no-any-return]
     tensor = new(Tensor)
-    tensor._data = array
+    tensor._data = array if array.__class__ in NAMESPACES else as_array(array)
     tensor._node = None
     return tensor
 

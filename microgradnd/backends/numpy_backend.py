@@ -18,6 +18,22 @@ def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     return out
 
 
+# np.sum, np.max and np.min spend 2 us in Python before they call these: more than the reduction of a small array.
+def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """np.sum."""
+    return np.add.reduce(x, axis, None, None, keepdims)
+
+
+def max(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """np.max."""
+    return np.maximum.reduce(x, axis, None, None, keepdims)
+
+
+def min(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """np.min."""
+    return np.minimum.reduce(x, axis, None, None, keepdims)
+
+
 def is_basic(index: Any) -> bool:
     """Whether ``index`` holds only integers, slices, None and Ellipsis, and so names no element twice."""
     for part in index if isinstance(index, tuple) else (index,):
@@ -26,4 +42,4 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-namespace = SimpleNamespace(**{**vars(np), "scatter_add": scatter_add})
+namespace = SimpleNamespace(**{**vars(np), "max": max, "min": min, "scatter_add": scatter_add, "sum": sum})

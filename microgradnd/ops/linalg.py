@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-def _rows(xp, x):
+def _rows(x):
     """x as a matrix of all its rows: (..., n) -> (prod(...), n)."""
-    return x if x.ndim == 2 else xp.reshape(x, (prod(x.shape[:-1]), x.shape[-1]))
+    return x if x.ndim == 2 else x.reshape((prod(x.shape[:-1]), x.shape[-1]))
 
 
 def _matmul_x(g, xp, y, x_shape):
@@ -33,12 +33,12 @@ def _matmul_y(g, xp, x, y_shape):
     if len(y_shape) == 1:
         if x.ndim == 1:
             return g * x
-        return xp.matmul(xp.reshape(g, (prod(g.shape),)), _rows(xp, x))  # all rows of x at once
+        return xp.matmul(xp.reshape(g, (prod(g.shape),)), _rows(x))  # all rows of x at once
     if x.ndim == 1:
         return x[:, None] * g[..., None, :]  # (k, 1) * (..., 1, n) -> (..., k, n)
     if len(y_shape) == 2 and x.ndim > 2:
         # One product of all rows; a product per batch would have to be summed over the batch afterwards.
-        x, g = _rows(xp, x), _rows(xp, g)
+        x, g = _rows(x), _rows(g)
     return xp.matmul(xp.swapaxes(x, -1, -2), g)
 
 
@@ -52,26 +52,25 @@ def matmul(xp: Any, x: Operand, y: Operand) -> Any:
     return xp.matmul(x, y)
 
 
-def _linear_x(g, xp, weight, x_shape):
-    return xp.reshape(xp.matmul(_rows(xp, g), weight), x_shape)
-
-
 @primitive(
-    x=_linear_x,
-    weight=lambda g, xp, x: xp.matmul(_rows(xp, g).T, _rows(xp, x)),
+    x=lambda g, weight, x_shape: (_rows(g) @ weight.T).reshape(x_shape),
+    weight=lambda g, x: _rows(x).T @ _rows(g),
     bias=lambda g: g,
 )
 def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
-    """The affine map x weight^T + bias: (..., in) with weight (out, in) and bias (out,) -> (..., out).
+    """The affine map x weight + bias: (..., in) with weight (in, out) and bias (out,) -> (..., out).
 
     Rows are multiplied in one product, whatever the leading axes.
     """
-    if x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"x has {x.shape[-1]} features in its last axis, weight takes {weight.shape[1]}")
-    out = xp.matmul(_rows(xp, x), weight.T)
+    if x.shape[-1] != weight.shape[0]:
+        raise ValueError(f"x has {x.shape[-1]} features in its last axis, weight takes {weight.shape[0]}")
+    out = _rows(x) @ weight
     if bias is not None:
-        out = xp.add(out, bias, out=out) if bias.dtype == out.dtype else out + bias
-    return out if x.ndim == 2 else xp.reshape(out, (*x.shape[:-1], weight.shape[0]))
+        if bias.dtype == out.dtype:
+            out += bias
+        else:
+            out = out + bias
+    return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1]))
 
 
 def _spelled_out(subscripts, shapes):

@@ -1,0 +1,78 @@
+"""Layers made of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .activations import ReLU
+from .linear import Linear
+from .module import Module
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from .init import Rng
+
+
+class Sequential(Module):
+    """Layers applied one after another; ``len()``, indexing and iteration give the layers.
+
+    Raises TypeError for a layer that can't be called.
+    """
+
+    def __init__(self, *layers: Callable[[Any], Any]) -> None:
+        for position, layer in enumerate(layers):
+            if not callable(layer) or isinstance(layer, type):
+                raise TypeError(f"Sequential: layer {position} must be a module or function, got {layer!r}")
+        self.layers = list(layers)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Callable[[Any], Any]:
+        return self.layers[index]
+
+    def __iter__(self) -> Iterator[Callable[[Any], Any]]:
+        return iter(self.layers)
+
+
+class MLP(Sequential):
+    """A multilayer perceptron: linear layers of the given sizes with an activation between them.
+
+    ``MLP([64, 128, 10])`` maps (..., 64) to (..., 10) logits through 128 hidden units; there is no
+    activation after the last layer.
+
+    Args:
+        sizes: of the input, the hidden layers and the output; at least two.
+        activation: makes an activation layer, called once per hidden layer.
+        init, dtype, rng: as for :class:`Linear`; the layers draw from ``rng`` in turn.
+
+    Raises:
+        ValueError: for fewer than two sizes.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: Callable[[], Callable[[Any], Any]] = ReLU,
+        *,
+        init: Callable[..., Any] | None = None,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        if len(sizes) < 2:
+            raise ValueError(f"MLP: expected at least an input and an output size, got {list(sizes)}")
+        rng = np.random.default_rng(rng)
+        options: dict[str, Any] = {"dtype": dtype, "rng": rng} | ({} if init is None else {"init": init})
+        layers: list[Callable[[Any], Any]] = []
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [Linear(fan_in, fan_out, **options), activation()]
+        super().__init__(*layers[:-1])

@@ -1,0 +1,94 @@
+"""Preparing data: arrays in, arrays out."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from .init import Rng
+
+    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def one_hot(labels: npt.ArrayLike, num_classes: int | None = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Rows of zeros with a one at each label: (...) integers -> (..., num_classes).
+
+    ``num_classes`` is one more than the largest label where it is None. Raises TypeError for labels that
+    are no integers, ValueError for labels outside of 0 to num_classes - 1.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: labels must be integers, got {labels.dtype}")
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1 if labels.size else 0
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"one_hot: labels must lie in 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}"
+        )
+    return (labels[..., None] == np.arange(num_classes)).astype(dtype)
+
+
+def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:
+    """Every feature shifted and scaled by the mean and standard deviation that it has in ``train``.
+
+    >>> X_train, X_test = nn.standardize(X_train, X_test)
+
+    Args:
+        train: (n, ...) rows from which the mean and the deviation are taken; a feature that is constant
+            there is only shifted.
+        others: arrays of the same features, for example the test set, which must not be looked at.
+
+    Returns:
+        The standardised training rows, or with ``others`` a tuple of all arrays; floating-point, float64
+        for integers.
+
+    Raises:
+        ValueError: for no rows, and for features of another shape.
+    """
+    arrays = [np.asarray(x) for x in (train, *others)]
+    arrays = [x if x.dtype.kind == "f" else x.astype(np.float64) for x in arrays]
+    if arrays[0].ndim == 0 or len(arrays[0]) == 0:
+        raise ValueError(f"standardize: expected rows to take the mean of, got shape {arrays[0].shape}")
+    for x in arrays[1:]:
+        if x.shape[1:] != arrays[0].shape[1:] or x.ndim == 0:
+            raise ValueError(f"standardize: features differ: shapes {arrays[0].shape} and {x.shape}")
+    mean, std = arrays[0].mean(axis=0), arrays[0].std(axis=0)
+    std = np.where(std > 0, std, np.ones_like(std))
+    scaled = tuple((x - mean) / std for x in arrays)
+    return scaled if others else scaled[0]
+
+
+def batches(
+    X: Array, y: Array, batch_size: int, shuffle: bool = True, rng: Rng = None
+) -> Iterator[tuple[Array, Array]]:
+    """Mini-batches of rows of ``X`` and ``y``; the last one may be smaller.
+
+    >>> rng = np.random.default_rng(0)
+    >>> for epoch in range(10):
+    ...     for X_batch, y_batch in nn.batches(X, y, 32, rng=rng):
+    ...         ...
+
+    With ``shuffle`` one permutation, ``rng.permutation(len(X))``, is drawn per call. Pass the same
+    generator in every epoch: a seed gives the same order each time, None a new one.
+
+    Raises ValueError, before the first batch, for different numbers of rows and for batch sizes below 1.
+    """
+    if len(X) != len(y):
+        raise ValueError(f"batches: X has {len(X)} rows, y has {len(y)}")
+    if operator.index(batch_size) < 1:
+        raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
+    order = np.random.default_rng(rng).permutation(len(X)) if shuffle else None
+    return _slices(X, y, batch_size, order)
+
+
+def _slices(X: Array, y: Array, batch_size: int, order: Array | None) -> Iterator[tuple[Array, Array]]:
+    for start in range(0, len(X), batch_size):
+        stop = start + batch_size
+        rows: Any = slice(start, stop) if order is None else order[start:stop]
+        yield X[rows], y[rows]

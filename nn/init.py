@@ -1,0 +1,57 @@
+"""Initial weights by their published names: functions of ``(shape, rng, dtype)``, shape = (fan_in, fan_out).
+
+Numbers are drawn in float64 on the host and converted afterwards, so that one seed gives the same weights
+in every dtype and on every device. ``rng`` is a ``numpy.random.Generator``, which is advanced, or a seed;
+None draws a new seed from the operating system.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Rng: TypeAlias = np.random.Generator | int | None
+    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def lecun_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Normal with standard deviation 1 / sqrt(fan_in): unit variance is kept going forward (LeCun et al., 1998)."""
+    return _normal(shape, math.sqrt(1 / shape[0]), rng, dtype)
+
+
+def lecun_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Uniform within +-sqrt(3 / fan_in) (LeCun et al., 1998)."""
+    return _uniform(shape, math.sqrt(3 / shape[0]), rng, dtype)
+
+
+def glorot_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Normal with standard deviation sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
+    return _normal(shape, math.sqrt(2 / (shape[0] + shape[1])), rng, dtype)
+
+
+def glorot_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Uniform within +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
+    return _uniform(shape, math.sqrt(6 / (shape[0] + shape[1])), rng, dtype)
+
+
+def he_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Normal with standard deviation sqrt(2 / fan_in), made for the rectifier (He et al., 2015)."""
+    return _normal(shape, math.sqrt(2 / shape[0]), rng, dtype)
+
+
+def he_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Uniform within +-sqrt(6 / fan_in), made for the rectifier (He et al., 2015)."""
+    return _uniform(shape, math.sqrt(6 / shape[0]), rng, dtype)
+
+
+def _normal(shape: tuple[int, int], std: float, rng: Rng, dtype: npt.DTypeLike) -> Array:
+    return (np.random.default_rng(rng).standard_normal(shape) * std).astype(dtype)
+
+
+def _uniform(shape: tuple[int, int], bound: float, rng: Rng, dtype: npt.DTypeLike) -> Array:
+    return np.random.default_rng(rng).uniform(-bound, bound, shape).astype(dtype)

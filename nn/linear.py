@@ -1,0 +1,63 @@
+"""The affine layer."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import microgradnd as mg
+
+from .init import lecun_normal
+from .module import Module
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from .init import Rng
+
+
+class Linear(Module):
+    """The affine map x W + b of the last axis: (..., in_features) -> (..., out_features).
+
+    ``weight`` has the shape (in_features, out_features), the transpose of PyTorch's: the forward pass, and
+    the first layer's whole step, then multiply untransposed matrices, which OpenBLAS does faster where they
+    are small. ``bias`` has the shape (out_features,), or is None.
+
+    Args:
+        in_features, out_features: sizes of the last axis of input and output, at least 1.
+        bias: whether to add a bias, zero at first.
+        init: the initial weights, a function of ``nn.init`` or one like them.
+        dtype: of the parameters, a floating-point dtype.
+        rng: a ``numpy.random.Generator`` or a seed for the weights; None draws a seed.
+
+    Raises:
+        ValueError: for sizes below 1.
+        TypeError: for sizes that are no integers, and dtypes that are not floating-point.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        init: Callable[..., Any] = lecun_normal,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        self.in_features = operator.index(in_features)
+        self.out_features = operator.index(out_features)
+        if min(self.in_features, self.out_features) < 1:
+            raise ValueError(f"Linear: sizes must be at least 1, got {in_features} and {out_features}")
+        shape = (self.in_features, self.out_features)
+        self.weight = mg.tensor(init(shape, rng, dtype), dtype, requires_grad=True)
+        self.bias = mg.tensor(np.zeros(self.out_features, dtype), requires_grad=True) if bias else None
+
+    def forward(self, x: mg.Tensor) -> mg.Tensor:
+        return mg.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

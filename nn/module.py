@@ -1,0 +1,138 @@
+"""The base of all layers: finds parameters by walking attributes, saves and restores their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from microgradnd import Tensor
+
+
+class Module:
+    """A layer or model: an object whose attributes hold its parameters, and a ``forward`` that uses them.
+
+    Parameters are the tensors with ``requires_grad`` among the attributes, including those of modules
+    and those inside lists, tuples and dicts, in the order in which the attributes were set; one that
+    appears twice counts once, under its first name. Subclasses define ``forward``; no ``super().__init__()``
+    is needed.
+
+    >>> class Scale(nn.Module):
+    ...     def __init__(self):
+    ...         self.factor = mg.tensor(1.0, requires_grad=True)
+    ...
+    ...     def forward(self, x):
+    ...         return self.factor * x
+    """
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output. Subclasses must define it."""
+        raise TypeError(f"{type(self).__name__} defines no forward(self, ...)")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of this module and of those in it, with dotted names such as ``layers.0.weight``."""
+        return ((name, value) for name, value in _walk(self) if isinstance(value, Tensor))
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that require a gradient, with their names."""
+        return ((name, tensor) for name, tensor in self.named_tensors() if tensor.requires_grad)
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that require a gradient: what an optimiser takes."""
+        return [tensor for _, tensor in self.named_parameters()]
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all those in it."""
+        return (value for _, value in _walk(self) if isinstance(value, Module))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters (sets them to None)."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch this module and all those in it to training (or with False to evaluation) mode; returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch this module and all those in it to evaluation mode; returns self."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the arrays of all tensors, by name."""
+        return {name: tensor.data.copy() for name, tensor in self.named_tensors()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy the values in ``state`` into the tensors of the same names, converted to their dtypes.
+
+        Raises:
+            ValueError: listing all missing, unexpected and mis-shaped names; nothing has changed then.
+            TypeError: for values that can't be converted to the tensor's dtype; nothing has changed then.
+        """
+        tensors = dict(self.named_tensors())
+        problems = [f"missing {name}" for name in tensors if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in tensors]
+        for name, tensor in tensors.items():
+            if name in state and np.shape(state[name]) != tensor.shape:
+                problems.append(f"{name} has shape {np.shape(state[name])}, expected {tensor.shape}")
+        if problems:
+            raise ValueError(f"load_state_dict: nothing loaded into {type(self).__name__}: {'; '.join(problems)}")
+        loaded = {}
+        for name, tensor in tensors.items():
+            loaded[name] = Tensor(tensor.data.copy())
+            try:
+                loaded[name].data = state[name]
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"load_state_dict: nothing loaded: {name}: {error}") from None
+        for name, tensor in tensors.items():
+            tensor.data = loaded[name].data.copy()
+
+    def extra_repr(self) -> str:
+        """What the repr shows between the parentheses of a module without submodules."""
+        return ""
+
+    def __repr__(self) -> str:
+        children = [(name, value) for name, value in _children(self) if isinstance(value, Module)]
+        if not children:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        lines = [f"  ({name}): {value!r}".replace("\n", "\n  ") for name, value in children]
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """The named parts of a module or container; containers inside are opened, modules are not."""
+    if isinstance(value, Module):
+        items = vars(value).items()
+    elif isinstance(value, Mapping):
+        items = value.items()
+    else:
+        items = enumerate(value)
+    for name, part in items:
+        if isinstance(part, Tensor | Module):
+            yield str(name), part
+        elif isinstance(part, Mapping | list | tuple):
+            for inner, value_inside in _children(part):
+                yield f"{name}.{inner}", value_inside
+
+
+def _walk(root: Module) -> Iterator[tuple[str, Any]]:
+    """Every module and tensor under ``root``, each once, depth first in the order of definition."""
+    seen: set[int] = set()
+    stack: list[tuple[str, Any]] = [("", root)]
+    while stack:
+        path, value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield path, value
+        if isinstance(value, Module):
+            parts = [(f"{path}.{name}" if path else name, part) for name, part in _children(value)]
+            stack.extend(reversed(parts))
