@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from .primitive import Operation
-    from .tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 

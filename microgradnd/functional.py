@@ -40,9 +40,7 @@ def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callab
     return gradient
 
 
-def value_and_grad(
-    f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0
-) -> Callable[..., tuple[Tensor, Any]]:
+def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., tuple[Tensor, Any]]:
     """The value and the gradient of a scalar function in one evaluation: see :func:`grad`.
 
     >>> mg.value_and_grad(lambda x, y: (x * y).sum(), argnums=(0, 1))(2.0, 5.0)

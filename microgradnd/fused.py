@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 from .autograd import Node, backpropagate
-from .primitive import GENERATED_SCOPE, Operation, attached
+from .operands import attached
+from .primitive import GENERATED_SCOPE, Operation
 from .tensor import Tensor
 
 P = ParamSpec("P")
@@ -51,10 +52,10 @@ class FusedOperation(Operation):
         self.saves = tuple(("pullback", *self.names) for _ in arrays)
 
     def lines_before_recording(self) -> list[str]:
-        return ["    pullback = Pullback(pullback)"]
+        return ["pullback = _Pullback(pullback)"]
 
     def line_without_vjp(self, argument: str) -> str:
-        nodes = ", ".join(f"{name!r}: {name}_node" for name in self.arguments)
+        nodes = ", ".join(f"{name!r}: _{name}_node" for name in self.arguments)
         return f"return _op.composed(({', '.join(self.names)},), {{{nodes}}})"
 
     def composed(self, values: tuple[Any, ...], nodes: dict[str, Any]) -> Tensor:
@@ -96,4 +97,4 @@ class Pullback:
         return gradient
 
 
-GENERATED_SCOPE["Pullback"] = Pullback
+GENERATED_SCOPE["_Pullback"] = Pullback

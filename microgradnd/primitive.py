@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
-
-import numpy as np
+from typing import Any, Concatenate, ParamSpec
 
 from .autograd import Node, grad_mode
 from .backends import NAMESPACES, as_array, numpy_backend
-from .tensor import Tensor, constant, new
+from .operands import (
+    array_operand,
+    attached,
+    explained,
+    namespace_of,
+    no_gradient,
+    operand,
+    operands,
+    option,
+)
+from .tensor import Tensor, new
 
 P = ParamSpec("P")
 Vjp = Callable[..., Any]
@@ -52,25 +60,39 @@ class Operation:
     """What is known of one operation: its name, its array arguments, their vjps and what these save."""
 
     results = "out"  # what the array function returns, as the generated text assigns it
-    __slots__ = ("arguments", "definition", "function", "name", "names", "options", "saves", "star", "vjps")
+    __slots__ = (
+        "arguments",
+        "definition",
+        "function",
+        "keyword_only",
+        "name",
+        "names",
+        "positional",
+        "saves",
+        "star",
+        "vjps",
+    )
 
     def __init__(self, function: Callable[..., Any], vjps: dict[str, Vjp | None]) -> None:
         code = function.__code__
-        count = code.co_argcount
+        count, end = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
         self.function = function
         self.definition = function  # whose documentation and annotations the operation has
         self.name = function.__name__.strip("_")
-        self.star = code.co_varnames[count + code.co_kwonlyargcount] if code.co_flags & 0x04 else None
-        parameters = code.co_varnames[: count + code.co_kwonlyargcount]
-        if parameters[:1] != ("xp",):
+        self.positional = code.co_varnames[1:count]
+        self.keyword_only = code.co_varnames[count:end]
+        self.star = code.co_varnames[end] if code.co_flags & 0x04 else None  # 0x04: has *args
+        self.names = (*self.positional, *self.keyword_only, *([self.star] if self.star else []))
+        if code.co_varnames[:1] != ("xp",) or count == 0:
             raise TypeError(f"primitive {self.name}: the first parameter must be xp, the array namespace")
-        self.options = tuple(name for name in parameters[1:] if name not in vjps)
-        self.names = parameters[1:] + ((self.star,) if self.star else ())
+        reserved = [name for name in self.names if name.startswith("_") or name in ("g", "i", "out")]
+        if reserved:
+            raise TypeError(f"primitive {self.name}: {', '.join(reserved)} can't be the name of a parameter")
         unknown = [name for name in vjps if name not in self.names]
         if unknown or not vjps:
             raise TypeError(
-                f"primitive {self.name}: expected a vjp (or None) for array arguments among {', '.join(self.names)}"
-                f"; got {', '.join(unknown) or 'none'}"
+                f"primitive {self.name}: expected a vjp (or None) for array arguments among {', '.join(self.names)}; "
+                f"got {', '.join(unknown) or 'none'}"
             )
         self.arguments = tuple(vjps)
         self.vjps = tuple(vjps.values())
@@ -106,7 +128,8 @@ class Operation:
                 return tuple(attached(v, parents.get((name, i))) for i, v in enumerate(value))
             return attached(value, parents[name]) if name in parents else value
 
-        return self.vjps[index](g, *map(tensor, self.saves[index], saved))
+        vjp: Any = self.vjps[index]
+        return vjp(g, *map(tensor, self.saves[index], saved))
 
     def parents(self, node: Node) -> dict[Any, Any]:
         """The nodes of a recorded call's arguments, by name; by (name, position) for a ``*star`` argument."""
@@ -133,66 +156,84 @@ class Operation:
 
     def source(self) -> str:
         """The text of the wrapper: unwrap the tensors, call, record what the vjps need, wrap the result."""
-        code = self.function.__code__
-        positional = code.co_varnames[1 : code.co_argcount]
-        keyword_only = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-        arrays = [name for name in self.arguments if name != self.star]
-        optional = positional[len(positional) - len(self.function.__defaults__ or ()) :] + keyword_only
-        star = f"*{self.star}" if self.star else ("*" if keyword_only else "")
-        differentiable = [a for a, vjp in zip(self.arguments, self.vjps, strict=True) if vjp is not None]
-
-        lines = [f"def {self.name}({', '.join([*positional, *([star] if star else []), *keyword_only])}):"]
-        # A number beside an array stays a Python number, so that it does not change the array's dtype.
-        alone = len(self.arguments) == 1 and not self.star
-        for x in arrays:
-            lines += [
-                f"    {x}_node = None",
-                f"    if {x}.__class__ is Tensor:",
-                f"        {x}_node = {x}._node",
-                f"        {x} = {x}._data",
-                "    else:" if alone else f"    elif {x}.__class__ is not float{' and x is not None'.replace('x', x) if x in optional else ''}:",
-                f"        {x} = {'array_operand' if alone else 'operand'}({x}, {self.name!r}, {x!r})",
-            ]
-        for x in self.options:
-            lines += [f"    if {x}.__class__ is Tensor:", f"        {x} = option({x}, {self.name!r}, {x!r})"]
-        if self.star:
-            lines.append(f"    {self.star}, {self.star}_node = operands({self.star}, {self.name!r}, {self.star!r})")
-        candidates = [f"NAMESPACES.get({x}.__class__)" for x in arrays]
-        candidates += [f"namespace_of({self.star})"] if self.star else []
-        call = ", ".join(
-            [*positional, *([star] if self.star else []), *(f"{name}={name}" for name in keyword_only)]
-        )
-        described = ", ".join(f"{x}={x}" for x in self.arguments)
+        lines = [*self._unwrapping(), *self._calling()]
+        if any(self.vjps):
+            lines += self._recording()
         lines += [
-            f"    xp = {' or '.join(candidates)} or numpy",
-            "    try:",
-            f"        {self.results} = _function(xp, {call})",
-            "    except Exception as error:",
-            f"        raise explained(error, {self.name!r}, {described}) from error",
-            "    if out.__class__ not in NAMESPACES:",
-            "        out = as_array(out)",
-            "    tensor = new(Tensor)",
-            "    tensor._data = out",
-            "    tensor._node = None",
+            "_tensor = _new(_Tensor)",
+            "_tensor._data = out",
+            f"_tensor._node = {'_node' if any(self.vjps) else None}",
         ]
-        if differentiable:
-            untracked = " and ".join(f"{x}_node is None" for x in self.arguments)
-            lines += [f"    if ({untracked}) or not grad_mode.enabled:", "        return tensor"]
-            lines += [*self.lines_before_recording(), "    edges = ()"]
-            for index, (x, vjp) in enumerate(zip(self.arguments, self.vjps, strict=True)):
-                lines.append(f"    if {x}_node is not None:")
-                values = [self._saved_value(name) for name in self.saves[index]]
-                saved = ", ".join(values) + "," * (len(values) == 1)
-                if vjp is None:
-                    lines.append(f"        {self.line_without_vjp(x)}")
-                elif x == self.star:
-                    each = f"for i, node in enumerate({x}_node) if node is not None"
-                    lines.append(f"        edges += tuple([(node, {index}, ({saved})) {each}])")
-                else:
-                    lines.append(f"        edges += (({x}_node, {index}, ({saved})),)")
-            lines.append("    tensor._node = Node(_op, edges, out.shape, out.dtype)")
-        lines.append("    return tensor")
-        return "\n".join(lines) + "\n"
+        return "\n".join(
+            [f"def {self.name}({self._signature()}):", *(f"    {line}" for line in lines), "    return _tensor\n"]
+        )
+
+    def _signature(self) -> str:
+        star = [f"*{self.star}"] if self.star else ["*"] if self.keyword_only else []
+        return ", ".join([*self.positional, *star, *self.keyword_only])
+
+    def _unwrapping(self) -> list[str]:
+        """From each array argument x: its array as x, its node as _x_node."""
+        defaults = self.function.__defaults__ or ()
+        optional = {*self.positional[len(self.positional) - len(defaults) :], *self.keyword_only}
+        lines = []
+        for x in self.arguments:
+            if x == self.star:
+                lines.append(f"{x}, _{x}_node = _operands({x}, {self.name!r}, {x!r})")
+                continue
+            lines += [
+                f"_{x}_node = None",
+                f"if {x}.__class__ is _Tensor:",
+                f"    _{x}_node = {x}._node",
+                f"    {x} = {x}._data",
+            ]
+            if len(self.arguments) == 1:
+                lines += ["else:", f"    {x} = _array_operand({x}, {self.name!r}, {x!r})"]
+            else:  # a number beside an array stays a Python number, so that it does not change the array's dtype
+                unless_none = f" and {x} is not None" if x in optional else ""
+                lines += [
+                    f"elif {x}.__class__ is not float{unless_none}:",
+                    f"    {x} = _operand({x}, {self.name!r}, {x!r})",
+                ]
+        for x in self.names:
+            if x not in self.arguments:
+                lines += [f"if {x}.__class__ is _Tensor:", f"    {x} = _option({x}, {self.name!r}, {x!r})"]
+        return lines
+
+    def _calling(self) -> list[str]:
+        """The array function, with its namespace and its errors explained; its result is an array."""
+        namespaces = [
+            f"_namespace_of({x})" if x == self.star else f"_NAMESPACES.get({x}.__class__)" for x in self.arguments
+        ]
+        star = [f"*{self.star}"] if self.star else []
+        call = ", ".join(["xp", *self.positional, *star, *(f"{x}={x}" for x in self.keyword_only)])
+        return [
+            f"xp = {' or '.join(namespaces)} or _numpy",
+            "try:",
+            f"    {self.results} = _function({call})",
+            "except Exception as _error:",
+            f"    raise _explained(_error, {self.name!r}, {', '.join(f'{x}={x}' for x in self.names)}) from _error",
+            "if out.__class__ not in _NAMESPACES:",
+            "    out = _as_array(out)",
+        ]
+
+    def _recording(self) -> list[str]:
+        """The node, with an edge to each argument that requires a gradient, or None."""
+        constant = " and ".join(f"_{x}_node is None" for x in self.arguments)
+        lines = [f"if ({constant}) or not _grad_mode.enabled:", "    _node = None", "else:", "    _edges = ()"]
+        lines += [f"    {line}" for line in self.lines_before_recording()]
+        for index, (x, vjp) in enumerate(zip(self.arguments, self.vjps, strict=True)):
+            saved = "".join(f"{self._saved_value(name, x)}, " for name in self.saves[index]).rstrip(" ")
+            lines.append(f"    if _{x}_node is not None:")
+            if vjp is None:
+                lines.append(f"        {self.line_without_vjp(x)}")
+            elif x == self.star:
+                each = f"for i, _parent in enumerate(_{x}_node) if _parent is not None"
+                lines.append(f"        _edges += tuple([(_parent, {index}, ({saved})) {each}])")
+            else:
+                lines.append(f"        _edges += ((_{x}_node, {index}, ({saved})),)")
+        lines.append("    _node = _Node(_op, _edges, out.shape, out.dtype)")
+        return lines
 
     def lines_before_recording(self) -> list[str]:
         """What the generated text does between the call and the recording."""
@@ -200,108 +241,31 @@ class Operation:
 
     def line_without_vjp(self, argument: str) -> str:
         """What the generated text does when a tensor that requires a gradient is given for ``argument``."""
-        return f"raise no_gradient({self.name!r}, {argument!r})"
+        return f"raise _no_gradient({self.name!r}, {argument!r})"
 
-    def _saved_value(self, name: str) -> str:
+    def _saved_value(self, name: str, argument: str) -> str:
         if not name.endswith("_shape") or name in self.names:
             return name
-        argument = name.removesuffix("_shape")
-        return f"tuple(getattr(x, 'shape', ()) for x in {argument})" if argument == self.star else f"getattr({argument}, 'shape', ())"
+        array = name.removesuffix("_shape")
+        if array == self.star:
+            return f"tuple([getattr(x, 'shape', ()) for x in {array}])"
+        return f"{array}.shape" if array == argument else f"getattr({array}, 'shape', ())"
 
 
-def attached(value: Any, node: Any) -> Any:
-    """A tensor around the array ``value`` that belongs to ``node``; other values as they are."""
-    if value.__class__ not in NAMESPACES:
-        return value
-    tensor = constant(value)
-    tensor._node = node
-    return tensor
-
-
-def operand(x: Any, operation: str, argument: str) -> Any:
-    """An argument that is no tensor, checked: arrays and numbers as they are, sequences as arrays.
-
-    Python numbers stay Python numbers, so that NumPy's promotion keeps the other operand's dtype.
-    """
-    if x.__class__ in _NUMBERS or isinstance(x, np.number | np.bool_):
-        return x
-    return array_operand(x, operation, argument)
-
-
-def array_operand(x: Any, operation: str, argument: str) -> Any:
-    """An argument that is no tensor, as an array."""
-    try:
-        return as_array(x)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{operation}: {argument}: {error}") from None
-
-
-def operands(xs: tuple[Any, ...], operation: str, argument: str) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
-    """Arrays and nodes of a ``*star`` argument; None for the nodes where none of them needs a gradient."""
-    nodes = tuple(x._node if x.__class__ is Tensor else None for x in xs)
-    arrays = tuple(x._data if x.__class__ is Tensor else operand(x, operation, argument) for x in xs)
-    return arrays, (nodes if any(node is not None for node in nodes) else None)
-
-
-def namespace_of(arrays: tuple[Any, ...]) -> Any:
-    """The namespace of the first array among ``arrays``, or None."""
-    return next((NAMESPACES[x.__class__] for x in arrays if x.__class__ in NAMESPACES), None)
-
-
-def option(tensor: Tensor, operation: str, argument: str) -> Any:
-    """The array of a tensor given for an argument that has no gradient."""
-    if tensor._node is not None:
-        raise no_gradient(operation, argument)
-    return tensor._data
-
-
-def no_gradient(operation: str, argument: str) -> TypeError:
-    """The error for a tensor that requires a gradient where none is defined."""
-    return TypeError(
-        f"{operation}: no gradient is defined with respect to {argument}, but a tensor that requires one was given; "
-        "pass a constant, for example its detach()"
-    )
-
-
-def explained(error: Exception, operation: str, **arguments: Any) -> Exception:
-    """``error`` as an error of the same kind that names the operation, the shapes and the dtypes."""
-    for kind in _EXPLAINED:
-        if isinstance(error, kind):
-            got = ", ".join(f"{name}: {_described(x)}" for name, x in arguments.items())
-            return kind(f"{operation}: {error} (got {got})")
-    error.add_note(f"(in the operation {operation})")
-    return error
-
-
-def _described(x: Any) -> str:
-    if isinstance(x, tuple):
-        return f"[{', '.join(map(_described, x))}]"
-    return f"{type(x).__module__.partition('.')[0]} {x.dtype} {x.shape}" if hasattr(x, "shape") else repr(x)
-
-
-_EXPLAINED = (
-    np.exceptions.AxisError,
-    AttributeError,
-    IndexError,
-    OverflowError,
-    TypeError,
-    ValueError,
-    ZeroDivisionError,
-)
-_NUMBERS = frozenset({bool, int, float, complex})
-GENERATED_SCOPE = {
-    "NAMESPACES": NAMESPACES,
-    "Node": Node,
-    "Tensor": Tensor,
-    "array_operand": array_operand,
-    "as_array": as_array,
-    "explained": explained,
-    "grad_mode": grad_mode,
-    "namespace_of": namespace_of,
-    "new": new,
-    "no_gradient": no_gradient,
-    "numpy": numpy_backend.namespace,
-    "operand": operand,
-    "operands": operands,
-    "option": option,
+# What the generated text calls. Names begin with an underscore, which no parameter may.
+GENERATED_SCOPE: dict[str, Any] = {
+    "_NAMESPACES": NAMESPACES,
+    "_Node": Node,
+    "_Tensor": Tensor,
+    "_array_operand": array_operand,
+    "_as_array": as_array,
+    "_explained": explained,
+    "_grad_mode": grad_mode,
+    "_namespace_of": namespace_of,
+    "_new": new,
+    "_no_gradient": no_gradient,
+    "_numpy": numpy_backend.namespace,
+    "_operand": operand,
+    "_operands": operands,
+    "_option": option,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,6 @@ class MLP(Sequential):
         rng = np.random.default_rng(rng)
         options: dict[str, Any] = {"dtype": dtype, "rng": rng} | ({} if init is None else {"init": init})
         layers: list[Callable[[Any], Any]] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             layers += [Linear(fan_in, fan_out, **options), activation()]
         super().__init__(*layers[:-1])

@@ -28,10 +28,9 @@ def one_hot(labels: npt.ArrayLike, num_classes: int | None = None, dtype: npt.DT
     if num_classes is None:
         num_classes = int(labels.max()) + 1 if labels.size else 0
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"one_hot: labels must lie in 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}"
-        )
-    return (labels[..., None] == np.arange(num_classes)).astype(dtype)
+        raise ValueError(f"one_hot: labels must lie in 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")
+    rows: Array = (labels[..., None] == np.arange(num_classes)).astype(dtype)
+    return rows
 
 
 def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:

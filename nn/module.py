@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,7 @@ class Module:
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     """The named parts of a module or container; containers inside are opened, modules are not."""
+    items: Iterable[tuple[Any, Any]]
     if isinstance(value, Module):
         items = vars(value).items()
     elif isinstance(value, Mapping):

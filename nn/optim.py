@@ -32,18 +32,16 @@ class SGD:
         TypeError: for parameters that are no tensors, or that require no gradient.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         self.params = _checked(params)
-        for name, value, upper in (("lr", lr, math.inf), ("momentum", momentum, 1), ("weight_decay", weight_decay, math.inf)):
-            if not 0 <= value < upper:
-                raise ValueError(f"SGD: {name} must be at least 0 and below {upper}, got {value}")
+        upper = {"lr": math.inf, "momentum": 1, "weight_decay": math.inf}
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not 0 <= value < upper[name]:
+                raise ValueError(f"SGD: {name} must be at least 0 and below {upper[name]}, got {value}")
         # Python floats: a NumPy float64 would turn float32 gradients into float64 ones.
         self.lr = float(lr)
         self.momentum = float(momentum)
         self.weight_decay = float(weight_decay)
-        self._arrays: list[Any] = [None] * len(self.params)
         self._velocities: list[Any] = [None] * len(self.params)
 
     def step(self) -> None:
@@ -55,8 +53,8 @@ class SGD:
                 continue
             d = leaf.grad.data if isinstance(leaf.grad, Tensor) else leaf.grad
             p = parameter._data
-            if p is not self._arrays[i]:
-                p = self._arrays[i] = parameter._data = p.copy()
+            if p is not leaf.memory:
+                p = parameter._data = p.copy()
             if self.weight_decay:
                 d = d + self.weight_decay * p
             if self.momentum:
@@ -83,9 +81,7 @@ def _checked(params: Iterable[Tensor]) -> list[Tensor]:
         raise ValueError("SGD: got no parameters; a generator can be used only once")
     for position, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor) or not isinstance(tensor._node, Leaf):
-            raise TypeError(
-                f"SGD: parameter {position} must be a tensor made with requires_grad=True, got {tensor!r}"
-            )
+            raise TypeError(f"SGD: parameter {position} must be a tensor made with requires_grad=True, got {tensor!r}")
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise ValueError("SGD: a parameter was given twice")
     return tensors

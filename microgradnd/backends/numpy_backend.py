@@ -18,20 +18,26 @@ def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     return out
 
 
+# Untyped: NumPy's stubs know reduce's positional arguments only by keyword, which costs 0.3 us more.
+_add: Any = np.add.reduce
+_maximum: Any = np.maximum.reduce
+_minimum: Any = np.minimum.reduce
+
+
 # np.sum, np.max and np.min spend 2 us in Python before they call these: more than the reduction of a small array.
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """np.sum."""
-    return np.add.reduce(x, axis, None, None, keepdims)
+    return _add(x, axis, None, None, keepdims)
 
 
 def max(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """np.max."""
-    return np.maximum.reduce(x, axis, None, None, keepdims)
+    return _maximum(x, axis, None, None, keepdims)
 
 
 def min(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """np.min."""
-    return np.minimum.reduce(x, axis, None, None, keepdims)
+    return _minimum(x, axis, None, None, keepdims)
 
 
 def is_basic(index: Any) -> bool:

@@ -132,7 +132,7 @@ def _reflected(operation: Any) -> Any:
     return reflected
 
 
-for _name, _operation in {
+_binary: dict[str, Any] = {
     "add": add,
     "sub": subtract,
     "mul": multiply,
@@ -144,11 +144,12 @@ for _name, _operation in {
     "and": bitwise_and,
     "or": bitwise_or,
     "xor": bitwise_xor,
-}.items():
+}
+for _name, _operation in _binary.items():
     setattr(Tensor, f"__{_name}__", _operation)
     setattr(Tensor, f"__r{_name}__", _reflected(_operation))
 
-for _name, _operation in {
+_others: dict[str, Any] = {
     "__neg__": negative,
     "__pos__": positive,
     "__abs__": absolute,
@@ -171,7 +172,8 @@ for _name, _operation in {
     "swapaxes": swapaxes,
     "var": var,
     "T": property(transpose),
-}.items():
+}
+for _name, _operation in _others.items():
     setattr(Tensor, _name, _operation)
 
 

@@ -35,9 +35,7 @@ def sum(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     return xp.sum(x, axis=axis, keepdims=keepdims)
 
 
-@primitive(
-    x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g / _count(x_shape, axis), x_shape, axis, keepdims)
-)
+@primitive(x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g / _count(x_shape, axis), x_shape, axis, keepdims))
 def mean(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """The arithmetic mean over ``axis``."""
     return xp.mean(x, axis=axis, keepdims=keepdims)

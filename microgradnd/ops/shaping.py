@@ -1,4 +1,4 @@
-"""Operations that rearrange elements. Results of all but ``concatenate`` and ``stack`` share memory where NumPy's do."""
+"""Operations that rearrange elements; like NumPy's, they share memory with their argument where they can."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""Arguments of operations: unwrapped, checked, converted, and described where an operation fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .backends import NAMESPACES, as_array
+from .tensor import Tensor, constant
+
+
+def attached(value: Any, node: Any) -> Any:
+    """A tensor around the array ``value`` that belongs to ``node``; other values as they are."""
+    if value.__class__ not in NAMESPACES:
+        return value
+    tensor = constant(value)
+    tensor._node = node
+    return tensor
+
+
+def operand(x: Any, operation: str, argument: str) -> Any:
+    """An argument that is no tensor, checked: arrays and numbers as they are, sequences as arrays.
+
+    Python numbers stay Python numbers, so that NumPy's promotion keeps the other operand's dtype.
+    """
+    if x.__class__ in _NUMBERS or isinstance(x, np.number | np.bool_):
+        return x
+    return array_operand(x, operation, argument)
+
+
+def array_operand(x: Any, operation: str, argument: str) -> Any:
+    """An argument that is no tensor, as an array."""
+    try:
+        return as_array(x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{operation}: {argument}: {error}") from None
+
+
+def operands(xs: tuple[Any, ...], operation: str, argument: str) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
+    """Arrays and nodes of a ``*star`` argument; None for the nodes where none of them needs a gradient."""
+    nodes = tuple(x._node if x.__class__ is Tensor else None for x in xs)
+    arrays = tuple(x._data if x.__class__ is Tensor else operand(x, operation, argument) for x in xs)
+    return arrays, (nodes if any(node is not None for node in nodes) else None)
+
+
+def namespace_of(arrays: tuple[Any, ...]) -> Any:
+    """The namespace of the first array among ``arrays``, or None."""
+    return next((NAMESPACES[x.__class__] for x in arrays if x.__class__ in NAMESPACES), None)
+
+
+def option(tensor: Tensor, operation: str, argument: str) -> Any:
+    """The array of a tensor given for an argument that has no gradient."""
+    if tensor._node is not None:
+        raise no_gradient(operation, argument)
+    return tensor._data
+
+
+def no_gradient(operation: str, argument: str) -> TypeError:
+    """The error for a tensor that requires a gradient where none is defined."""
+    return TypeError(
+        f"{operation}: no gradient is defined with respect to {argument}, but a tensor that requires one was given; "
+        "pass a constant, for example its detach()"
+    )
+
+
+def explained(error: Exception, operation: str, **arguments: Any) -> Exception:
+    """``error`` as an error of the same kind that names the operation, the shapes and the dtypes."""
+    for kind in _EXPLAINED:
+        if isinstance(error, kind):
+            got = ", ".join(f"{name}: {_described(x)}" for name, x in arguments.items())
+            return kind(f"{operation}: {error} (got {got})")
+    error.add_note(f"(in the operation {operation})")
+    return error
+
+
+def _described(x: Any) -> str:
+    if isinstance(x, tuple) and any(hasattr(part, "shape") for part in x):
+        return f"[{', '.join(map(_described, x))}]"
+    return f"{type(x).__module__.partition('.')[0]} {x.dtype} {x.shape}" if hasattr(x, "shape") else repr(x)
+
+
+_EXPLAINED = (
+    np.exceptions.AxisError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
+_NUMBERS = frozenset({bool, int, float, complex})
