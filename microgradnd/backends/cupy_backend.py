@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import cupy
-import cupyx
 
 from .numpy_backend import is_basic
 
@@ -19,7 +18,7 @@ def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     if is_basic(index):
         out[index] = x
     else:
-        cupyx.scatter_add(out, index, x)
+        cupy.add.at(out, index, x)
     return out
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
+    logits = xp.ascontiguousarray(logits)  # reshape must give views below, not copies
     classes = logits.shape[-1]
     count = logits.size // max(classes, 1)
     if count == 0:

@@ -85,6 +85,8 @@ def _power_base(g, xp, x, y):
 
 def _power_exponent(g, xp, x, out):
     # Limits at x = 0: out * log(x) goes to 0 for y > 0. A negative base has no real derivative: NaN.
+    if isinstance(x, (int, float)):
+        x = xp.zeros_like(out) + x
     return g * out * xp.log(xp.where(x == 0, 1, x))
 
 

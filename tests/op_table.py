@@ -1,0 +1,462 @@
+"""Every operation and what is true of it: one row per operation, from which tests/test_ops.py derives its properties.
+
+A row gives an independent reference in NumPy, sample arguments, and PyTorch's counterpart. Adding an
+operation is adding a row; a test fails while one is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call: the shapes of the array arguments, or arrays where values matter, and the options."""
+
+    args: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row: what the operation computes, on what, and which laws hold."""
+
+    name: str
+    reference: Callable[..., Any]
+    samples: tuple[Sample, ...]
+    low: float = -2.0  # arguments are drawn uniformly from [low, high]
+    high: float = 2.0
+    differentiable: tuple[int, ...] = (0,)  # positions of the arguments with a gradient
+    analytic: Callable[..., Any] | None = None  # the reference for complex arguments, where it differs
+    sequence: bool = False  # takes the arrays as one sequence
+    torch: Callable[..., Any] | None = None  # (torch, *args, **options)
+    keeps_dtype: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def shapes(*shapes: Any, **options: Any) -> Sample:
+    return Sample(shapes, options)
+
+
+ELEMENTWISE = (shapes((3, 4)), shapes((2, 3, 2)), shapes(()), shapes((1,)), shapes((0, 3)))
+BROADCASTING = (
+    shapes((3, 4), (3, 4)),
+    shapes((3, 4), (4,)),
+    shapes((3, 1), (1, 4)),
+    shapes((), (2, 3)),
+    shapes((2, 1, 3), (4, 1)),
+    shapes((), ()),
+    shapes((0, 3), (3,)),
+)
+REDUCING = (
+    shapes((3, 4)),
+    shapes((3, 4), axis=0),
+    shapes((3, 4), axis=-1, keepdims=True),
+    shapes((2, 3, 4), axis=(0, -1)),
+    shapes((2, 3, 4), axis=(2, 0), keepdims=True),
+    shapes((2, 3, 4), axis=1),
+    shapes(()),
+    shapes((3, 4), keepdims=True),
+    shapes((5,), axis=0),
+)
+ALONG = (shapes((3, 4)), shapes((3, 4), axis=0), shapes((2, 3, 4), axis=1), shapes((5,)), shapes((2, 3), axis=(0, 1)))
+
+
+def mask(*shape: int) -> Any:
+    return np.random.default_rng(7).random(shape) < 0.5
+
+
+def _clip(x: Any, a_min: Any, a_max: Any) -> Any:
+    x = x if a_min is None else np.maximum(x, a_min)
+    return x if a_max is None else np.minimum(x, a_max)
+
+
+def _logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    return np.log(np.sum(np.exp(x), axis=axis, keepdims=keepdims))
+
+
+def _softmax(x: Any, axis: Any = -1) -> Any:
+    return np.exp(x) / np.sum(np.exp(x), axis=axis, keepdims=True)
+
+
+def _scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    where = np.broadcast_to(np.arange(int(np.prod(shape))).reshape(shape)[index], x.shape)
+    out = np.zeros(int(np.prod(shape)), x.dtype)
+    for position, value in zip(where.ravel(), x.ravel(), strict=True):
+        out[position] += value
+    return out.reshape(shape)
+
+
+def _cross_entropy(logits: Any, targets: Any) -> Any:
+    p = _softmax(logits)
+    if np.shape(targets) != np.shape(logits):
+        targets = np.eye(logits.shape[-1])[targets]
+    return -np.sum(targets * np.log(p)) / (logits.size // logits.shape[-1])
+
+
+def _torch_cross_entropy(torch: Any, logits: Any, targets: Any) -> Any:
+    rows = targets.reshape(-1) if targets.ndim < logits.ndim else targets.reshape(-1, targets.shape[-1])
+    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), rows)
+
+
+def _torch_axes(function: str) -> Callable[..., Any]:
+    def call(torch: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+        axis = tuple(range(x.ndim)) if axis is None else axis
+        return getattr(torch, function)(x, dim=axis, keepdim=keepdims)
+
+    return call
+
+
+def _torch_named(name: str) -> Callable[..., Any]:
+    return lambda torch, *args: getattr(torch, name)(*args)
+
+
+def elementwise(name: str, reference: Callable[..., Any] | None = None, **row: Any) -> Op:
+    row.setdefault("torch", _torch_named(name))
+    return Op(name, reference or getattr(np, name), ELEMENTWISE, **row)
+
+
+def binary(name: str, reference: Callable[..., Any] | None = None, **row: Any) -> Op:
+    row.setdefault("differentiable", (0, 1))
+    row.setdefault("torch", _torch_named(name))
+    return Op(name, reference or getattr(np, name), BROADCASTING, **row)
+
+
+def comparing(name: str) -> Op:
+    return Op(name, getattr(np, name), BROADCASTING, differentiable=(), keeps_dtype=False)
+
+
+def masking(name: str) -> Op:
+    samples = (Sample((mask(3, 4), mask(4))), Sample((np.arange(6).reshape(2, 3), np.array(3))))
+    return Op(name, getattr(np, name), samples, differentiable=(), keeps_dtype=False)
+
+
+def _quotients() -> tuple[Sample, ...]:
+    rng = np.random.default_rng(11)
+    pairs = [(sample.args, sign) for sample in BROADCASTING for sign in (1, -1)]
+    return tuple(Sample((rng.uniform(2.2, 2.8, x), sign * rng.uniform(0.97, 1.02, y))) for (x, y), sign in pairs)
+
+
+AWAY_FROM_WHOLE_QUOTIENTS = tuple(Sample(tuple(map(np.asarray, sample.args))) for sample in _quotients())
+_INDEX = np.array([[2, 0], [2, -1]])
+
+OPS = (
+    # arithmetic
+    binary("add"),
+    binary("subtract"),
+    binary("multiply"),
+    binary("divide", low=0.5),
+    Op(
+        "floor_divide",
+        np.floor_divide,
+        AWAY_FROM_WHOLE_QUOTIENTS,
+        differentiable=(0, 1),
+        analytic=lambda x, y: np.floor(x.real / y.real) + 0j,
+    ),
+    Op(
+        "remainder",
+        np.remainder,
+        AWAY_FROM_WHOLE_QUOTIENTS,
+        differentiable=(0, 1),
+        analytic=lambda x, y: x - y * np.floor(x.real / y.real),
+        torch=_torch_named("remainder"),
+    ),
+    elementwise("negative"),
+    elementwise("positive"),
+    Op(
+        "power",
+        np.power,
+        (*BROADCASTING, Sample(((2, 3), 2)), Sample(((2, 3), 0.5)), Sample((2.0, (2, 3))), Sample(((2, 3), 0))),
+        low=0.5,
+        differentiable=(0, 1),
+        torch=lambda torch, x, y: torch.pow(x, y),
+    ),
+    elementwise("absolute", analytic=lambda x: np.where(x.real < 0, -x, x)),
+    elementwise("abs", analytic=lambda x: np.where(x.real < 0, -x, x)),
+    elementwise("sign", analytic=lambda x: np.sign(x.real) + 0j),
+    binary("maximum"),
+    binary("minimum"),
+    Op(
+        "where",
+        np.where,
+        (
+            Sample((mask(3, 4), (3, 4), (3, 4))),
+            Sample((mask(3, 1), (4,), (3, 4))),
+            Sample((mask(3), (), (2, 3))),
+            Sample((mask(0, 3), (0, 3), (3,))),
+            Sample((mask(2, 3), (2, 3), 0.0)),
+        ),
+        differentiable=(1, 2),
+        torch=lambda torch, c, x, y: torch.where(c, x, y),
+    ),
+    Op(
+        "clip",
+        np.clip,
+        (
+            shapes((3, 4), a_min=-0.5, a_max=0.7),
+            shapes((3, 4), a_min=None, a_max=0.7),
+            shapes((3, 4), a_min=-0.5, a_max=None),
+            Sample(((3, 4), np.full(4, -0.4), np.full((3, 1), 0.6))),
+            Sample(((3, 4), None, np.full(4, 0.1))),
+            Sample(((3, 4), np.array(0.9), np.array(-0.9))),
+            shapes((0, 3), a_min=-0.5, a_max=0.7),
+        ),
+        differentiable=(0, 1, 2),
+        analytic=lambda x, a_min, a_max: np.minimum(
+            x if a_min is None else np.maximum(x, a_min), np.inf if a_max is None else a_max
+        ),
+        torch=lambda torch, x, a_min, a_max: torch.clamp(x, a_min, a_max),
+    ),
+    # elementary functions
+    elementwise("exp"),
+    elementwise("log", low=0.2),
+    elementwise("sqrt", low=0.2),
+    elementwise("tanh"),
+    elementwise("sin"),
+    elementwise("cos"),
+    elementwise("relu", lambda x: np.maximum(x, 0)),
+    # comparisons and constants
+    *map(comparing, ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")),
+    *map(masking, ("bitwise_and", "bitwise_or", "bitwise_xor")),
+    Op("invert", np.invert, (Sample((mask(3, 4),)), Sample((np.arange(5),))), differentiable=(), keeps_dtype=False),
+    Op(
+        "isfinite",
+        np.isfinite,
+        (Sample((np.array([1.0, np.inf, -np.inf, np.nan]),)),),
+        differentiable=(),
+        keeps_dtype=False,
+    ),
+    Op("zeros_like", np.zeros_like, ELEMENTWISE, differentiable=()),
+    Op("ones_like", np.ones_like, ELEMENTWISE, differentiable=()),
+    # reductions
+    Op("sum", np.sum, (*REDUCING, shapes((0, 3)), shapes((0, 3), axis=0)), torch=_torch_axes("sum")),
+    Op("mean", np.mean, (*REDUCING, shapes((0, 3), axis=1)), torch=_torch_axes("mean")),
+    Op(
+        "var",
+        np.var,
+        (*REDUCING, shapes((3, 4), axis=0, ddof=1), shapes((2, 3, 4), axis=(0, 2), ddof=1, keepdims=True)),
+        analytic=lambda x, axis=None, ddof=0, keepdims=False: (
+            np.sum((x - np.mean(x, axis=axis, keepdims=True)) ** 2, axis=axis, keepdims=keepdims)
+            / (np.ones(x.shape).sum(axis=axis, keepdims=keepdims) - ddof)
+        ),
+        torch=lambda torch, x, axis=None, ddof=0, keepdims=False: torch.var(
+            x, dim=tuple(range(x.ndim)) if axis is None else axis, correction=ddof, keepdim=keepdims
+        ),
+    ),
+    Op("max", np.max, (*REDUCING, shapes((0, 3), axis=1)), torch=_torch_axes("amax")),
+    Op("min", np.min, (*REDUCING, shapes((0, 3), axis=1)), torch=_torch_axes("amin")),
+    Op(
+        "argmax",
+        np.argmax,
+        (shapes((3, 4)), shapes((3, 4), axis=1), shapes((2, 3, 4), axis=0, keepdims=True)),
+        differentiable=(),
+        keeps_dtype=False,
+    ),
+    Op("logsumexp", _logsumexp, (*REDUCING, shapes((0, 3), axis=1)), torch=_torch_axes("logsumexp")),
+    Op("softmax", _softmax, ALONG, torch=lambda torch, x, axis=-1: _torch_flat(torch.softmax, x, axis)),
+    Op(
+        "log_softmax",
+        lambda x, axis=-1: np.log(_softmax(x, axis)),
+        ALONG,
+        torch=lambda torch, x, axis=-1: _torch_flat(torch.log_softmax, x, axis),
+    ),
+    # shapes
+    Op(
+        "reshape",
+        np.reshape,
+        (
+            shapes((2, 6), shape=(3, 4)),
+            shapes((2, 6), shape=(-1,)),
+            shapes((4,), shape=(2, 1, -1)),
+            shapes((0, 3), shape=(3, 0)),
+            shapes((1,), shape=()),
+        ),
+        torch=lambda torch, x, shape: x.reshape(shape),
+    ),
+    Op(
+        "transpose",
+        np.transpose,
+        (
+            shapes((2, 3)),
+            shapes((2, 3, 4)),
+            shapes((2, 3, 4), axes=(1, 2, 0)),
+            shapes((2, 3, 4), axes=(-1, 0, 1)),
+            shapes((5,)),
+            shapes(()),
+        ),
+        torch=lambda torch, x, axes=None: x.permute(tuple(range(x.ndim))[::-1] if axes is None else axes),
+    ),
+    Op(
+        "swapaxes",
+        np.swapaxes,
+        (shapes((2, 3, 4), axis1=0, axis2=-1), shapes((2, 3), axis1=1, axis2=0)),
+        torch=lambda torch, x, axis1, axis2: x.swapaxes(axis1, axis2),
+    ),
+    Op("expand_dims", np.expand_dims, (shapes((2, 3), axis=1), shapes((2, 3), axis=(0, -1)), shapes((), axis=0))),
+    Op(
+        "squeeze",
+        np.squeeze,
+        (shapes((1, 3, 1)), shapes((1, 3, 1), axis=0), shapes((1, 3, 1), axis=(0, 2)), shapes((1,))),
+    ),
+    Op(
+        "broadcast_to",
+        np.broadcast_to,
+        (shapes((3, 1), shape=(2, 3, 4)), shapes((), shape=(2,)), shapes((1, 3), shape=(0, 3))),
+        torch=lambda torch, x, shape: torch.broadcast_to(x, shape),
+    ),
+    Op(
+        "astype",
+        lambda x, dtype: x.astype(np.result_type(dtype, x.dtype)),
+        (shapes((2, 3), dtype=np.float64), shapes((), dtype=np.float64)),
+        analytic=lambda x, dtype: x,
+        keeps_dtype=False,
+    ),
+    Op("alias", lambda x: x, ELEMENTWISE),
+    Op(
+        "concatenate",
+        np.concatenate,
+        (
+            shapes((2, 3), (4, 3)),
+            shapes((2, 3), (2, 1), (2, 4), axis=1),
+            shapes((2, 3), (4,), axis=None),
+            shapes((0, 3), (2, 3)),
+            shapes((2, 1, 3), (2, 2, 3), axis=-2),
+        ),
+        differentiable=(0, 1, 2),
+        sequence=True,
+    ),
+    Op(
+        "stack",
+        np.stack,
+        (
+            shapes((2, 3), (2, 3)),
+            shapes((2, 3), (2, 3), (2, 3), axis=1),
+            shapes((), ()),
+            shapes((2, 3), (2, 3), axis=-1),
+        ),
+        differentiable=(0, 1, 2),
+        sequence=True,
+        torch=lambda torch, xs, axis=0: torch.stack(xs, axis),
+    ),
+    # indexing
+    Op(
+        "getitem",
+        lambda x, index: x[index],
+        (
+            shapes((3, 4), index=1),
+            shapes((3, 4), index=(slice(None, None, 2), -1)),
+            shapes((3, 4), index=(..., None, slice(1, 3))),
+            shapes((3, 4), index=_INDEX),
+            shapes((3, 4), index=(np.array([0, 0, 2]), np.array([1, 1, 3]))),
+            shapes((3, 4), index=(_INDEX, slice(1, 3))),
+            shapes((3, 4), index=mask(3, 4)),
+            shapes((3, 4), index=(slice(None), mask(4))),
+            shapes((3, 4), index=[0, 0, 1]),
+            shapes((3, 4), index=[]),
+            shapes((), index=()),
+            shapes((2, 3, 4), index=(np.array([1, 0]), slice(None), np.array([3, 3]))),
+        ),
+        torch=lambda torch, x, index: x[index],
+    ),
+    Op(
+        "scatter_add",
+        _scatter_add,
+        (
+            shapes((2, 2, 4), index=_INDEX, shape=(3, 4)),
+            shapes((3,), index=(np.array([0, 0, 2]), np.array([1, 1, 3])), shape=(3, 4)),
+            shapes((4,), index=1, shape=(3, 4)),
+        ),
+    ),
+    # products
+    Op(
+        "matmul",
+        np.matmul,
+        (
+            shapes((2, 3), (3, 4)),
+            shapes((3,), (3,)),
+            shapes((3,), (3, 4)),
+            shapes((2, 3), (3,)),
+            shapes((5, 2, 3), (5, 3, 4)),
+            shapes((5, 2, 3), (3, 4)),
+            shapes((2, 3), (5, 3, 4)),
+            shapes((2, 1, 2, 3), (5, 3, 4)),
+            shapes((5, 2, 3), (3,)),
+            shapes((3,), (5, 3, 4)),
+            shapes((0, 3), (3, 4)),
+            shapes((2, 0), (0, 4)),
+        ),
+        differentiable=(0, 1),
+        torch=lambda torch, x, y: torch.matmul(x, y),
+    ),
+    Op(
+        "linear",
+        lambda x, weight, bias=None: x @ weight + (0 if bias is None else bias),
+        (
+            shapes((5, 3), (3, 4), (4,)),
+            shapes((2, 5, 3), (3, 4), (4,)),
+            shapes((3,), (3, 4), (4,)),
+            shapes((5, 3), (3, 4)),
+            shapes((0, 3), (3, 4), (4,)),
+        ),
+        differentiable=(0, 1, 2),
+        torch=lambda torch, x, weight, bias=None: torch.nn.functional.linear(x, weight.T, bias),
+    ),
+    Op(
+        "einsum",
+        np.einsum,
+        tuple(
+            Sample((subscripts, *operands))
+            for subscripts, *operands in (
+                ("ij,jk->ik", (2, 3), (3, 4)),
+                ("bij,bjk->bik", (5, 2, 3), (5, 3, 4)),
+                ("ij->ji", (2, 3)),
+                ("ij->i", (2, 3)),
+                ("ij->", (2, 3)),
+                ("ii->i", (3, 3)),
+                ("ii", (3, 3)),
+                ("iij->j", (3, 3, 2)),
+                ("ij,ij->i", (2, 3), (2, 3)),
+                ("i,j->ij", (2,), (3,)),
+                ("i,j,k->kji", (2,), (3,), (4,)),
+                ("ij,jk,kl->il", (2, 3), (3, 4), (4, 2)),
+                ("...ij,...jk->...ik", (5, 2, 3), (3, 4)),
+                ("b...i,...i->b...", (4, 5, 3), (5, 3)),
+                ("ij,jk", (2, 3), (3, 4)),
+                ("ij,kj", (2, 3), (4, 3)),
+                ("ij,k->i", (2, 3), (4,)),
+                (" i j , j -> i ", (2, 3), (3,)),
+                ("ij,ij->ij", (1, 3), (2, 3)),
+                ("...->...", (2, 3)),
+                ("ij,jk->ik", (0, 3), (3, 4)),
+            )
+        ),
+        differentiable=(1, 2, 3),
+        torch=lambda torch, subscripts, *operands: torch.einsum(subscripts.replace(" ", ""), *operands),
+    ),
+    # losses
+    Op(
+        "cross_entropy",
+        _cross_entropy,
+        (
+            Sample(((5, 3), np.array([0, 2, 1, 1, 0]))),
+            Sample(((2, 3, 4), np.array([[0, 3, 1], [2, 2, 0]]))),
+            Sample(((3,), np.array(1))),
+            Sample(((5, 3), np.abs(np.random.default_rng(3).standard_normal((5, 3))))),
+            Sample(((2, 2, 3), np.eye(3)[[[0, 1], [2, 2]]])),
+        ),
+        differentiable=(0, 1),
+        torch=_torch_cross_entropy,
+    ),
+)
+
+
+def _torch_flat(function: Callable[..., Any], x: Any, axis: Any) -> Any:
+    if isinstance(axis, tuple):  # PyTorch takes one axis: here always all of them
+        return function(x.reshape(-1), 0).reshape(x.shape)
+    return function(x, axis)
