@@ -1,0 +1,162 @@
+"""@primitive and @fused: what a user's own operation gets, and what is refused when it is defined."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+from microgradnd import ops
+from microgradnd.fused import fused
+
+
+@mg.primitive(x=lambda g, y: g * y, y=lambda g, x: g * x)
+def times(xp: Any, x: Any, y: Any = 2.0) -> Any:
+    """The product."""
+    return x * y
+
+
+def test_a_new_operation_in_one_place(device: Any) -> None:
+    x = mg.tensor(device.array(np.array([1.0, 2.0])), requires_grad=True)
+    times(x, y=x).sum().backward()
+    np.testing.assert_array_equal(device.host(x.grad.data), [2, 4])
+    mg.check_grads(times, device.array(np.ones(2)), device.array(np.full(2, 3.0)), order=3)
+
+
+def test_it_is_a_proper_function() -> None:
+    assert times.__name__ == "times"
+    assert times.__doc__ == "The product."
+    assert times.__module__ == __name__
+    assert str(inspect.signature(times)) == "(x: 'Any', y: 'Any' = 2.0) -> 'Tensor'"
+    assert times(3.0).item() == 6.0
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        times()
+
+
+def test_errors_inside_show_the_operation_and_its_text() -> None:
+    @mg.primitive(x=lambda g: g)
+    def broken(xp: Any, x: Any) -> Any:
+        raise KeyError("inside")
+
+    with pytest.raises(KeyError) as caught:
+        broken(1.0)
+    assert "in the operation broken" in caught.value.__notes__[0]
+    assert "out = _function(xp, x)" in "".join(traceback.format_exception(caught.value))
+
+
+def test_sequence_arguments() -> None:
+    @mg.primitive(xs=lambda g, i, xs, power: g * power * xs[i] ** (power - 1))
+    def power_sum(xp: Any, *xs: Any, power: int = 2) -> Any:
+        total = 0.0
+        for x in xs:
+            total = total + x**power
+        return total
+
+    mg.check_grads(lambda x, y, z: power_sum(x, y, z, power=3), 1.0, 2.0, 3.0, order=3)
+    x = mg.tensor(2.0, requires_grad=True)
+    power_sum(1.0, x, x).backward()
+    assert x.grad.item() == 8.0
+
+
+def test_arguments_without_a_gradient() -> None:
+    @mg.primitive(x=lambda g, mask: g * mask, mask=None)
+    def masked(xp: Any, x: Any, mask: Any) -> Any:
+        return x * mask
+
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    masked(x, np.array([0.0, 1.0])).sum().backward()
+    np.testing.assert_array_equal(x.grad.data, [0, 1])
+    with pytest.raises(TypeError, match="masked: no gradient is defined with respect to mask"):
+        masked(x, x)
+    with mg.no_grad():
+        masked(x, x)
+
+
+def test_a_gradient_of_the_wrong_shape() -> None:
+    @mg.primitive(x=lambda g: np.ones(5))
+    def wrong(xp: Any, x: Any) -> Any:
+        return x * 1.0
+
+    x = mg.tensor(np.ones(3), requires_grad=True)
+    with pytest.raises(ValueError, match=r"wrong: the gradient with respect to x has shape \(5,\).*\(3,\)"):
+        wrong(x).sum().backward()
+
+
+def test_definitions_that_do_not_fit_are_refused() -> None:
+    def define(function: Any, **vjps: Any) -> None:
+        mg.primitive(**vjps)(function)
+
+    for function, vjps, match in (
+        (lambda x: x, {"x": lambda g: g}, "first parameter must be xp"),
+        (lambda xp, x: x, {}, "got none"),
+        (lambda xp, x: x, {"z": lambda g: g}, "array arguments among x; got z"),
+        (lambda xp, x: x, {"x": lambda g, z: g}, r"got \(g, z\)"),
+        (lambda xp, x: x, {"x": lambda: 0}, r"got \(\)"),
+        (lambda xp, *xs: xs, {"xs": lambda g: g}, r"takes g, i and then"),
+        (lambda xp, out: out, {"out": lambda g: g}, "out can't be the name of a parameter"),
+        (lambda xp, _x: _x, {"_x": lambda g: g}, "_x can't be the name"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            define(function, **vjps)
+
+
+def kernel(xp: Any, x: Any, y: Any) -> Any:
+    calls.append("kernel")
+    e = xp.exp(x * y)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        calls.append("pullback")
+        return g * e * y, g * e * x
+
+    return e, pullback
+
+
+calls: list[str] = []
+
+
+@fused(kernel, "x", "y")
+def exp_product(x: Any, y: Any) -> mg.Tensor:
+    """exp(x y)."""
+    calls.append("definition")
+    return mg.exp(x * y)
+
+
+def test_fused_operations_use_the_kernel_once_per_backward() -> None:
+    calls.clear()
+    x, y = (mg.tensor(v, requires_grad=True) for v in (0.5, 2.0))
+    out = exp_product(x, y)
+    out.backward(retain_graph=True)
+    out.backward()
+    assert calls == ["kernel", "pullback", "pullback"]
+    assert x.grad.item() == pytest.approx(2 * 2.0 * np.e)
+    assert y.grad.item() == pytest.approx(2 * 0.5 * np.e)
+    assert exp_product.__doc__ == "exp(x y)."
+
+
+def test_fused_operations_differentiate_their_definition() -> None:
+    mg.check_grads(exp_product, 0.5, np.array([0.3, 2.0]), order=3)
+
+
+def test_fused_operations_with_an_undifferentiated_argument() -> None:
+    @fused(lambda xp, x, y: (x * y, lambda g: (g * y,)), "x")
+    def product(x: Any, y: Any) -> mg.Tensor:
+        return x * y
+
+    mg.check_grads(product, 2.0, 3.0, order=2)
+
+
+def test_cross_entropy_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 3, 5))
+    for targets in (rng.integers(0, 5, (2, 3)), rng.dirichlet(np.ones(5), (2, 3))):
+        x, y = (mg.tensor(logits, requires_grad=True) for _ in range(2))
+        ours = mg.cross_entropy(x, targets)
+        defined = ops.cross_entropy.operation.reference(y, targets)  # type: ignore[attr-defined]
+        assert ours.item() == pytest.approx(defined.item(), rel=1e-14)
+        ours.backward()
+        defined.backward()
+        np.testing.assert_allclose(x.grad.data, y.grad.data, rtol=0, atol=1e-15)
