@@ -66,6 +66,7 @@ def measure(name: str, depth: int) -> tuple[float, float, int]:
     loss.backward()
     backward = time.perf_counter() - start
     growth = peak_memory() - before
+    assert x.grad is not None
     np.testing.assert_allclose(x.grad.data, np.full(8, gradient(depth)), rtol=1e-7)
     return forward, backward, growth
 

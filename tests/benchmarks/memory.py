@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -76,7 +76,8 @@ StepMaker = Callable[[np.ndarray, np.ndarray, int], Iterator[None]]
 def resident_growth(make: StepMaker) -> list[int]:
     """Bytes by which the process's memory, at its peak so far, exceeded that before the step, after each phase.
 
-    Freed memory that the process had kept and uses again does not show: 1 or 2 MB here.
+    Freed memory that the process had kept and uses again does not show: 1 or 2 MB here. Gaps between arrays
+    do, and differ from run to run where the C library's allocator is used as PyTorch uses it.
     """
     X, y = data()
     for _ in make(X, y, 1):  # buffers of the BLAS library, modules that are imported late
@@ -103,8 +104,10 @@ def traced(make: StepMaker) -> tuple[list[int], list[int]]:
     return [peak - before for _, peak in memory], [live for live, _ in memory]
 
 
-def show(label: str, size: float, least: int, bar: str = "") -> None:
-    print(f"  {label:<56} {size / 1e6:8.2f} MB {size / least:6.2f} x {least / 1e6:.2f} MB  {bar}".rstrip())
+def show(label: str, sizes: Sequence[int], least: int, bar: str = "") -> None:
+    size = median(sizes)
+    spread = f"({min(sizes) / 1e6:.2f} to {max(sizes) / 1e6:.2f})" if len(sizes) > 1 else ""
+    print(f"  {label:<48} {size / 1e6:8.2f} MB {spread:<18} {size / least:.2f} x {least / 1e6:.2f} MB  {bar}".rstrip())
 
 
 def run(rounds: int) -> None:
@@ -124,6 +127,6 @@ def run(rounds: int) -> None:
     peaks, live = in_fresh_process(traced, engine_step)
     for i, phase in enumerate(PHASES):
         for who in makers:
-            show(f"peak up to {phase}, resident: {who}", median([g[i] for g in growth[who]]), LEAST[phase])
-        show(f"peak up to {phase}, allocated: microgradnd", peaks[i], LEAST[phase])
-    show("in use after backward (parameters and gradients)", live[1], 2 * PARAMETER_BYTES, LIVE_BAR)
+            show(f"peak up to {phase}, resident: {who}", [g[i] for g in growth[who]], LEAST[phase])
+        show(f"peak up to {phase}, allocated: microgradnd", [peaks[i]], LEAST[phase])
+    show("in use after backward (parameters and gradients)", [live[1]], 2 * PARAMETER_BYTES, LIVE_BAR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def numpy_step(targets: str) -> Step:
     zeros = np.zeros(SIZES[1], np.float32)  # faster than the scalar 0 in maximum
     one_hot = targets == "one-hot rows"
 
-    def step() -> np.floating:
+    def step() -> Any:
         X, y = next(data)
         a = X @ W1
         a += b1
@@ -92,7 +93,7 @@ def nn_step(targets: str) -> Step:
     optimizer = nn.SGD(model.parameters(), lr=LR)
     data = itertools.cycle(batches(targets))
 
-    def step() -> object:
+    def step() -> Any:
         X, y = next(data)
         optimizer.zero_grad()
         loss = nn.cross_entropy(model(X), y)
@@ -111,12 +112,12 @@ def bare_step(targets: str) -> Step:
     W1, b1, W2, b2 = parameters
     data = itertools.cycle(batches(targets))
 
-    def step() -> mg.Tensor:
+    def step() -> Any:
         X, y = next(data)
         loss = mg.cross_entropy(mg.linear(mg.relu(mg.linear(X, W1, b1)), W2, b2), y)
         loss.backward()
         for parameter in parameters:
-            parameter.data -= LR * parameter.grad.data
+            parameter.data -= LR * parameter.grad.data  # type: ignore[union-attr]
             parameter.zero_grad()
         return loss
 
@@ -137,7 +138,7 @@ def torch_step(targets: str, threads: int) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     data = itertools.cycle([(torch.from_numpy(X), torch.from_numpy(y)) for X, y in batches(targets)])
 
-    def step() -> torch.Tensor:
+    def step() -> Any:
         X, y = next(data)
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(X), y)
