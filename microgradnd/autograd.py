@@ -121,10 +121,13 @@ class _Changes:
 changes = _Changes()
 
 
-def mark_changed(leaf: Leaf, memory: Any) -> None:
-    """Note that the values of ``leaf``, in the array ``memory``, were just changed in place."""
-    leaf.changed = changes.latest = next_order()
-    leaf.memory = memory
+def changes_start() -> int:
+    """The order of in-place changes made from now on.
+
+    Whoever changes the array ``p`` of a leaf in place sets ``leaf.changed, leaf.memory = order, p``.
+    """
+    changes.latest = next_order()
+    return changes.latest
 
 
 def backpropagate(
@@ -163,11 +166,12 @@ def backpropagate(
         if node.order > changes.latest:
             _refuse_changed(node)
         op = node.op
+        vjps = op.vjps
         for parent, index, saved in edges:
             if needed is not None and parent not in needed:
                 continue
             try:
-                gx = op.vjp_of_tensors(node, index, saved, g) if create_graph else op.vjps[index](g, *saved)
+                gx = op.vjp_of_tensors(node, index, saved, g) if create_graph else vjps[index](g, *saved)
             except Exception as error:
                 error.add_note(f"(in the gradient of {op.name} with respect to {op.arguments[index]})")
                 raise

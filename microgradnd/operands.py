@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backends import NAMESPACES, as_array
 from .tensor import Tensor, constant
+
+if TYPE_CHECKING:
+    from .primitive import Operation
 
 
 def attached(value: Any, node: Any) -> Any:
@@ -19,7 +22,7 @@ def attached(value: Any, node: Any) -> Any:
     return tensor
 
 
-def operand(x: Any, operation: str, argument: str) -> Any:
+def operand(x: Any, operation: Operation, argument: str) -> Any:
     """An argument that is no tensor, checked: arrays and numbers as they are, sequences as arrays.
 
     Python numbers stay Python numbers, so that NumPy's promotion keeps the other operand's dtype.
@@ -29,15 +32,17 @@ def operand(x: Any, operation: str, argument: str) -> Any:
     return array_operand(x, operation, argument)
 
 
-def array_operand(x: Any, operation: str, argument: str) -> Any:
+def array_operand(x: Any, operation: Operation, argument: str) -> Any:
     """An argument that is no tensor, as an array."""
     try:
         return as_array(x)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{operation}: {argument}: {error}") from None
+        raise type(error)(f"{operation.name}: {argument}: {error}") from None
 
 
-def operands(xs: tuple[Any, ...], operation: str, argument: str) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
+def operands(
+    xs: tuple[Any, ...], operation: Operation, argument: str
+) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
     """Arrays and nodes of a ``*star`` argument; None for the nodes where none of them needs a gradient."""
     nodes = tuple(x._node if x.__class__ is Tensor else None for x in xs)
     arrays = tuple(x._data if x.__class__ is Tensor else operand(x, operation, argument) for x in xs)
@@ -49,28 +54,28 @@ def namespace_of(arrays: tuple[Any, ...]) -> Any:
     return next((NAMESPACES[x.__class__] for x in arrays if x.__class__ in NAMESPACES), None)
 
 
-def option(tensor: Tensor, operation: str, argument: str) -> Any:
+def option(tensor: Tensor, operation: Operation, argument: str) -> Any:
     """The array of a tensor given for an argument that has no gradient."""
     if tensor._node is not None:
         raise no_gradient(operation, argument)
     return tensor._data
 
 
-def no_gradient(operation: str, argument: str) -> TypeError:
+def no_gradient(operation: Operation, argument: str) -> TypeError:
     """The error for a tensor that requires a gradient where none is defined."""
     return TypeError(
-        f"{operation}: no gradient is defined with respect to {argument}, but a tensor that requires one was given; "
-        "pass a constant, for example its detach()"
+        f"{operation.name}: no gradient is defined with respect to {argument}, but a tensor that requires "
+        "one was given; pass a constant, for example its detach()"
     )
 
 
-def explained(error: Exception, operation: str, **arguments: Any) -> Exception:
+def explained(error: Exception, operation: Operation, **arguments: Any) -> Exception:
     """``error`` as an error of the same kind that names the operation, the shapes and the dtypes."""
     for kind in _EXPLAINED:
         if isinstance(error, kind):
             got = ", ".join(f"{name}: {_described(x)}" for name, x in arguments.items())
-            return kind(f"{operation}: {error} (got {got})")
-    error.add_note(f"(in the operation {operation})")
+            return kind(f"{operation.name}: {error} (got {got})")
+    error.add_note(f"(in the operation {operation.name})")
     return error
 
 

@@ -7,11 +7,13 @@ straight-line code. Tracebacks show the generated text.
 
 from __future__ import annotations
 
+import functools
 import linecache
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any, Concatenate, ParamSpec
 
-from .autograd import Node, grad_mode
+from .autograd import Node, grad_mode, next_order
 from .backends import NAMESPACES, as_array, numpy_backend
 from .operands import (
     array_operand,
@@ -137,25 +139,23 @@ class Operation:
         return {(name, saved[0]) if name == self.star else name: parent for name, parent, saved in named}
 
     def wrapper(self) -> Callable[..., Tensor]:
-        """The operation as a function: compiled from :meth:`source`."""
-        function = self.function
-        text = self.source()
-        filename = f"<microgradnd operation {self.name}>"
-        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-        scope: dict[str, Any] = dict(GENERATED_SCOPE, _op=self, _function=function)
-        exec(compile(text, filename, "exec"), scope)
-        wrapper = scope[self.name]
-        wrapper.__defaults__ = function.__defaults__
-        wrapper.__kwdefaults__ = function.__kwdefaults__
+        """The operation as a function with the array function's signature, from the text of :meth:`source`."""
+        code = _compiled(self.source()).replace(co_name=self.name, co_qualname=self.name)
+        wrapper: Any = FunctionType(code, {**GENERATED_SCOPE, "_op": self, "_function": self.function}, self.name)
+        wrapper.__defaults__ = self.function.__defaults__
+        wrapper.__kwdefaults__ = self.function.__kwdefaults__
         wrapper.__doc__ = self.definition.__doc__
         wrapper.__module__ = self.definition.__module__
-        wrapper.__annotations__ = {k: v for k, v in self.definition.__annotations__.items() if k != "xp"}
-        wrapper.__annotations__["return"] = "Tensor"
+        annotations = {name: kind for name, kind in self.definition.__annotations__.items() if name != "xp"}
+        wrapper.__annotations__ = annotations | {"return": "Tensor"}
         wrapper.operation = self
         return wrapper  # type: ignore[no-any-return]
 
     def source(self) -> str:
-        """The text of the wrapper: unwrap the tensors, call, record what the vjps need, wrap the result."""
+        """The text of the wrapper: unwrap the tensors, call, record what the vjps need, wrap the result.
+
+        It says _op instead of the operation's name, so that operations of one form share one text.
+        """
         lines = [*self._unwrapping(), *self._calling()]
         if any(self.vjps):
             lines += self._recording()
@@ -165,7 +165,7 @@ class Operation:
             f"_tensor._node = {'_node' if any(self.vjps) else None}",
         ]
         return "\n".join(
-            [f"def {self.name}({self._signature()}):", *(f"    {line}" for line in lines), "    return _tensor\n"]
+            [f"def operation({self._signature()}):", *(f"    {line}" for line in lines), "    return _tensor\n"]
         )
 
     def _signature(self) -> str:
@@ -179,25 +179,24 @@ class Operation:
         lines = []
         for x in self.arguments:
             if x == self.star:
-                lines.append(f"{x}, _{x}_node = _operands({x}, {self.name!r}, {x!r})")
+                lines.append(f"{x}, _{x}_node = _operands({x}, _op, {x!r})")
                 continue
-            lines += [
-                f"_{x}_node = None",
-                f"if {x}.__class__ is _Tensor:",
-                f"    _{x}_node = {x}._node",
-                f"    {x} = {x}._data",
-            ]
+            if any(self.vjps):
+                lines += [f"_{x}_node = None", f"if {x}.__class__ is _Tensor:", f"    _{x}_node = {x}._node"]
+            else:
+                lines.append(f"if {x}.__class__ is _Tensor:")
+            lines.append(f"    {x} = {x}._data")
             if len(self.arguments) == 1:
-                lines += ["else:", f"    {x} = _array_operand({x}, {self.name!r}, {x!r})"]
+                lines += ["else:", f"    {x} = _array_operand({x}, _op, {x!r})"]
             else:  # a number beside an array stays a Python number, so that it does not change the array's dtype
                 unless_none = f" and {x} is not None" if x in optional else ""
                 lines += [
                     f"elif {x}.__class__ is not float{unless_none}:",
-                    f"    {x} = _operand({x}, {self.name!r}, {x!r})",
+                    f"    {x} = _operand({x}, _op, {x!r})",
                 ]
         for x in self.names:
             if x not in self.arguments:
-                lines += [f"if {x}.__class__ is _Tensor:", f"    {x} = _option({x}, {self.name!r}, {x!r})"]
+                lines += [f"if {x}.__class__ is _Tensor:", f"    {x} = _option({x}, _op, {x!r})"]
         return lines
 
     def _calling(self) -> list[str]:
@@ -212,7 +211,7 @@ class Operation:
             "try:",
             f"    {self.results} = _function({call})",
             "except Exception as _error:",
-            f"    raise _explained(_error, {self.name!r}, {', '.join(f'{x}={x}' for x in self.names)}) from _error",
+            f"    raise _explained(_error, _op, {', '.join(f'{x}={x}' for x in self.names)}) from _error",
             "if out.__class__ not in _NAMESPACES:",
             "    out = _as_array(out)",
         ]
@@ -232,7 +231,9 @@ class Operation:
                 lines.append(f"        _edges += tuple([(_parent, {index}, ({saved})) {each}])")
             else:
                 lines.append(f"        _edges += ((_{x}_node, {index}, ({saved})),)")
-        lines.append("    _node = _Node(_op, _edges, out.shape, out.dtype)")
+        # Node.__init__, written out: a call less.
+        lines += ["    _node = _new(_Node)", "    _node.op = _op", "    _node.edges = _edges"]
+        lines += ["    _node.order = _next_order()", "    _node.shape = out.shape", "    _node.dtype = out.dtype"]
         return lines
 
     def lines_before_recording(self) -> list[str]:
@@ -241,7 +242,7 @@ class Operation:
 
     def line_without_vjp(self, argument: str) -> str:
         """What the generated text does when a tensor that requires a gradient is given for ``argument``."""
-        return f"raise _no_gradient({self.name!r}, {argument!r})"
+        return f"raise _no_gradient(_op, {argument!r})"
 
     def _saved_value(self, name: str, argument: str) -> str:
         if not name.endswith("_shape") or name in self.names:
@@ -250,6 +251,16 @@ class Operation:
         if array == self.star:
             return f"tuple([getattr(x, 'shape', ()) for x in {array}])"
         return f"{array}.shape" if array == argument else f"getattr({array}, 'shape', ())"
+
+
+@functools.cache
+def _compiled(text: str) -> CodeType:
+    """The code of the function that ``text`` defines; tracebacks show the text."""
+    filename = f"<microgradnd operation {text[text.index('(') : text.index(':')]} {len(linecache.cache)}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    code = compile(text, filename, "exec").co_consts[0]
+    assert isinstance(code, CodeType)
+    return code
 
 
 # What the generated text calls. Names begin with an underscore, which no parameter may.
@@ -263,6 +274,7 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_grad_mode": grad_mode,
     "_namespace_of": namespace_of,
     "_new": new,
+    "_next_order": next_order,
     "_no_gradient": no_gradient,
     "_numpy": numpy_backend.namespace,
     "_operand": operand,

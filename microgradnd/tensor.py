@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .autograd import Leaf, Node, backpropagate, enable_grad, mark_changed
+from .autograd import Leaf, Node, backpropagate, changes_start, enable_grad
 from .backends import NAMESPACES, as_array
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Tensor:
                     "change leaves only, or compute a new tensor"
                 )
             if self._node is not None:
-                mark_changed(self._node, value)
+                self._node.changed, self._node.memory = changes_start(), value
             return
         array = as_array(value._data if isinstance(value, Tensor) else value, like=self._data)
         if array.shape != self._data.shape:
@@ -253,7 +253,7 @@ class Tensor:
                 raise ValueError(
                     f"backward: a tensor of shape {self.shape} is no scalar; reduce it first (sum, mean), or pass grad"
                 )
-            one = as_array(1, data.dtype, like=data)
+            one = NAMESPACES[data.__class__].asarray(1, data.dtype)
             return one.reshape(data.shape) if data.ndim else one
         tensor = grad if isinstance(grad, Tensor) else constant(as_array(grad, like=data))
         if tensor.shape != self.shape:

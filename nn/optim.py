@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from microgradnd import Tensor
-from microgradnd.autograd import Leaf, mark_changed
+from microgradnd.autograd import Leaf, changes_start
+from microgradnd.backends import NAMESPACES
 
 
 class SGD:
@@ -46,12 +47,13 @@ class SGD:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        lr = self.lr
+        now = changes_start()
+        lr = None
         for i, parameter in enumerate(self.params):
-            leaf = parameter._node
-            if not isinstance(leaf, Leaf) or leaf.grad is None:
+            leaf: Any = parameter._node
+            if leaf is None or leaf.grad is None:
                 continue
-            d = leaf.grad.data if isinstance(leaf.grad, Tensor) else leaf.grad
+            d = leaf.grad._data if leaf.grad.__class__ is Tensor else leaf.grad
             p = parameter._data
             if p is not leaf.memory:
                 p = parameter._data = p.copy()
@@ -64,8 +66,11 @@ class SGD:
                     self._velocities[i] *= self.momentum
                     self._velocities[i] += d
                 d = self._velocities[i]
+            if lr is None or lr.dtype is not p.dtype:
+                # NumPy multiplies by a 0-d array faster than by a number.
+                lr = NAMESPACES[p.__class__].asarray(self.lr, p.dtype)
             p -= lr * d
-            mark_changed(leaf, p)
+            leaf.changed, leaf.memory = now, p
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters (sets them to None)."""

@@ -445,6 +445,8 @@ OPS = (
         _cross_entropy,
         (
             Sample(((5, 3), np.array([0, 2, 1, 1, 0]))),
+            Sample(((3, 40), np.array([0, 39, 7]))),
+            Sample(((2, 40), np.abs(np.random.default_rng(4).standard_normal((2, 40))))),
             Sample(((2, 3, 4), np.array([[0, 3, 1], [2, 2, 0]]))),
             Sample(((3,), np.array(1))),
             Sample(((5, 3), np.abs(np.random.default_rng(3).standard_normal((5, 3))))),

@@ -40,6 +40,11 @@ def min(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     return _minimum(x, axis, None, None, keepdims)
 
 
+def matmul(x: Any, y: Any) -> Any:
+    """np.matmul, whose calls cost 0.5 us more than dot's where the two are the same."""
+    return x.dot(y) if x.ndim == 2 and y.ndim == 2 else np.matmul(x, y)
+
+
 def is_basic(index: Any) -> bool:
     """Whether ``index`` holds only integers, slices, None and Ellipsis, and so names no element twice."""
     for part in index if isinstance(index, tuple) else (index,):
@@ -48,4 +53,5 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-namespace = SimpleNamespace(**{**vars(np), "max": max, "min": min, "scatter_add": scatter_add, "sum": sum})
+_ours = {"matmul": matmul, "max": max, "min": min, "scatter_add": scatter_add, "sum": sum}
+namespace = SimpleNamespace(**{**vars(np), **_ours})

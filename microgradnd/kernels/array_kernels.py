@@ -4,42 +4,59 @@ from __future__ import annotations
 
 from typing import Any
 
+# Up to so many classes NumPy is faster with the classes along the first axis: reductions and broadcasts then
+# run over the rows, many elements at a time. Measured: 0.25 to 0.8 of the time for 10 classes, 3 times for 64.
+FEW_CLASSES = 32
+
 
 def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
-    logits = xp.ascontiguousarray(logits)  # reshape must give views below, not copies
     classes = logits.shape[-1]
     count = logits.size // max(classes, 1)
     if count == 0:
         raise ValueError("there are no rows to average over")
+    axis = 0 if classes <= FEW_CLASSES else 1  # the axis of the classes in what follows
+    z = _matrix(logits, count, classes, axis)
     one_hot = targets.shape == logits.shape
-    if not one_hot:
-        index = _flat_index(xp, logits, targets, count, classes)
-    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
-    e = xp.exp(shifted)
-    total = xp.sum(e, axis=-1, keepdims=True)
     if one_hot:
-        picked = targets * (shifted - xp.log(total))
-
-        def pullback(g: Any) -> tuple[Any, ...]:
-            p = e * (xp.sum(targets, axis=-1, keepdims=True) / total)
-            p -= targets
-            p *= g / count
-            return (p,)
+        t = _matrix(targets, count, classes, axis)
     else:
-        picked = shifted.reshape(logits.size)[index] - xp.log(total).reshape(count)
+        index = _flat_index(xp, logits, targets, count, classes, axis)
+    shifted = xp.ascontiguousarray(z)
+    shifted = shifted - xp.max(shifted, axis=axis, keepdims=True)
+    e = xp.exp(shifted)
+    total = xp.sum(e, axis=axis, keepdims=True)
+    if one_hot:
+        picked = t * (shifted - xp.log(total))
 
-        def pullback(g: Any) -> tuple[Any, ...]:
-            p = e / total
-            p.reshape(p.size)[index] -= 1
-            p *= g / count
-            return (p,)
+        def gradient(g: Any) -> Any:
+            p = e * (xp.sum(t, axis=axis, keepdims=True) / total)
+            p -= t
+            p *= g
+            return p
+    else:
+        picked = shifted.reshape(z.size)[index] - xp.log(total).reshape(count)
+
+        def gradient(g: Any) -> Any:
+            p = e * (g / total)
+            p.reshape(z.size)[index] -= g
+            return p
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        p = gradient(g / count)
+        return ((p.T if axis == 0 else p).reshape(logits.shape),)
 
     return xp.sum(picked) / -count, pullback
 
 
-def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int) -> Any:
-    """Where each row's class lies in the flat logits; refuses classes out of range, negative ones too."""
+def _matrix(x: Any, count: int, classes: int, axis: int) -> Any:
+    """(..., classes) as a matrix with the classes along ``axis``."""
+    x = x if x.ndim == 2 else x.reshape((count, classes))
+    return x.T if axis == 0 else x
+
+
+def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int, axis: int) -> Any:
+    """Where each row's class lies in the flat matrix; refuses classes out of range, negative ones too."""
     if targets.shape != logits.shape[:-1]:
         raise ValueError(
             f"targets are either class indices of shape {logits.shape[:-1]} or rows of shape {logits.shape}, "
@@ -47,8 +64,11 @@ def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int) ->
         )
     if targets.dtype.kind not in "iu":
         raise TypeError(f"class indices must be integers, got {targets.dtype}")
+    rows, labels = xp.arange(count), targets.reshape(count)
     try:
-        return xp.ravel_multi_index((xp.arange(count), targets.reshape(count)), (count, classes))
+        if axis == 0:
+            return xp.ravel_multi_index((labels, rows), (classes, count))
+        return xp.ravel_multi_index((rows, labels), (count, classes))
     except ValueError:
         raise IndexError(
             f"class indices must lie in 0 to {classes - 1}, got {targets.min()} to {targets.max()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from string import ascii_letters
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,9 +51,14 @@ def matmul(xp: Any, x: Operand, y: Operand) -> Any:
     return xp.matmul(x, y)
 
 
+def _linear_x(g, xp, weight, x_shape):
+    gx = xp.matmul(_rows(g), weight.T)
+    return gx if g.ndim == 2 else gx.reshape(x_shape)
+
+
 @primitive(
-    x=lambda g, weight, x_shape: (_rows(g) @ weight.T).reshape(x_shape),
-    weight=lambda g, x: _rows(x).T @ _rows(g),
+    x=_linear_x,
+    weight=lambda g, xp, x: xp.matmul(_rows(x).T, _rows(g)),
     bias=lambda g: g,
 )
 def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
@@ -62,15 +66,16 @@ def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) ->
 
     Rows are multiplied in one product, whatever the leading axes.
     """
-    if x.shape[-1] != weight.shape[0]:
-        raise ValueError(f"x has {x.shape[-1]} features in its last axis, weight takes {weight.shape[0]}")
-    out = _rows(x) @ weight
+    out = xp.matmul(_rows(x), weight)
     if bias is not None:
         if bias.dtype == out.dtype:
             out += bias
         else:
             out = out + bias
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1]))
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def _spelled_out(subscripts, shapes):
@@ -81,7 +86,7 @@ def _spelled_out(subscripts, shapes):
         letters = left.replace(",", "").replace("...", "")
         output = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     hidden = [len(shape) - len(s.replace("...", "")) for s, shape in zip(inputs, shapes, strict=True)]
-    spare = [c for c in ascii_letters if c not in subscripts][: max([*hidden, 0])]
+    spare = [c for c in LETTERS if c not in subscripts][: max([*hidden, 0])]
     inputs = [s.replace("...", "".join(spare[len(spare) - n :])) for s, n in zip(inputs, hidden, strict=True)]
     return inputs, output.replace("...", "".join(spare))
 
