@@ -49,7 +49,7 @@ class Leaf:
     The gradient lives here and not on the tensor, so that graph and tensors form no reference cycle.
     """
 
-    __slots__ = ("changed", "dtype", "grad", "memory", "order", "shape")
+    __slots__ = ("changed", "dtype", "grad", "memory", "order", "own", "shape")
     edges = ()
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -59,6 +59,7 @@ class Leaf:
         self.dtype = dtype
         self.changed = 0  # the order at which its values were last changed in place; 0: never
         self.memory: Any = None  # the array that was changed in place
+        self.own: Any = None  # an optimiser's array, which it may change: nobody else made it
 
 
 class _GradMode(threading.local):
@@ -181,20 +182,23 @@ def backpropagate(
                 gx = _cast(gx, parent.dtype, op, index)
             is_result = parent.__class__ is Leaf if targets is None else parent in targets
             sums = found if is_result else grads
-            total = sums.get(parent)
-            if total is None:
-                if not is_result:
-                    heappush(waiting, (parent.order, parent))
-                elif not create_graph and _is_shared(gx, g, saved):
+            if parent in sums:
+                if parent in allocated:
+                    sums[parent] += gx
+                else:
+                    sums[parent] = sums[parent] + gx
+                    if not create_graph:
+                        allocated.add(parent)
+                continue
+            if not is_result:
+                heappush(waiting, (parent.order, parent))
+            elif not create_graph:
+                shared = gx is g or gx.base is not None
+                for value in saved:
+                    shared = shared or value is gx
+                if shared:  # writing into it would change another array
                     gx = gx.copy()
-                sums[parent] = gx
-            elif parent in allocated:
-                total += gx
-                sums[parent] = total
-            else:
-                sums[parent] = total + gx
-                if not create_graph:
-                    allocated.add(parent)
+            sums[parent] = gx
         if not retain_graph:
             node.edges = None
     return found
@@ -254,16 +258,6 @@ def _cast(g: Any, dtype: Any, op: Operation, index: int) -> Any:
             f"is {dtype}: gradients through complex values are not supported"
         )
     return g.astype(dtype)
-
-
-def _is_shared(gx: Any, g: Any, saved: tuple[Any, ...]) -> bool:
-    """Whether writing into ``gx`` could change another array: a view, or an array passed on as it was."""
-    if gx is g or gx.base is not None:
-        return True
-    for value in saved:  # noqa: SIM110 (any() with a generator costs three times as much)
-        if gx is value:
-            return True
-    return False
 
 
 def _refuse_changed(node: Node) -> None:

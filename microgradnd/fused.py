@@ -37,7 +37,7 @@ def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callabl
 class FusedOperation(Operation):
     """An operation whose gradients come from its kernel's pullback, and in higher orders from its definition."""
 
-    __slots__ = ("reference",)
+    __slots__ = ("alone", "reference")
     results = "out, pullback"
 
     def __init__(
@@ -48,11 +48,13 @@ class FusedOperation(Operation):
         super().__init__(kernel, dict.fromkeys(arrays))
         self.name = reference.__name__
         self.definition = self.reference = reference
-        self.vjps = tuple(_taken(differentiated.index(name)) if name in differentiated else None for name in arrays)
+        self.alone = len(differentiated) == 1
+        take = {name: _only if self.alone else _taken(i) for i, name in enumerate(differentiated)}
+        self.vjps = tuple(take.get(name) for name in arrays)
         self.saves = tuple(("pullback", *self.names) for _ in arrays)
 
     def lines_before_recording(self) -> list[str]:
-        return ["pullback = _Pullback(pullback)"]
+        return [] if self.alone else ["pullback = _Pullback(pullback)"]
 
     def line_without_vjp(self, argument: str) -> str:
         nodes = ", ".join(f"{name!r}: _{name}_node" for name in self.arguments)
@@ -74,6 +76,11 @@ class FusedOperation(Operation):
         target = inputs[name]._node
         assert out._node is not None
         return backpropagate(out._node, g, create_graph=True, targets=frozenset([target]))[target]
+
+
+def _only(g: Any, pullback: Callable[[Any], tuple[Any, ...]], *inputs: Any) -> Any:
+    (gradient,) = pullback(g)
+    return gradient
 
 
 def _taken(index: int) -> Callable[..., Any]:

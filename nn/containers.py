@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sequential(Module):
-    """Layers applied one after another; ``len()``, indexing and iteration give the layers.
+    """Layers applied one after another; ``len()``, indexing, slicing and iteration give the layers.
 
     Raises TypeError for a layer that can't be called.
     """
@@ -38,8 +38,8 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, index: int) -> Callable[[Any], Any]:
-        return self.layers[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        return Sequential(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
 
     def __iter__(self) -> Iterator[Callable[[Any], Any]]:
         return iter(self.layers)

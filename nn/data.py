@@ -58,7 +58,9 @@ def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:
         if x.shape[1:] != arrays[0].shape[1:] or x.ndim == 0:
             raise ValueError(f"standardize: features differ: shapes {arrays[0].shape} and {x.shape}")
     mean, std = arrays[0].mean(axis=0), arrays[0].std(axis=0)
-    std = np.where(std > 0, std, np.ones_like(std))
+    # The deviation of a constant is not 0 where its mean is rounded, as that of 1/3 is.
+    constant = arrays[0].min(axis=0) == arrays[0].max(axis=0)
+    std = np.where(constant, np.ones_like(std), std)
     scaled = tuple((x - mean) / std for x in arrays)
     return scaled if others else scaled[0]
 

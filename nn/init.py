@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def lecun_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
     """Normal with standard deviation 1 / sqrt(fan_in): unit variance is kept going forward (LeCun et al., 1998)."""
-    return _normal(shape, math.sqrt(1 / shape[0]), rng, dtype)
+    return _normal(shape, math.sqrt(shape[0]), rng, dtype)
 
 
 def lecun_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
@@ -31,7 +31,7 @@ def lecun_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike 
 
 def glorot_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
     """Normal with standard deviation sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
-    return _normal(shape, math.sqrt(2 / (shape[0] + shape[1])), rng, dtype)
+    return _normal(shape, math.sqrt((shape[0] + shape[1]) / 2), rng, dtype)
 
 
 def glorot_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
@@ -41,7 +41,7 @@ def glorot_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike
 
 def he_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
     """Normal with standard deviation sqrt(2 / fan_in), made for the rectifier (He et al., 2015)."""
-    return _normal(shape, math.sqrt(2 / shape[0]), rng, dtype)
+    return _normal(shape, math.sqrt(shape[0] / 2), rng, dtype)
 
 
 def he_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
@@ -49,8 +49,8 @@ def he_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = n
     return _uniform(shape, math.sqrt(6 / shape[0]), rng, dtype)
 
 
-def _normal(shape: tuple[int, int], std: float, rng: Rng, dtype: npt.DTypeLike) -> Array:
-    return (np.random.default_rng(rng).standard_normal(shape) * std).astype(dtype)
+def _normal(shape: tuple[int, int], divisor: float, rng: Rng, dtype: npt.DTypeLike) -> Array:
+    return (np.random.default_rng(rng).standard_normal(shape) / divisor).astype(dtype)
 
 
 def _uniform(shape: tuple[int, int], bound: float, rng: Rng, dtype: npt.DTypeLike) -> Array:

@@ -32,6 +32,11 @@ class Module:
         """Compute the output. Subclasses must define it."""
         raise TypeError(f"{type(self).__name__} defines no forward(self, ...)")
 
+    def __init_subclass__(cls) -> None:
+        # A call is a call of forward, without a frame in between: a tenth of a small layer's time.
+        if "forward" in vars(cls):
+            cls.__call__ = cls.forward  # type: ignore[method-assign]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 

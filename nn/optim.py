@@ -55,8 +55,8 @@ class SGD:
                 continue
             d = leaf.grad._data if leaf.grad.__class__ is Tensor else leaf.grad
             p = parameter._data
-            if p is not leaf.memory:
-                p = parameter._data = p.copy()
+            if p is not leaf.own:
+                p = parameter._data = leaf.own = p.copy()
             if self.weight_decay:
                 d = d + self.weight_decay * p
             if self.momentum:
@@ -75,7 +75,8 @@ class SGD:
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters (sets them to None)."""
         for parameter in self.params:
-            parameter.zero_grad()
+            if parameter._node is not None:
+                parameter._node.grad = None  # type: ignore[union-attr]
 
 
 def _checked(params: Iterable[Tensor]) -> list[Tensor]:

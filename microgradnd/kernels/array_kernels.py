@@ -16,18 +16,13 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     if count == 0:
         raise ValueError("there are no rows to average over")
     axis = 0 if classes <= FEW_CLASSES else 1  # the axis of the classes in what follows
-    z = _matrix(logits, count, classes, axis)
-    one_hot = targets.shape == logits.shape
-    if one_hot:
-        t = _matrix(targets, count, classes, axis)
-    else:
-        index = _flat_index(xp, logits, targets, count, classes, axis)
-    shifted = xp.ascontiguousarray(z)
-    shifted = shifted - xp.max(shifted, axis=axis, keepdims=True)
-    e = xp.exp(shifted)
+    z = _matrix(xp, logits, count, classes, axis)
+    z = z - xp.max(z, axis=axis, keepdims=True)
+    e = xp.exp(z)
     total = xp.sum(e, axis=axis, keepdims=True)
-    if one_hot:
-        picked = t * (shifted - xp.log(total))
+    if targets.shape == logits.shape:
+        t = _matrix(xp, targets, count, classes, axis)
+        picked = t * (z - xp.log(total))
 
         def gradient(g: Any) -> Any:
             p = e * (xp.sum(t, axis=axis, keepdims=True) / total)
@@ -35,11 +30,12 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
             p *= g
             return p
     else:
-        picked = shifted.reshape(z.size)[index] - xp.log(total).reshape(count)
+        index = _flat_index(xp, logits, targets, count, classes, axis)
+        picked = z.reshape(z.size)[index] - xp.log(total).reshape(count)
 
         def gradient(g: Any) -> Any:
             p = e * (g / total)
-            p.reshape(z.size)[index] -= g
+            p.reshape(p.size)[index] -= g
             return p
 
     def pullback(g: Any) -> tuple[Any, ...]:
@@ -49,10 +45,10 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     return xp.sum(picked) / -count, pullback
 
 
-def _matrix(x: Any, count: int, classes: int, axis: int) -> Any:
-    """(..., classes) as a matrix with the classes along ``axis``."""
+def _matrix(xp: Any, x: Any, count: int, classes: int, axis: int) -> Any:
+    """(..., classes) as a matrix in contiguous memory with the classes along ``axis``."""
     x = x if x.ndim == 2 else x.reshape((count, classes))
-    return x.T if axis == 0 else x
+    return xp.ascontiguousarray(x.T if axis == 0 else x)
 
 
 def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int, axis: int) -> Any:

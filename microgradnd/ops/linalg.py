@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _rows(x):
-    """x as a matrix of all its rows: (..., n) -> (prod(...), n)."""
+    """x as a matrix of all its rows: (..., n) -> (prod(...), n); (n,) -> (1, n)."""
     return x if x.ndim == 2 else x.reshape((prod(x.shape[:-1]), x.shape[-1]))
 
 
@@ -59,7 +59,7 @@ def _linear_x(g, xp, weight, x_shape):
 @primitive(
     x=_linear_x,
     weight=lambda g, xp, x: xp.matmul(_rows(x).T, _rows(g)),
-    bias=lambda g: g,
+    bias=lambda g, xp: xp.sum(_rows(g), axis=0),
 )
 def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
     """The affine map x weight + bias: (..., in) with weight (in, out) and bias (out,) -> (..., out).
@@ -68,6 +68,8 @@ def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) ->
     """
     out = xp.matmul(_rows(x), weight)
     if bias is not None:
+        if bias.ndim > 1:
+            raise ValueError(f"bias must have the shape ({weight.shape[1]},), got {bias.shape}")
         if bias.dtype == out.dtype:
             out += bias
         else:

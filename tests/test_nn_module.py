@@ -1,0 +1,187 @@
+import copy
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+
+
+def parameter(*shape, dtype=np.float64):
+    return mg.tensor(np.arange(1.0, 1 + np.prod(shape)).reshape(shape), dtype, requires_grad=True)
+
+
+class Scale(nn.Module):
+    def __init__(self, n=2):
+        self.factor = parameter(n)
+
+    def forward(self, x):
+        return self.factor * x
+
+
+class Everything(nn.Module):
+    """Tensors and modules as attributes and inside lists, tuples and dicts."""
+
+    def __init__(self):
+        self.z = parameter(1)
+        self.blocks = [Scale(), (parameter(2), {"left": Scale(), "deep": [parameter(3)]})]
+        self.constant = mg.tensor([1.0, 2.0])
+        self.a = parameter(4)
+        self.text, self.number, self.nothing = "text", 3, None
+        self.arrays = [np.ones(2), "text", 5]
+
+
+NAMES = ["z", "blocks.0.factor", "blocks.1.0", "blocks.1.1.left.factor", "blocks.1.1.deep.0", "a"]
+
+
+def test_parameters_are_found_in_the_order_of_definition():
+    model = Everything()
+    assert [name for name, _ in model.named_parameters()] == NAMES
+    assert [name for name, _ in model.named_tensors()] == [*NAMES[:5], "constant", "a"]
+    expected = [model.z, model.blocks[0].factor, model.blocks[1][0], model.blocks[1][1]["left"].factor]
+    expected += [model.blocks[1][1]["deep"][0], model.a]
+    assert all(a is b for a, b in zip(model.parameters(), expected, strict=True))
+    assert list(model.modules()) == [model, model.blocks[0], model.blocks[1][1]["left"]]
+
+
+def test_a_parameter_that_appears_twice_counts_once_under_its_first_name():
+    model = Scale()
+    model.again = model.factor
+    model.inner = [model.factor, Scale()]
+    model.inner.append(model.inner[1])
+    assert [name for name, _ in model.named_parameters()] == ["factor", "inner.1.factor"]
+    assert len(list(model.modules())) == 2
+
+
+def test_cycles_end():
+    root, child = Scale(), Scale()
+    root.child, child.parent = child, root
+    child.relatives = [root, child]
+    assert [name for name, _ in root.named_parameters()] == ["factor", "child.factor"]
+    assert list(child.modules()) == [child, root]
+
+
+def test_freezing_removes_a_tensor_from_the_parameters_but_not_from_the_state():
+    model = Scale()
+    model.factor.requires_grad = False
+    assert model.parameters() == []
+    assert list(model.state_dict()) == ["factor"]
+
+
+def test_forward_is_what_a_call_does():
+    np.testing.assert_array_equal(Scale()(mg.tensor([3.0, 5.0])).data, [3, 10])
+    with pytest.raises(TypeError, match=r"Module defines no forward\(self, \.\.\.\)"):
+        nn.Module()(1)
+
+
+def test_zero_grad_forgets_all_gradients():
+    model = Everything()
+    mg.concatenate([p * 2 for p in model.parameters()]).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_train_and_eval_reach_every_module():
+    model = Everything()
+    assert all(module.training for module in model.modules())
+    assert model.eval() is model
+    assert not any(module.training for module in model.modules())
+    assert model.train() is model
+    assert all(module.training for module in model.modules())
+    model.blocks[0].eval()
+    assert [module.training for module in model.modules()] == [True, False, True]
+    assert Scale().training  # nothing was set on the class
+
+
+def test_state_dict_holds_copies():
+    model = Everything()
+    state = model.state_dict()
+    assert list(state) == [name for name, _ in model.named_tensors()]
+    for name, tensor in model.named_tensors():
+        np.testing.assert_array_equal(state[name], tensor.data)
+        assert not np.shares_memory(state[name], tensor.data)
+
+
+def test_load_state_dict_copies_and_keeps_the_tensors():
+    model, other = Everything(), Everything()
+    for tensor in other.parameters():
+        tensor.data = tensor.data * -1
+    state = other.state_dict()
+    before = model.parameters()
+    model.load_state_dict(state)
+    assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+    for name, tensor in model.named_tensors():
+        np.testing.assert_array_equal(tensor.data, state[name])
+        assert not np.shares_memory(tensor.data, state[name])
+    assert model.z.data[0] == -1
+
+
+def test_load_state_dict_converts_to_the_dtype_of_the_tensor():
+    model = Scale()
+    model.load_state_dict({"factor": np.array([0.5, 0.25], np.float32)})
+    assert model.factor.dtype == np.float64
+    np.testing.assert_array_equal(model.factor.data, [0.5, 0.25])
+    model.load_state_dict({"factor": [3, 4]})
+    np.testing.assert_array_equal(model.factor.data, [3.0, 4.0])
+    single = nn.Linear(2, 2, bias=False)
+    single.load_state_dict({"weight": np.full((2, 2), 0.1)})
+    assert single.weight.dtype == np.float32
+    np.testing.assert_array_equal(single.weight.data, np.full((2, 2), 0.1, np.float32))
+
+
+def test_load_state_dict_lists_all_problems_and_changes_nothing():
+    model = Everything()
+    state = {name: -value for name, value in model.state_dict().items()}
+    del state["z"], state["blocks.1.0"]
+    state |= {"a": np.zeros((2, 2)), "constant": np.zeros(3), "one": np.zeros(1), "two": np.zeros(1)}
+    before = model.state_dict()
+    with pytest.raises(ValueError, match="nothing loaded into Everything") as error:
+        model.load_state_dict(state)
+    for problem in (
+        "missing z;",
+        "missing blocks.1.0;",
+        "unexpected one;",
+        "unexpected two;",
+        "a has shape (2, 2), expected (4,)",
+        "constant has shape (3,), expected (2,)",
+    ):
+        assert problem in str(error.value)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_load_state_dict_changes_nothing_when_a_value_can_not_be_converted():
+    model = nn.Sequential(Scale(), Scale())
+    for bad in (np.array([1j, 2]), np.array(["x", "y"])):
+        with pytest.raises(TypeError, match=re.escape("nothing loaded: layers.1.factor")):
+            model.load_state_dict({"layers.0.factor": np.zeros(2), "layers.1.factor": bad})
+        np.testing.assert_array_equal(model[0].factor.data, [1, 2])
+
+
+def test_loading_does_not_disturb_a_graph_recorded_before():
+    model = Scale()
+    loss = (model.factor * model.factor).sum()
+    model.load_state_dict({"factor": [10.0, 20.0]})
+    loss.backward()
+    np.testing.assert_array_equal(model.factor.grad.data, [2, 4])  # of the old values
+
+
+def test_deepcopy_and_pickle_give_independent_models():
+    model = nn.MLP([3, 4, 2], rng=0)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for (name, a), (other_name, b) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+            assert name == other_name
+            np.testing.assert_array_equal(a.data, b.data)
+            assert not np.shares_memory(a.data, b.data)
+
+
+def test_repr_shows_the_tree():
+    assert repr(nn.Linear(3, 4)) == "Linear(3, 4, bias=True)"
+    assert repr(nn.ReLU()) == "ReLU()"
+    assert repr(nn.Softmax(axis=0)) == "Softmax(axis=0)"
+    assert repr(nn.Sequential(nn.MLP([3, 2], rng=0), nn.ReLU())) == (
+        "Sequential(\n  (layers.0): MLP(\n    (layers.0): Linear(3, 2, bias=True)\n  )\n  (layers.1): ReLU()\n)"
+    )

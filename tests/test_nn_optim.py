@@ -1,0 +1,212 @@
+import math
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+
+SETTINGS = [
+    {"lr": 0.1},
+    {"lr": 0.1, "momentum": 0.9},
+    {"lr": 0.1, "weight_decay": 0.5},
+    {"lr": 0.05, "momentum": 0.3, "weight_decay": 0.2},
+    {"lr": 0.0, "momentum": 0.5},
+]
+
+
+def parameter(values, dtype=np.float64):
+    return mg.tensor(values, dtype, requires_grad=True)
+
+
+def descend(optimizer, p, coefficients):
+    """One step on sum(coefficients * p^2); the gradient is returned."""
+    optimizer.zero_grad()
+    (coefficients * p * p).sum().backward()
+    gradient = p.grad.data.copy()
+    optimizer.step()
+    return gradient
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+def test_steps_by_hand(options):
+    rng = np.random.default_rng(0)
+    p = parameter(rng.standard_normal((3, 2)))
+    coefficients = rng.standard_normal((3, 2))
+    optimizer = nn.SGD([p], **options)
+    values, velocity = p.data.copy(), None
+    start = values.copy()
+    for _ in range(6):
+        gradient = descend(optimizer, p, coefficients)
+        np.testing.assert_allclose(gradient, 2 * coefficients * values, rtol=1e-13)
+        d = gradient + options.get("weight_decay", 0) * values
+        velocity = d if velocity is None else options.get("momentum", 0) * velocity + d
+        values = values - options["lr"] * velocity
+        np.testing.assert_allclose(p.data, values, rtol=1e-13)
+    assert (options["lr"] == 0) == np.array_equal(p.data, start)
+
+
+def test_learning_rate_can_be_changed_between_steps():
+    p = parameter([1.0, 2.0])
+    optimizer = nn.SGD([p], 0.25)
+    descend(optimizer, p, 1.0)
+    np.testing.assert_array_equal(p.data, [0.5, 1.0])
+    optimizer.lr = 0.5
+    descend(optimizer, p, 1.0)
+    np.testing.assert_array_equal(p.data, [0.0, 0.0])
+
+
+def test_the_array_a_parameter_was_made_of_stays_as_it_was():
+    array = np.array([1.0, 2.0])
+    p = parameter(array)
+    assert p.data is array
+    optimizer = nn.SGD([p], 0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        descend(optimizer, p, 1.0)
+    np.testing.assert_array_equal(array, [1, 2])
+    assert (p.data < array).all()
+
+
+def test_two_parameters_of_one_array_stay_independent():
+    array = np.array([1.0, 2.0])
+    p, q = parameter(array), parameter(array)
+    optimizer = nn.SGD([p, q], 0.25)
+    for _ in range(2):
+        optimizer.zero_grad()
+        ((p * p).sum() - (q * q).sum()).backward()
+        optimizer.step()
+    np.testing.assert_array_equal(p.data, [0.25, 0.5])
+    np.testing.assert_array_equal(q.data, [2.25, 4.5])
+
+
+def test_assigning_data_between_steps_is_respected_and_not_modified():
+    p = parameter([1.0, 2.0])
+    optimizer = nn.SGD([p], 0.25)
+    descend(optimizer, p, 1.0)
+    assigned = np.array([8.0, 16.0])
+    p.data = assigned
+    descend(optimizer, p, 1.0)
+    np.testing.assert_array_equal(p.data, [4, 8])
+    np.testing.assert_array_equal(assigned, [8, 16])
+
+
+def test_updates_are_in_place_after_the_first():
+    p = parameter([1.0, 2.0])
+    optimizer = nn.SGD([p], 0.1)
+    descend(optimizer, p, 1.0)
+    memory = p.data
+    descend(optimizer, p, 1.0)
+    assert p.data is memory
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_gradients_are_not_modified(weight_decay):
+    p = parameter([1.0, 2.0])
+    optimizer = nn.SGD([p], 0.1, momentum=0.9, weight_decay=weight_decay)
+    kept = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        (p * p).sum().backward()
+        kept.append((p.grad.data, p.grad.data.copy()))
+        optimizer.step()
+    for gradient, copy in kept:
+        np.testing.assert_array_equal(gradient, copy)
+
+
+def test_parameters_without_a_gradient_are_skipped():
+    p, q = parameter([1.0]), parameter([1.0])
+    optimizer = nn.SGD([p, q], 0.1, momentum=0.9, weight_decay=0.5)
+    for _ in range(2):
+        descend(optimizer, p, 1.0)
+    assert q.data[0] == 1  # no weight decay either
+    assert q.grad is None
+    descend(optimizer, q, 1.0)  # its velocity starts now
+    assert q.data[0] == pytest.approx(1 - 0.1 * (2 + 0.5))
+
+
+def test_zero_grad_forgets_all_gradients():
+    p, q = parameter([1.0]), parameter([2.0])
+    (p * q).sum().backward()
+    nn.SGD([p, q], 0.1).zero_grad()
+    assert p.grad is None
+    assert q.grad is None
+
+
+@pytest.mark.parametrize("number", [float, np.float64, np.float32])
+def test_float32_stays_float32(number):
+    p = parameter([1.0, 2.0], np.float32)
+    optimizer = nn.SGD([p], number(0.125), momentum=number(0.5), weight_decay=number(0.25))
+    for _ in range(2):
+        descend(optimizer, p, np.float32(1))
+    assert p.dtype == np.float32
+    double = parameter([1.0, 2.0])
+    reference = nn.SGD([double], 0.125, 0.5, 0.25)
+    for _ in range(2):
+        descend(reference, double, 1.0)
+    np.testing.assert_array_equal(p.data, double.data)  # all numbers are short binary fractions
+
+
+def test_gradients_that_were_recorded_are_used_by_value():
+    p = parameter([1.0, 2.0])
+    (p * p * p).sum().backward(create_graph=True)
+    nn.SGD([p], 0.25, momentum=0.5).step()
+    np.testing.assert_array_equal(p.data, [0.25, -1.0])
+    assert p.requires_grad
+
+
+def test_a_backward_after_the_step_is_refused():
+    p = parameter([1.0, 2.0])
+    optimizer = nn.SGD([p], 0.1)
+    descend(optimizer, p, 1.0)
+    loss = (p * p).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+def test_a_generator_of_parameters_is_read_once():
+    model = nn.Linear(2, 1)
+    optimizer = nn.SGD((p for p in model.parameters()), 0.1)
+    assert all(a is b for a, b in zip(optimizer.params, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -0.1}, "SGD: lr must be at least 0 and below inf, got -0.1"),
+        ({"lr": math.nan}, "SGD: lr must be at least 0 and below inf, got nan"),
+        ({"lr": math.inf}, "SGD: lr must be at least 0 and below inf, got inf"),
+        ({"lr": 0.1, "momentum": 1.0}, "SGD: momentum must be at least 0 and below 1, got 1.0"),
+        ({"lr": 0.1, "momentum": -0.5}, "SGD: momentum must be at least 0 and below 1, got -0.5"),
+        ({"lr": 0.1, "weight_decay": -1}, "SGD: weight_decay must be at least 0 and below inf, got -1"),
+        ({"lr": 0.1, "weight_decay": math.nan}, "SGD: weight_decay must be at least 0 and below inf, got nan"),
+    ],
+)
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        nn.SGD([parameter([1.0])], **options)
+
+
+def test_bad_parameters_are_refused():
+    p = parameter([1.0])
+    with pytest.raises(TypeError, match="params must be a list of tensors, got a single tensor"):
+        nn.SGD(p, 0.1)
+    for empty in ([], iter(())):
+        with pytest.raises(ValueError, match="SGD: got no parameters"):
+            nn.SGD(empty, 0.1)
+    for bad in (np.ones(2), mg.tensor([1.0]), p * 2, "weight"):
+        with pytest.raises(TypeError, match="SGD: parameter 1 must be a tensor made with requires_grad=True"):
+            nn.SGD([p, bad], 0.1)
+    with pytest.raises(ValueError, match="SGD: a parameter was given twice"):
+        nn.SGD([p, parameter([1.0]), p], 0.1)
+
+
+def test_an_array_changed_in_place_by_the_user_still_belongs_to_the_user() -> None:
+    array = np.ones(2)
+    p, q = (mg.tensor(array, requires_grad=True) for _ in range(2))
+    p.data *= 2
+    p.grad = np.ones(2)
+    nn.SGD([p], lr=0.1).step()
+    np.testing.assert_array_equal(p.data, [1.9, 1.9])
+    np.testing.assert_array_equal(q.data, [2, 2])
