@@ -76,9 +76,7 @@ def forward(params: Arrays, X: np.ndarray) -> Arrays:
     """Every intermediate result, by name: X, z1, a1, z2 (the logits) and p (the probabilities)."""
     W1 = params["W1"]
     if X.ndim != 2 or len(X) == 0 or X.shape[1] != W1.shape[0]:
-        raise ValueError(
-            f"X has shape {X.shape}, but W1 of shape {W1.shape} needs (n, {W1.shape[0]}) with n >= 1"
-        )
+        raise ValueError(f"X has shape {X.shape}, but W1 of shape {W1.shape} needs (n, {W1.shape[0]}) with n >= 1")
     z1 = X @ W1 + params["b1"]
     a1 = relu(z1)
     z2 = a1 @ params["W2"] + params["b2"]
@@ -142,9 +140,7 @@ def train(
     if batch_size is not None and (batch_size < 1 or rng is None):
         raise ValueError(f"mini-batches need a batch size >= 1 and an rng, got {batch_size} and {rng}")
     if len(X) != len(y) or len(X) == 0:
-        raise ValueError(
-            f"X has shape {X.shape} and y has shape {y.shape}: they need as many rows, at least 1"
-        )
+        raise ValueError(f"X has shape {X.shape} and y has shape {y.shape}: they need as many rows, at least 1")
     X = X.astype(params["W1"].dtype, copy=False)
     n = len(X)
     losses = []

@@ -109,9 +109,7 @@ def check_data(X: np.ndarray, targets: np.ndarray, n_classes: int) -> tuple[np.n
         raise ValueError(f"X has shape {X.shape}, so the targets need shape {(len(X),)}, got {targets.shape}")
     # A negative label would be a valid index from the end, and train the wrong class silently.
     if not np.isin(targets, np.arange(n_classes)).all():
-        raise ValueError(
-            f"targets must be whole numbers 0 .. {n_classes - 1}, got {np.unique(targets).tolist()}"
-        )
+        raise ValueError(f"targets must be whole numbers 0 .. {n_classes - 1}, got {np.unique(targets).tolist()}")
     if not np.isfinite(X).all():
         raise ValueError("X must be finite")
     return X, targets.astype(np.int64)

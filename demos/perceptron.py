@@ -51,9 +51,7 @@ def predict(w: np.ndarray, b: float, X: np.ndarray) -> np.ndarray:
     return step(X @ w + b)
 
 
-def update(
-    w: np.ndarray, b: float, x: np.ndarray, target: int, lr: float = LR
-) -> tuple[np.ndarray, float, int]:
+def update(w: np.ndarray, b: float, x: np.ndarray, target: int, lr: float = LR) -> tuple[np.ndarray, float, int]:
     """Show one example to the perceptron: the new w and b, and the error target - prediction."""
     prediction = 1 if x @ w + b > 0 else 0
     error = int(target) - prediction  # -1, 0 or 1
@@ -238,9 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = random_sets(rng, args.sets, args.lr, args.epochs)
     made, allowed = counts.T
     print(f"random sets: {np.sum(made <= allowed)} of {args.sets} within their bound")
-    print(
-        f"mistakes: {made.sum():.0f} in all, median {np.median(made):.0f} with bound {np.median(allowed):.0f}"
-    )
+    print(f"mistakes: {made.sum():.0f} in all, median {np.median(made):.0f} with bound {np.median(allowed):.0f}")
     print(f"the closest set used {np.max(made / allowed):.0%} of its bound")
     print(f"sets learned without a mistake, which the picture leaves out: {np.sum(made == 0)}")
 

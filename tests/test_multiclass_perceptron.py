@@ -77,11 +77,7 @@ def test_two_classes_are_the_binary_perceptron(kind, seed):
     two have many chances to part, and small whole numbers make many exact ties.
     """
     rng = np.random.default_rng(seed)
-    X = (
-        rng.integers(-2, 3, (40, 3)).astype(float)
-        if kind == "whole numbers"
-        else rng.standard_normal((40, 3))
-    )
+    X = rng.integers(-2, 3, (40, 3)).astype(float) if kind == "whole numbers" else rng.standard_normal((40, 3))
     targets = rng.integers(0, 2, 40)
     w, b, binary_mistakes = binary.fit(X, targets, lr=0.5, epochs=20)
     W, bs, mistakes = fit(X, targets, 2, lr=0.5, epochs=20)

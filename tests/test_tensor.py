@@ -267,7 +267,11 @@ def test_backward_errors() -> None:
     [
         (lambda x: x + np.ones(4), ValueError, r"add: .*x: numpy float64 \(2, 3\), y: numpy float64 \(4,\)"),
         (lambda x: x @ np.ones((4, 2)), ValueError, r"matmul: .*\(2, 3\).*\(4, 2\)"),
-        (lambda x: mg.linear(x, np.ones((4, 2))), ValueError, r"linear: .*x: numpy float64 \(2, 3\), weight: numpy float64 \(4, 2\)"),
+        (
+            lambda x: mg.linear(x, np.ones((4, 2))),
+            ValueError,
+            r"linear: .*x: numpy float64 \(2, 3\), weight: numpy float64 \(4, 2\)",
+        ),
         (lambda x: mg.concatenate([x, np.ones((2, 2))]), ValueError, r"concatenate: .*\(2, 3\).*\(2, 2\)"),
         (lambda x: mg.einsum("ij,jk->ik", x, np.ones((4, 2))), ValueError, r"einsum: .*\(2, 3\).*\(4, 2\)"),
         (lambda x: mg.einsum(x, [0, 1]), TypeError, "einsum"),

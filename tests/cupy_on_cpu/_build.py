@@ -93,9 +93,7 @@ class KernelBuilder:
             precompiled = prelude.with_name(prelude.name + ".gch")
             if not precompiled.exists():
                 _write(prelude, '#include "kernel_prelude.h"\n')
-                _compile(
-                    ["g++", *KERNEL_FLAGS, *self._includes, "-x", "c++-header", str(prelude)], precompiled
-                )
+                _compile(["g++", *KERNEL_FLAGS, *self._includes, "-x", "c++-header", str(prelude)], precompiled)
             self._prelude = prelude
         return self._prelude
 

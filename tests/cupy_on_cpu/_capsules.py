@@ -60,11 +60,7 @@ def _python_function(library: ctypes.PyDLL, symbol: str, signature: str) -> Call
         raise RuntimeError(f"CuPy {symbol} has a signature that is not understood: {signature}")
     returns, declared = match.groups()
     arguments = [argument.strip() for argument in declared.split(",")]
-    own = [
-        argument
-        for argument in arguments
-        if "__pyx_skip_dispatch" not in argument and "__pyx_opt" not in argument
-    ]
+    own = [argument for argument in arguments if "__pyx_skip_dispatch" not in argument and "__pyx_opt" not in argument]
     own = [argument for argument in own if argument != "void"]
     prototype = ctypes.PYFUNCTYPE(_c_type(returns), *map(_c_type, own), ctypes.c_int)
     function = prototype((symbol, library))

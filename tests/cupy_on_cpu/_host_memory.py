@@ -27,9 +27,7 @@ def vector_view(pointer: int, count: int, increment: int, dtype: DTypeLike) -> n
     return flat_view(pointer, (count - 1) * increment + 1 if count else 0, dtype)[::increment]
 
 
-def column_major_view(
-    pointer: int, rows: int, columns: int, leading: int, dtype: DTypeLike
-) -> np.ndarray[Any, Any]:
+def column_major_view(pointer: int, rows: int, columns: int, leading: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:
     """Return the matrix at a pointer whose columns lie `leading` elements apart."""
     if rows == 0 or columns == 0:
         return np.empty((rows, columns), dtype)

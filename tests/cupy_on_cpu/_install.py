@@ -58,9 +58,7 @@ def install() -> ModuleType:
         return _cupy
     imported = [name for name in sys.modules if name.split(".")[0] in ("cupy", "cupy_backends", "cupyx")]
     if imported:
-        raise RuntimeError(
-            f"install() must come before CuPy is imported, and {min(imported)} is imported already"
-        )
+        raise RuntimeError(f"install() must come before CuPy is imported, and {min(imported)} is imported already")
     reason = unavailable()
     if reason is not None:
         raise RuntimeError(reason)
@@ -150,18 +148,14 @@ def _module_compiler(cupy: ModuleType) -> Any:
         try:
             path, compiled = builder.build(code)
         except BuildError as error:
-            raise cupy.cuda.compiler.CompileException(
-                str(error), source, "kernel.cu", options, "g++"
-            ) from error
+            raise cupy.cuda.compiler.CompileException(str(error), source, "kernel.cu", options, "g++") from error
         stats.kernels += 1
         if compiled:
             stats.compiled += 1
             stats.seconds += time.perf_counter() - started
         module = cupy.cuda.function.Module()
         module.load(b"cpucupy:" + os.fsencode(path))
-        module._set_mapping(
-            {expression: _kernels.expression_symbol(i) for i, expression in enumerate(expressions)}
-        )
+        module._set_mapping({expression: _kernels.expression_symbol(i) for i, expression in enumerate(expressions)})
         return module
 
     return compile_module

@@ -75,9 +75,7 @@ def _none_only(real: Callable[[Iterable[Any]], None]) -> Callable[[Iterable[Any]
     def set_accelerators(accelerators: Iterable[Any]) -> None:
         chosen = list(accelerators)
         if chosen:
-            raise NotImplementedError(
-                f"the CPU stand-in has no accelerators, such as {chosen[0]} (CUB or cuTENSOR)"
-            )
+            raise NotImplementedError(f"the CPU stand-in has no accelerators, such as {chosen[0]} (CUB or cuTENSOR)")
         real(chosen)
 
     return set_accelerators

@@ -36,9 +36,7 @@ def unavailable() -> str | None:
         if shutil.which(compiler) is None:
             return f"CuPy on the CPU compiles with {compiler}, which is not installed."
     if compiler_major_version() < OLDEST_GCC:
-        return (
-            f"CuPy on the CPU needs GCC {OLDEST_GCC} or newer, and g++ is version {compiler_major_version()}."
-        )
+        return f"CuPy on the CPU needs GCC {OLDEST_GCC} or newer, and g++ is version {compiler_major_version()}."
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         return "CuPy on the CPU needs Python.h (on Debian: the package python3-dev)."
     return None
@@ -57,9 +55,7 @@ def _installed_cupy() -> dict[str, str]:
 @functools.cache
 def compiler_version() -> str:
     """Return g++'s full version, such as 12.2.0."""
-    answer = subprocess.run(
-        ["g++", "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run(["g++", "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=True)
     return answer.stdout.strip()
 
 

@@ -70,9 +70,7 @@ def test_bool(cp, rng, operation):
     check(cp, operation, sample(rng, (5, 6), "bool"), sample(rng, (5, 6), "bool"))
 
 
-@pytest.mark.parametrize(
-    "shapes", [((3, 4), (4,)), ((3, 1), (1, 4)), ((2, 1, 4), (3, 1)), ((), (3,)), ((1,), (0,))]
-)
+@pytest.mark.parametrize("shapes", [((3, 4), (4,)), ((3, 1), (1, 4)), ((2, 1, 4), (3, 1)), ((), (3,)), ((1,), (0,))])
 def test_broadcasting(cp, rng, shapes):
     x, y = (sample(rng, shape, "float64") for shape in shapes)
     check(cp, lambda xp, x, y: x * y + x, x, y)

@@ -104,10 +104,7 @@ def test_install_after_an_import_of_cupy_is_an_error(cp):
 
 
 def test_unavailable_does_not_import_cupy():
-    code = (
-        "import sys; from tests.cupy_on_cpu import unavailable\n"
-        "unavailable(); sys.exit('cupy' in sys.modules)"
-    )
+    code = "import sys; from tests.cupy_on_cpu import unavailable\nunavailable(); sys.exit('cupy' in sys.modules)"
     assert run_python(code).returncode == 0
 
 

@@ -89,8 +89,7 @@ EMPTY = 'extern "C" __global__ void nothing() {}'
 
 @pytest.mark.parametrize(
     ("grid", "block", "shared"),
-    [((1,), (2048,), 0), ((1,), (32, 64), 0), ((1,), (1, 1, 65), 0), ((1, 70_000), (1,), 0)]
-    + [((1,), (1,), 60_000)],
+    [((1,), (2048,), 0), ((1,), (32, 64), 0), ((1,), (1, 1, 65), 0), ((1, 70_000), (1,), 0)] + [((1,), (1,), 60_000)],
 )
 def test_launches_that_no_device_accepts(cp, grid, block, shared):
     kernel = cp.RawKernel(EMPTY, "nothing")
@@ -114,9 +113,7 @@ def test_options_templates_and_globals(cp):
         int i = blockIdx.x * blockDim.x + threadIdx.x;
         if (i < n) x[i] = x[i] * FACTOR + offset[0];
     }"""
-    module = cp.RawModule(
-        code=source, options=("-DFACTOR=3",), name_expressions=("scale<float>", "scale<double>")
-    )
+    module = cp.RawModule(code=source, options=("-DFACTOR=3",), name_expressions=("scale<float>", "scale<double>"))
     offset = cp.ndarray((1,), "float32", module.get_global("offset"))
     offset[...] = 0.5
     for dtype, name in (("float32", "scale<float>"), ("float64", "scale<double>")):
@@ -138,6 +135,4 @@ def test_elementwise_reduction_and_fused_kernels(cp, rng):
     before = counters()["launches"]
     fused = cp.fuse(gelu)(cp.asarray(x))
     assert counters()["launches"] == before + 1
-    assert_same(
-        fused, 0.5 * x * (1 + np.tanh(np.float32(0.79788456) * (x + np.float32(0.044715) * x * x * x)))
-    )
+    assert_same(fused, 0.5 * x * (1 + np.tanh(np.float32(0.79788456) * (x + np.float32(0.044715) * x * x * x))))
