@@ -41,14 +41,14 @@ class Device:
 def device(request: pytest.FixtureRequest) -> Device:
     """NumPy, then CuPy on host memory."""
     if request.param == "cupy-on-cpu" and _without_cupy is not None:
-        if COMPLETE:
-            pytest.fail(f"CI must run the tests on CuPy: {_without_cupy}")
         pytest.skip(f"CuPy on host memory is not available: {_without_cupy}")
     return Device(request.param)
 
 
-def optional(module: str) -> Any:
-    """An optional package, or a skip that says which one is missing; in CI a failure."""
-    if COMPLETE:
-        return __import__(module)
-    return pytest.importorskip(module, reason=f"{module} is not installed")
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skipped test fails the run: everything that it could lack is installed."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if COMPLETE and reporter else []
+    if skipped and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"CI may skip nothing, and {len(skipped)} were skipped", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Device, optional
+from tests.conftest import Device
 from tests.op_table import OPS, Op, Sample
 from tests.test_ops import assert_close, drawn, gradients, varied, weights
 
@@ -22,7 +22,7 @@ CASES = [
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(("op", "sample"), CASES)
 def test_equals_pytorch(op: Op, sample: Sample, order: int) -> None:
-    torch = optional("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     args = drawn(op, sample)
     positions = varied(op, args)
     out, ours = gradients(op, sample, args, Device("numpy"), order)
