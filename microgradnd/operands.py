@@ -27,7 +27,9 @@ def operand(x: Any, operation: Operation, argument: str) -> Any:
 
     Python numbers stay Python numbers, so that NumPy's promotion keeps the other operand's dtype.
     """
-    if x.__class__ in _NUMBERS or isinstance(x, np.number | np.bool_):
+    if NAMESPACES.get(x.__class__) and x.dtype.kind in "biufc":
+        return x
+    if x.__class__ in _NUMBERS or isinstance(x, (np.number, np.bool_)):
         return x
     return array_operand(x, operation, argument)
 

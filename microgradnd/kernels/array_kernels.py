@@ -25,7 +25,7 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
         picked = t * (z - xp.log(total))
 
         def gradient(g: Any) -> Any:
-            p = e * (xp.sum(t, axis=axis, keepdims=True) / total)
+            p = e * (xp.sum(t, axis=axis).reshape(total.shape) / total)
             p -= t
             p *= g
             return p
