@@ -186,15 +186,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    try:
-        import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
-        from tqdm import tqdm
+    import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
+    from tqdm import tqdm
 
-        rng = np.random.default_rng(args.seed)
-        images, labels, images_test, labels_test = load_digits(rng)
-    except ImportError as error:
-        sys.exit(f"this demo needs {error.name}, which is missing: pip install 'microgradnd[demos]'")
-
+    rng = np.random.default_rng(args.seed)
+    images, labels, images_test, labels_test = load_digits(rng)
     X, X_test = prepare(images, images_test)  # (1438, 64), (359, 64)
     targets = smoothed(labels)  # (1438, 10)
     model = nn.MLP([X.shape[1], *args.hidden, CLASSES], rng=rng)
@@ -231,3 +227,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
+    except OSError as error:
+        sys.exit(f"the picture could not be written: {error}")

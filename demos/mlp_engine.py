@@ -15,6 +15,7 @@ files, up to rounding. Run it, on the 8x8 digits of scikit-learn, with
     python demos/mlp_engine.py
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -110,12 +111,14 @@ def load_digits(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nd
     return X[train_rows], y[train_rows], X[test], y[test]
 
 
-def main() -> None:
-    rng = np.random.default_rng(SEED)
-    try:
-        X, y, X_test, y_test = load_digits(rng)  # (1438, 64), (1438, 10), (359, 64), (359, 10)
-    except ImportError as error:
-        sys.exit(f"this demo needs {error.name}, which is missing: pip install 'microgradnd[demos]'")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The multilayer perceptron of mlp_numpy.py, without its calculus.")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of all randomness (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed must not be negative, got {args.seed}")
+    rng = np.random.default_rng(args.seed)
+    X, y, X_test, y_test = load_digits(rng)  # (1438, 64), (1438, 10), (359, 64), (359, 10)
     params = init_params(rng, (X.shape[1], HIDDEN, y.shape[1]))
     for epoch in range(1, EPOCHS + 1):
         losses = train(params, X, y, LR, 1, BATCH_SIZE, rng)
@@ -129,3 +132,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")

@@ -244,6 +244,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
+
     rng = np.random.default_rng(args.seed)
     X, y, X_test, y_test = load_digits(rng)
     params = init_params(rng, (X.shape[1], args.hidden, y.shape[1]))
@@ -263,4 +265,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
+    except OSError as error:
+        sys.exit(f"the picture could not be written: {error}")

@@ -22,6 +22,7 @@ what the class looks for in red, what it rejects in blue. Run it with
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -199,6 +200,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
+
     X, targets, X_test, targets_test = load_digits(np.random.default_rng(args.seed))
 
     W = np.zeros((10, X.shape[1]))  # (k, d)
@@ -214,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # The weights found are a separator, so the theorem applies to the very run that found them.
             # The bound is loose: training stops at the first separator, whose margin is thin.
             bound = mistake_bound(X, targets, W, b)
-            print(f"converged: {sum(mistakes)} mistakes in all, bound of this separator {bound:.0f}")
+            print(f"converged: {sum(mistakes)} mistakes in all, at most {bound:.0f} by this separator's thin margin")
             break
     else:
         print(f"not converged in {args.epochs} epochs: {sum(mistakes)} mistakes in all")
@@ -224,4 +227,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
+    except OSError as error:
+        sys.exit(f"the picture could not be written: {error}")

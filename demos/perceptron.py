@@ -27,6 +27,7 @@ on many random separable sets and sets each count against its bound. Run it with
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -224,6 +225,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
+    import tqdm  # noqa: F401
+
     rng = np.random.default_rng(args.seed)
 
     X, targets, separator = separable_data(rng, args.points, 2, args.margin)
@@ -245,4 +249,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
+    except OSError as error:
+        sys.exit(f"the picture could not be written: {error}")

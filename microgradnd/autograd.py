@@ -8,20 +8,18 @@ gradient is to be differentiated again, for tensors.
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 from collections.abc import Callable
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .inplace import changed_since, changes, next_order
+
 if TYPE_CHECKING:
     from .primitive import Operation
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# Orders count down, so that the newest node is the smallest: what heapq takes first.
-next_order = itertools.count(-1, -1).__next__
 
 
 class Node:
@@ -49,7 +47,7 @@ class Leaf:
     The gradient lives here and not on the tensor, so that graph and tensors form no reference cycle.
     """
 
-    __slots__ = ("changed", "dtype", "grad", "memory", "order", "own", "shape")
+    __slots__ = ("dtype", "grad", "order", "shape")
     edges = ()
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -57,9 +55,6 @@ class Leaf:
         self.order = next_order()
         self.shape = shape
         self.dtype = dtype
-        self.changed = 0  # the order at which its values were last changed in place; 0: never
-        self.memory: Any = None  # the array that was changed in place
-        self.own: Any = None  # an optimiser's array, which it may change: nobody else made it
 
 
 class _GradMode(threading.local):
@@ -111,24 +106,6 @@ class enable_grad(no_grad):
     """Record, whatever the mode outside: what ``mg.grad`` needs inside of ``no_grad``."""
 
     _enabled = True
-
-
-class _Changes:
-    """The order of the latest in-place change of any leaf: one comparison per node rules changes out."""
-
-    latest = 0
-
-
-changes = _Changes()
-
-
-def changes_start() -> int:
-    """The order of in-place changes made from now on.
-
-    Whoever changes the array ``p`` of a leaf in place sets ``leaf.changed, leaf.memory = order, p``.
-    """
-    changes.latest = next_order()
-    return changes.latest
 
 
 def backpropagate(
@@ -262,25 +239,13 @@ def _cast(g: Any, dtype: Any, op: Operation, index: int) -> Any:
 
 def _refuse_changed(node: Node) -> None:
     """Raise if an array saved by ``node`` has been changed in place since it was saved."""
-    changed = [leaf for leaf in reachable(node) if leaf.__class__ is Leaf and leaf.changed < node.order]
     for _, index, saved in node.edges or ():
         for value in saved:
             for array in value if isinstance(value, tuple | list) else (value,):
-                if any(_same_memory(array, leaf.memory) for leaf in changed):
+                if hasattr(array, "shape") and changed_since(array, node.order):
                     raise RuntimeError(
-                        f"backward: {node.op.name} saved a tensor of shape {array.shape} for the gradient with respect "
+                        f"backward: {node.op.name} saved an array of shape {array.shape} for the gradient with respect "
                         f"to {node.op.arguments[index]}, and its values have been changed in place since; call "
                         "backward() before the optimiser's step(), or assign a new array (t.data = t.data - ..., "
                         "not t.data -= ...)"
                     )
-
-
-def _same_memory(x: Any, y: Any) -> bool:
-    """Whether two arrays are, or are views of, the same array."""
-
-    def owner(array: Any) -> Any:
-        while getattr(array, "base", None) is not None:
-            array = array.base
-        return array
-
-    return hasattr(x, "shape") and owner(x) is owner(y)

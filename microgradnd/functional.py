@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .autograd import backpropagate, enable_grad, grad_mode, next_order, reachable
+from .autograd import backpropagate, enable_grad, grad_mode, reachable
 from .backends import as_array
+from .inplace import next_order
 from .ops import alias, ones_like, zeros_like
 from .tensor import Tensor, constant
 
@@ -90,18 +91,18 @@ def _gradients(
     if out._node is None:
         return tuple(zeros_like(x) for x in variables), False
     outside = any(node.order > start for node in reachable(out._node))
-    again = outside and tracked
+    create_graph = outside and tracked
     one = ones_like(out)
     nodes = [x._node for x in variables]
     found = backpropagate(
         out._node,
-        one if again else one._data,
+        one if create_graph else one._data,
         retain_graph=outside,
-        create_graph=again,
+        create_graph=create_graph,
         targets=frozenset(node for node in nodes if node is not None),
     )
     gradients = [found.get(node) for node in nodes]
     return tuple(
-        zeros_like(x) if g is None else g if again else constant(as_array(g))
+        zeros_like(x) if g is None else g if create_graph else constant(as_array(g))
         for g, x in zip(gradients, variables, strict=True)
     ), outside

@@ -37,7 +37,7 @@ def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callabl
 class FusedOperation(Operation):
     """An operation whose gradients come from its kernel's pullback, and in higher orders from its definition."""
 
-    __slots__ = ("alone", "reference")
+    __slots__ = ("alone",)
     results = "out, pullback"
 
     def __init__(
@@ -47,7 +47,7 @@ class FusedOperation(Operation):
         arrays = code.co_varnames[: code.co_argcount - len(reference.__defaults__ or ())]
         super().__init__(kernel, dict.fromkeys(arrays))
         self.name = reference.__name__
-        self.definition = self.reference = reference
+        self.definition = reference
         self.alone = len(differentiated) == 1
         take = {name: _only if self.alone else _taken(i) for i, name in enumerate(differentiated)}
         self.vjps = tuple(take.get(name) for name in arrays)
@@ -63,7 +63,8 @@ class FusedOperation(Operation):
     def composed(self, values: tuple[Any, ...], nodes: dict[str, Any]) -> Tensor:
         """The result by the definition, for arrays that belong to ``nodes``."""
         tensors = [attached(value, nodes.get(name)) for name, value in zip(self.names, values, strict=True)]
-        return self.reference(**dict(zip(self.names, tensors, strict=True)))
+        result: Tensor = self.definition(**dict(zip(self.names, tensors, strict=True)))
+        return result
 
     def vjp_of_tensors(self, node: Node, index: int, saved: tuple[Any, ...], g: Tensor) -> Any:
         from .ops import alias
@@ -72,7 +73,7 @@ class FusedOperation(Operation):
         parents = self.parents(node)
         inputs = {n: attached(value, parents.get(n)) for n, value in zip(self.names, saved[1:], strict=True)}
         inputs[name] = alias(inputs[name])  # where the definition's gradient is read off
-        out = self.reference(**inputs)
+        out = self.definition(**inputs)
         target = inputs[name]._node
         assert out._node is not None
         return backpropagate(out._node, g, create_graph=True, targets=frozenset([target]))[target]

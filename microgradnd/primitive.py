@@ -13,8 +13,9 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any, Concatenate, ParamSpec
 
-from .autograd import Node, grad_mode, next_order
+from .autograd import Node, grad_mode
 from .backends import NAMESPACES, as_array, numpy_backend
+from .inplace import next_order
 from .operands import (
     array_operand,
     attached,
@@ -45,8 +46,10 @@ def primitive(**vjps: Vjp | None) -> Callable[[Callable[Concatenate[Any, P], Any
     else. None marks an array argument without a gradient. For a ``*star`` argument the vjp is called once
     per array that needs a gradient, as ``vjp(g, i, ...)`` with ``i``, the array's position.
 
-    A vjp written with ``xp`` and operators is differentiable itself, to any order. It need not undo
-    broadcasting: gradients are summed to their argument's shape where they arrive.
+    A vjp written with operators and those functions of ``xp`` that microgradnd has too is differentiable
+    itself, to any order. It need not undo broadcasting: gradients are summed to their argument's shape
+    where they arrive. Where all arguments are marked None the result is a constant; otherwise a tensor
+    that requires a gradient is refused (TypeError) for an argument marked None.
 
     Raises TypeError, when the operation is defined, for names that do not fit the function. The operation
     raises what the function raises, with the operation's name and the arguments' shapes and dtypes.

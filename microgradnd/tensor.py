@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .autograd import Leaf, Node, backpropagate, changes_start, enable_grad
+from .autograd import Leaf, Node, backpropagate, enable_grad
 from .backends import NAMESPACES, as_array
+from .inplace import mark_changed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,6 +37,7 @@ class Tensor:
     Raises:
         TypeError: for data that is not numeric, and for ``requires_grad`` with an integer, boolean or
             complex dtype.
+        ValueError: for nested lists whose lengths differ.
 
     Operations on tensors are functions of ``microgradnd`` under NumPy's names; the operators and a few
     methods are the same functions.
@@ -110,7 +112,7 @@ class Tensor:
 
     @property
     def data(self) -> Any:
-        """The array itself, NumPy's or CuPy's. Changing it is invisible to the graph.
+        """The array itself, NumPy's or CuPy's.
 
         Assigning replaces the values: same shape, converted to the tensor's dtype; a graph recorded before
         keeps the old values. After an in-place change such as ``t.data -= step``, a backward that needs
@@ -127,17 +129,9 @@ class Tensor:
                     f"data: a tensor made by {self._node.op.name} was changed in place, and its gradients with it; "
                     "change leaves only, or compute a new tensor"
                 )
-            if self._node is not None:
-                self._node.changed, self._node.memory = changes_start(), value
+            mark_changed(value)
             return
-        array = as_array(value._data if isinstance(value, Tensor) else value, like=self._data)
-        if array.shape != self._data.shape:
-            raise ValueError(f"data: expected shape {self._data.shape}, got {array.shape}")
-        if array.dtype != self._data.dtype:
-            if not np.can_cast(array.dtype, self._data.dtype, "same_kind"):
-                raise TypeError(f"data: expected {self._data.dtype}, got {array.dtype}")
-            array = array.astype(self._data.dtype)
-        self._data = array
+        self._data = self._matching(value, "data")
 
     @property
     def grad(self) -> Tensor | None:
@@ -150,11 +144,25 @@ class Tensor:
     def grad(self, value: Operand | None) -> None:
         if not isinstance(self._node, Leaf):
             raise RuntimeError("grad: only a leaf that requires a gradient has one")
-        if value is not None:
-            value = value if isinstance(value, Tensor) else Tensor(value, self.dtype)
-            if value.shape != self.shape:
-                raise ValueError(f"grad: expected shape {self.shape}, got {value.shape}")
-        self._node.grad = None if value is None else value if value.requires_grad else value._data
+        if isinstance(value, Tensor) and value.requires_grad and value.shape == self.shape:
+            self._node.grad = value.astype(self.dtype)  # a gradient that can be differentiated again
+        else:
+            self._node.grad = None if value is None else self._matching(value, "grad")
+
+    def _matching(self, value: Operand, what: str) -> Any:
+        """``value`` as an array of this tensor's shape and dtype."""
+        data = self._data
+        try:
+            array = as_array(value._data if isinstance(value, Tensor) else value, like=data)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{what}: {error}") from None
+        if array.shape != data.shape:
+            raise ValueError(f"{what}: expected shape {data.shape}, got {array.shape}")
+        if array.dtype != data.dtype:
+            if not np.can_cast(array.dtype, data.dtype, "same_kind"):
+                raise TypeError(f"{what}: expected {data.dtype}, got {array.dtype}")
+            array = array.astype(data.dtype)
+        return array
 
     @property
     def requires_grad(self) -> bool:
@@ -255,10 +263,10 @@ class Tensor:
                 )
             one = NAMESPACES[data.__class__].asarray(1, data.dtype)
             return one.reshape(data.shape) if data.ndim else one
-        tensor = grad if isinstance(grad, Tensor) else constant(as_array(grad, like=data))
-        if tensor.shape != self.shape:
-            raise ValueError(f"backward: grad has shape {tensor.shape}, the tensor {self.shape}")
-        return tensor.astype(data.dtype) if tensor.requires_grad else tensor._data.astype(data.dtype)
+        array = self._matching(grad, "backward: grad")
+        if isinstance(grad, Tensor) and grad.requires_grad:
+            return grad.astype(data.dtype)
+        return array.copy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """NumPy's array conversion, refused where it would lose a gradient unnoticed."""

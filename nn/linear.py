@@ -34,7 +34,7 @@ class Linear(Module):
         rng: a ``numpy.random.Generator`` or a seed for the weights; None draws a seed.
 
     Raises:
-        ValueError: for sizes below 1.
+        ValueError: for sizes below 1, and for an ``init`` that gives another shape.
         TypeError: for sizes that are no integers, and dtypes that are not floating-point.
     """
 
@@ -53,7 +53,10 @@ class Linear(Module):
         if min(self.in_features, self.out_features) < 1:
             raise ValueError(f"Linear: sizes must be at least 1, got {in_features} and {out_features}")
         shape = (self.in_features, self.out_features)
-        self.weight = mg.tensor(init(shape, rng, dtype), dtype, requires_grad=True)
+        weight = init(shape, rng, dtype)
+        if np.shape(weight) != shape:
+            raise ValueError(f"Linear: init gave the shape {np.shape(weight)}, expected {shape}")
+        self.weight = mg.tensor(weight, dtype, requires_grad=True)
         self.bias = mg.tensor(np.zeros(self.out_features, dtype), requires_grad=True) if bias else None
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 import microgradnd as mg
 from microgradnd import cross_entropy
 
@@ -13,13 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["cross_entropy", "mse_loss"]
 
 
-def mse_loss(predictions: mg.Tensor, targets: Operand) -> mg.Tensor:
+def mse_loss(predictions: Operand, targets: Operand) -> mg.Tensor:
     """The mean of (predictions - targets)^2 over all elements.
 
     Raises ValueError where the shapes differ: (n, 1) and (n,) would broadcast to (n, n) unnoticed.
     """
-    difference = predictions - targets
-    shapes = [getattr(x, "shape", ()) for x in (predictions, targets)]
-    if any(shape != difference.shape for shape in shapes):
+    shapes = [x.shape if hasattr(x, "shape") else np.shape(x) for x in (predictions, targets)]
+    if shapes[0] != shapes[1]:
         raise ValueError(f"mse_loss: expected equal shapes, got predictions {shapes[0]} and targets {shapes[1]}")
+    difference = mg.subtract(predictions, targets)
     return (difference * difference).mean()

@@ -34,7 +34,7 @@ class Module:
 
     def __init_subclass__(cls) -> None:
         # A call is a call of forward, without a frame in between: a tenth of a small layer's time.
-        if "forward" in vars(cls):
+        if "forward" in vars(cls) and "__call__" not in vars(cls):
             cls.__call__ = cls.forward  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

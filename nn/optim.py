@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from microgradnd import Tensor
-from microgradnd.autograd import Leaf, changes_start
+from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
+from microgradnd.inplace import mark_changed
 
 
 class SGD:
@@ -43,11 +44,12 @@ class SGD:
         self.lr = float(lr)
         self.momentum = float(momentum)
         self.weight_decay = float(weight_decay)
+        self._own: list[Any] = [None] * len(self.params)  # arrays that nobody else made, to be changed in place
         self._velocities: list[Any] = [None] * len(self.params)
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        now = changes_start()
+        changed = []
         lr = None
         for i, parameter in enumerate(self.params):
             leaf: Any = parameter._node
@@ -55,8 +57,8 @@ class SGD:
                 continue
             d = leaf.grad._data if leaf.grad.__class__ is Tensor else leaf.grad
             p = parameter._data
-            if p is not leaf.own:
-                p = parameter._data = leaf.own = p.copy()
+            if p is not self._own[i]:
+                p = parameter._data = self._own[i] = p.copy()
             if self.weight_decay:
                 d = d + self.weight_decay * p
             if self.momentum:
@@ -70,7 +72,8 @@ class SGD:
                 # NumPy multiplies by a 0-d array faster than by a number.
                 lr = NAMESPACES[p.__class__].asarray(self.lr, p.dtype)
             p -= lr * d
-            leaf.changed, leaf.memory = now, p
+            changed.append(p)
+        mark_changed(*changed)
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters (sets them to None)."""

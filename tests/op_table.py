@@ -269,7 +269,7 @@ OPS = (
     # shapes
     Op(
         "reshape",
-        np.reshape,
+        lambda x, shape: np.reshape(x, shape),  # NumPy 2.0 has no keyword shape
         (
             shapes((2, 6), shape=(3, 4)),
             shapes((2, 6), shape=(-1,)),

@@ -278,13 +278,27 @@ def test_values_changed_in_place_before_backward() -> None:
     w = leaf(np.ones(3))
     loss = (w * w).sum()
     w.data -= 0.5
-    with pytest.raises(RuntimeError, match=r"multiply saved a tensor of shape \(3,\).*changed in place"):
+    with pytest.raises(RuntimeError, match=r"multiply saved an array of shape \(3,\).*changed in place"):
         loss.backward()
     assert w.grad is None
 
     viewed = leaf(np.ones((3, 2)))
     loss = (np.ones((4, 2)) @ viewed.T).sum() + (viewed.T * viewed.T).sum()
     viewed.data += 1.0
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+    x, constant = leaf(np.ones(3)), mg.tensor(np.ones(3))
+    loss = (x * constant).sum() + (x * constant.detach()).sum()
+    constant.data -= 1.0
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+    swapped = leaf(np.ones(3))
+    loss = (swapped * swapped).sum()
+    swapped.data -= 0.5
+    swapped.data = np.zeros(3)
+    swapped.data -= 0.5
     with pytest.raises(RuntimeError, match="changed in place"):
         loss.backward()
 

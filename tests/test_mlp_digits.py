@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def packages():
     for name in ("matplotlib", "sklearn", "tqdm"):
-        pytest.importorskip(name, reason=f"{name} is not installed: it comes with microgradnd[demos]")
+        pytest.importorskip(name, reason=f"{name} is not installed: it comes with the extra demos")
 
 
 def command(*argv):

@@ -202,12 +202,13 @@ def test_strided_and_read_only_arguments(op: Op, sample: Sample) -> None:
     numpy = Device("numpy")
     args = drawn(op, sample)
     out, expected = gradients(op, sample, args, numpy)
-    kept = [np.copy(x) for x in args]
-    again, ours = gradients(op, sample, [strided(x) for x in args], numpy)
+    spread = [strided(x) for x in args]
+    kept = [np.copy(x) for x in spread]
+    again, ours = gradients(op, sample, spread, numpy)
     assert_close(again.numpy(), out.numpy(), 1e-14)
     for gradient, value in zip(ours, expected, strict=True):
         assert_close(gradient, value, 1e-13)
-    for before, after in zip(kept, args, strict=True):
+    for before, after in zip(kept, spread, strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -263,7 +264,6 @@ def test_a_wrong_gradient_is_caught(op: Op, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_no_operation_is_missing_from_the_table() -> None:
     assert sorted(op.name for op in OPS) == sorted(ops.__all__)
-    assert set(ops.__all__) <= set(mg.__all__)
 
 
 def test_primitives_are_all_public_or_part_of_a_public_function() -> None:
@@ -275,7 +275,7 @@ def test_primitives_are_all_public_or_part_of_a_public_function() -> None:
 
 
 def test_namespaces_have_every_name_that_operations_use(device: Any) -> None:
-    """``xp.name`` must exist in NumPy's and CuPy's namespace; in a gradient among the operations too."""
+    """``xp.name`` must exist in NumPy's and CuPy's namespace (the second order shows that ``ops`` has it)."""
     namespace = backends.NAMESPACES[type(mg.exp(device.array(np.ones(1))).data)]
     package = pathlib.Path(mg.__file__).parent
     used: set[str] = set()

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 
-def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
+def scatter_add(xp: Any, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     """Zeros of ``shape`` to which ``x`` is added at ``index``: where an index repeats, values add up."""
-    out = np.zeros(shape, x.dtype)
+    out = xp.zeros(shape, x.dtype)
     if is_basic(index):
         out[index] = x
     else:
-        np.add.at(out, index, x)
+        xp.add.at(out, index, x)
     return out
 
 
@@ -63,5 +63,5 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-_ours = {"matmul": matmul, "max": max, "min": min, "scatter_add": scatter_add, "sum": sum}
+_ours = {"matmul": matmul, "max": max, "min": min, "scatter_add": functools.partial(scatter_add, np), "sum": sum}
 namespace = SimpleNamespace(**{**vars(np), **_ours})

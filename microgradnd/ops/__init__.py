@@ -25,7 +25,11 @@ from .arithmetic import (
     subtract,
     where,
 )
-from .comparison import (
+from .elementwise import cos, exp, log, relu, sin, sqrt, tanh
+from .indexing import getitem, scatter_add
+from .linalg import einsum, linear, matmul
+from .losses import cross_entropy
+from .nondifferentiable import (
     bitwise_and,
     bitwise_or,
     bitwise_xor,
@@ -40,10 +44,6 @@ from .comparison import (
     ones_like,
     zeros_like,
 )
-from .elementwise import cos, exp, log, relu, sin, sqrt, tanh
-from .indexing import getitem, scatter_add
-from .linalg import einsum, linear, matmul
-from .losses import cross_entropy
 from .reductions import argmax, log_softmax, logsumexp, max, mean, min, softmax, sum, var
 from .shaping import (
     alias,

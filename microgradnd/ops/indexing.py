@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..backends import NAMESPACES
 from ..primitive import primitive
 from ..tensor import Tensor
 
@@ -33,9 +34,11 @@ def getitem(x: Operand, index: Any) -> Tensor:
 
 
 def _plain(index: Any) -> Any:
-    """The index without tensors, and with lists copied to arrays: a later change must not reach the graph."""
+    """The index without tensors, its lists and arrays copied: a later change must not reach the graph."""
     if index.__class__ is tuple:
         return tuple(_plain(part) for part in index)
     if index.__class__ is Tensor:
-        return index._data
-    return np.asarray(index, dtype=None if index else np.intp) if isinstance(index, list) else index
+        return index._data.copy()
+    if isinstance(index, list):
+        return np.array(index, dtype=None if index else np.intp)
+    return index.copy() if index.__class__ in NAMESPACES else index

@@ -64,12 +64,12 @@ def _linear_x(g, xp, weight, x_shape):
 def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
     """The affine map x weight + bias: (..., in) with weight (in, out) and bias (out,) -> (..., out).
 
-    Rows are multiplied in one product, whatever the leading axes.
+    Rows are multiplied in one product, whatever the leading axes. Raises ValueError for other shapes.
     """
+    if weight.ndim != 2 or (bias is not None and bias.ndim != 1):
+        raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
     out = xp.matmul(_rows(x), weight)
     if bias is not None:
-        if bias.ndim > 1:
-            raise ValueError(f"bias must have the shape ({weight.shape[1]},), got {bias.shape}")
         if bias.dtype == out.dtype:
             out += bias
         else:
@@ -120,7 +120,8 @@ def _einsum(g, i, xp, subscripts, operands, operands_shape):
 def einsum(xp: Any, subscripts: str, *operands: Operand) -> Any:
     """Sums of products over named axes (Einstein's summation), for example ``einsum("bij,bjk->bik", x, y)``.
 
-    ``subscripts`` as in NumPy, with ``...`` and implicit output; not the form with lists of integers.
+    ``subscripts`` as in NumPy, with ``...`` and implicit output; not the form with lists of integers
+    (TypeError). Raises ValueError for subscripts that do not fit the operands.
     """
     if not isinstance(subscripts, str):
         raise TypeError(f"expected a string of subscripts such as 'ij,jk->ik' first, got {type(subscripts).__name__}")

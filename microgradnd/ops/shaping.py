@@ -92,12 +92,15 @@ def _concatenate(xp: Any, *arrays: Operand, axis: int) -> Any:
 
 
 def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
-    """The arrays joined along an existing axis; None joins them flattened."""
+    """The arrays joined along an existing axis; None joins them flattened. Raises ValueError for shapes that differ."""
     if axis is None:
         arrays, axis = [reshape(x, (-1,)) for x in arrays], 0
     return _concatenate(*arrays, axis=axis)
 
 
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
-    """The arrays, all of one shape, joined along a new axis."""
+    """The arrays joined along a new axis. Raises ValueError for no arrays, and for shapes that differ."""
+    shapes = [np.shape(x) if isinstance(x, list | tuple | float | int) else x.shape for x in arrays]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"stack: expected arrays of one shape, got {', '.join(map(str, shapes))}")
     return _concatenate(*[expand_dims(x, axis) for x in arrays], axis=axis)
