@@ -111,8 +111,9 @@ def test_missing_packages_are_named(package, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)  # what makes `import package` fail
-    with pytest.raises(SystemExit, match=rf"needs {package}.* missing: pip install 'microgradnd\[demos\]'"):
-        demo.main(["--out", str(tmp_path / "digits.png")])
+    monkeypatch.setattr(sys, "argv", ["mlp_digits.py", "--out", str(tmp_path / "digits.png")])
+    with pytest.raises(SystemExit, match=rf"needs {package}.* missing: pip install -e '\.\[demos\]'"):
+        runpy.run_path(str(ROOT / "demos" / "mlp_digits.py"), run_name="__main__")
 
 
 @pytest.mark.usefixtures("packages")

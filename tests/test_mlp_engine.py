@@ -159,7 +159,7 @@ def test_main_prints_what_the_numpy_demo_prints(monkeypatch, capsys, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     monkeypatch.setattr(mlp_engine, "EPOCHS", 3)
-    mlp_engine.main()
+    mlp_engine.main([])
     lines = capsys.readouterr().out.splitlines()
     mlp_numpy.main(["--epochs", "3", "--out", str(tmp_path / "mlp.png")])
     assert len(lines) == 3
