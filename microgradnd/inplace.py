@@ -13,33 +13,36 @@ next_order = itertools.count(-1, -1).__next__
 
 class _Changes:
     latest = 0  # the order of the latest change: one comparison per node rules changes out
-    orders: dict[int, list[Any]] = {}  # noqa: RUF012 (one registry) id of the owner -> [weak reference, order]
+    records: dict[int, list[Any]] = {}  # noqa: RUF012 (one registry): id of the owner -> [weak reference, order]
 
 
 changes = _Changes()
 
 
-def mark_changed(*arrays: Any) -> None:
-    """Note that ``arrays`` were just changed in place: a backward that saved their values before refuses."""
+def mark_changed(*records: list[Any]) -> None:
+    """Note that the arrays of these records were just changed in place: what was saved of them before is refused."""
     changes.latest = order = next_order()
-    orders = changes.orders
-    for array in arrays:
-        owner = array if array.base is None else _owner(array)
-        key = id(owner)
-        if key in orders:
-            orders[key][1] = order
-        else:
-            orders[key] = [weakref.ref(owner, functools.partial(_forget, key)), order]
+    for record in records:
+        record[1] = order
+
+
+def record_of(array: Any) -> list[Any]:
+    """The record of changes of the memory of ``array``, for :func:`mark_changed`."""
+    owner = _owner(array)
+    key = id(owner)
+    if key not in changes.records:
+        changes.records[key] = [weakref.ref(owner, functools.partial(_forget, key)), 0]
+    return changes.records[key]
 
 
 def _forget(key: int, reference: Any) -> None:
-    changes.orders.pop(key, None)
+    changes.records.pop(key, None)
 
 
 def changed_since(array: Any, order: int) -> bool:
     """Whether the memory of ``array`` was changed in place after ``order``."""
-    change = changes.orders.get(id(_owner(array)))
-    return change is not None and change[1] < order
+    record = changes.records.get(id(_owner(array)))
+    return record is not None and record[1] < order
 
 
 def _owner(array: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .autograd import Leaf, Node, backpropagate, enable_grad
 from .backends import NAMESPACES, as_array
-from .inplace import mark_changed
+from .inplace import mark_changed, record_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -129,7 +129,7 @@ class Tensor:
                     f"data: a tensor made by {self._node.op.name} was changed in place, and its gradients with it; "
                     "change leaves only, or compute a new tensor"
                 )
-            mark_changed(value)
+            mark_changed(record_of(value))
             return
         self._data = self._matching(value, "data")
 

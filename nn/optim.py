@@ -9,7 +9,7 @@ from typing import Any
 from microgradnd import Tensor
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
-from microgradnd.inplace import mark_changed
+from microgradnd.inplace import mark_changed, record_of
 
 
 class SGD:
@@ -45,6 +45,7 @@ class SGD:
         self.momentum = float(momentum)
         self.weight_decay = float(weight_decay)
         self._own: list[Any] = [None] * len(self.params)  # arrays that nobody else made, to be changed in place
+        self._records: list[Any] = [None] * len(self.params)
         self._velocities: list[Any] = [None] * len(self.params)
 
     def step(self) -> None:
@@ -59,6 +60,7 @@ class SGD:
             p = parameter._data
             if p is not self._own[i]:
                 p = parameter._data = self._own[i] = p.copy()
+                self._records[i] = record_of(p)
             if self.weight_decay:
                 d = d + self.weight_decay * p
             if self.momentum:
@@ -72,7 +74,7 @@ class SGD:
                 # NumPy multiplies by a 0-d array faster than by a number.
                 lr = NAMESPACES[p.__class__].asarray(self.lr, p.dtype)
             p -= lr * d
-            changed.append(p)
+            changed.append(self._records[i])
         mark_changed(*changed)
 
     def zero_grad(self) -> None:

@@ -1,13 +1,21 @@
-"""CuPy's namespace, and the one name that operations need and CuPy lacks. Importing this imports CuPy."""
+"""CuPy's namespace, and the few names that operations need and CuPy lacks. Importing this imports CuPy."""
 
 from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import cupy
 
 from .numpy_backend import scatter_add
 
 array_type = cupy.ndarray
-namespace = SimpleNamespace(**{**vars(cupy), "scatter_add": partial(scatter_add, cupy)})
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0)."""
+    return cupy.maximum(x, 0)
+
+
+namespace = SimpleNamespace(**{**vars(cupy), "relu": relu, "scatter_add": partial(scatter_add, cupy)})

@@ -52,14 +52,21 @@ def matmul(xp: Any, x: Operand, y: Operand) -> Any:
 
 
 def _linear_x(g, xp, weight, x_shape):
-    gx = xp.matmul(_rows(g), weight.T)
-    return gx if g.ndim == 2 else gx.reshape(x_shape)
+    if g.ndim == 2:
+        return xp.matmul(g, weight.T)
+    return xp.matmul(_rows(g), weight.T).reshape(x_shape)
+
+
+def _linear_weight(g, xp, x):
+    if x.ndim != 2:
+        x, g = _rows(x), _rows(g)
+    return xp.matmul(x.T, g)
 
 
 @primitive(
     x=_linear_x,
-    weight=lambda g, xp, x: xp.matmul(_rows(x).T, _rows(g)),
-    bias=lambda g, xp: xp.sum(_rows(g), axis=0),
+    weight=_linear_weight,
+    bias=lambda g, xp: xp.sum(g if g.ndim == 2 else _rows(g), axis=0),
 )
 def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
     """The affine map x weight + bias: (..., in) with weight (in, out) and bias (out,) -> (..., out).
