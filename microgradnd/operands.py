@@ -56,13 +56,6 @@ def namespace_of(arrays: tuple[Any, ...]) -> Any:
     return next((NAMESPACES[x.__class__] for x in arrays if x.__class__ in NAMESPACES), None)
 
 
-def option(tensor: Tensor, operation: Operation, argument: str) -> Any:
-    """The array of a tensor given for an argument that has no gradient."""
-    if tensor._node is not None:
-        raise no_gradient(operation, argument)
-    return tensor._data
-
-
 def no_gradient(operation: Operation, argument: str) -> TypeError:
     """The error for a tensor that requires a gradient where none is defined."""
     return TypeError(

@@ -24,7 +24,6 @@ from .operands import (
     no_gradient,
     operand,
     operands,
-    option,
 )
 from .tensor import Tensor, new
 
@@ -142,9 +141,18 @@ class Operation:
         return {(name, saved[0]) if name == self.star else name: parent for name, parent, saved in named}
 
     def wrapper(self) -> Callable[..., Tensor]:
-        """The operation as a function with the array function's signature, from the text of :meth:`source`."""
-        code = _compiled(self.source()).replace(co_name=self.name, co_qualname=self.name)
-        wrapper: Any = FunctionType(code, {**GENERATED_SCOPE, "_op": self, "_function": self.function}, self.name)
+        """The operation as a function with the array function's signature, from the text of :meth:`source`.
+
+        The text is compiled when the operation is first called, which halves the time of the import.
+        """
+
+        def first_call(*args: Any, **options: Any) -> Any:
+            wrapper.__code__ = self._code(self.source())
+            return wrapper(*args, **options)
+
+        code = self._code(f"def operation({self._signature()}):\n    return _first_call({self._passed_on()})\n")
+        scope = {**GENERATED_SCOPE, "_op": self, "_function": self.function, "_first_call": first_call}
+        wrapper: Any = FunctionType(code, scope, self.name)
         wrapper.__defaults__ = self.function.__defaults__
         wrapper.__kwdefaults__ = self.function.__kwdefaults__
         wrapper.__doc__ = self.definition.__doc__
@@ -153,6 +161,9 @@ class Operation:
         wrapper.__annotations__ = annotations | {"return": "Tensor"}
         wrapper.operation = self
         return wrapper  # type: ignore[no-any-return]
+
+    def _code(self, text: str) -> CodeType:
+        return _compiled(text).replace(co_name=self.name, co_qualname=self.name)
 
     def source(self) -> str:
         """The text of the wrapper: unwrap the tensors, call, record what the vjps need, wrap the result.
@@ -174,6 +185,10 @@ class Operation:
     def _signature(self) -> str:
         star = [f"*{self.star}"] if self.star else ["*"] if self.keyword_only else []
         return ", ".join([*self.positional, *star, *self.keyword_only])
+
+    def _passed_on(self) -> str:
+        star = [f"*{self.star}"] if self.star else []
+        return ", ".join([*self.positional, *star, *(f"{x}={x}" for x in self.keyword_only)])
 
     def _unwrapping(self) -> list[str]:
         """From each array argument x: its array as x, its node as _x_node."""
@@ -197,9 +212,6 @@ class Operation:
                     f"elif {x}.__class__ is not float{unless_none}:",
                     f"    {x} = _operand({x}, _op, {x!r})",
                 ]
-        for x in self.names:
-            if x not in self.arguments:
-                lines += [f"if {x}.__class__ is _Tensor:", f"    {x} = _option({x}, _op, {x!r})"]
         return lines
 
     def _calling(self) -> list[str]:
@@ -207,12 +219,10 @@ class Operation:
         namespaces = [
             f"_namespace_of({x})" if x == self.star else f"_NAMESPACES.get({x}.__class__)" for x in self.arguments
         ]
-        star = [f"*{self.star}"] if self.star else []
-        call = ", ".join(["xp", *self.positional, *star, *(f"{x}={x}" for x in self.keyword_only)])
         return [
             f"xp = {' or '.join(namespaces)} or _numpy",
             "try:",
-            f"    {self.results} = _function({call})",
+            f"    {self.results} = _function(xp, {self._passed_on()})",
             "except Exception as _error:",
             f"    raise _explained(_error, _op, {', '.join(f'{x}={x}' for x in self.names)}) from _error",
             "if out.__class__ not in _NAMESPACES:",
@@ -282,5 +292,4 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_numpy": numpy_backend.namespace,
     "_operand": operand,
     "_operands": operands,
-    "_option": option,
 }

@@ -287,7 +287,7 @@ def test_backward_errors() -> None:
         (lambda x: mg.exp("a"), TypeError, "exp: x: got 'a'"),
         (lambda x: x * np.array([object()] * 3), TypeError, "multiply: y: got an array of dtype object"),
         (lambda x: mg.where(x, x, x), TypeError, "where: no gradient is defined with respect to condition.*detach"),
-        (lambda x: mg.sum(x, axis=x), TypeError, "sum: no gradient is defined with respect to axis"),
+        (lambda x: mg.sum(x, axis=x), ValueError, r"sum: .*axis: microgradnd float64"),
         (lambda x: x * [[1.0], [1.0, 2.0]], ValueError, "multiply: y: "),
         (lambda x: mg.concatenate([]), ValueError, "concatenate: need at least one array"),
         (lambda x: mg.stack([x, x[0]]), ValueError, r"stack: .*\(2, 3\), \(3,\)"),
