@@ -241,7 +241,9 @@ class Operation:
                 lines.append(f"        {self.line_without_vjp(x)}")
             elif x == self.star:
                 each = f"for i, _parent in enumerate(_{x}_node) if _parent is not None"
-                lines.append(f"        _edges += tuple([(_parent, {index}, ({saved})) {each}])")
+                shared = saved.removeprefix("i,").lstrip()  # made once for all of the arrays
+                lines.append(f"        _saved = ({shared})")
+                lines.append(f"        _edges += tuple([(_parent, {index}, (i, *_saved)) {each}])")
             else:
                 lines.append(f"        _edges += ((_{x}_node, {index}, ({saved})),)")
         # Node.__init__, written out: a call less.

@@ -172,7 +172,14 @@ OPS = (
     Op(
         "power",
         np.power,
-        (*BROADCASTING, Sample(((2, 3), 2)), Sample(((2, 3), 0.5)), Sample((2.0, (2, 3))), Sample(((2, 3), 0))),
+        (
+            *BROADCASTING,
+            Sample(((2, 3), 2)),
+            Sample(((2, 3), 0.5)),
+            Sample((2.0, (2, 3))),
+            Sample(((2, 3), 0)),
+            Sample(((2, 3), np.array([0.0, 1.0, 2.0]))),
+        ),
         low=0.5,
         differentiable=(0, 1),
         torch=lambda torch, x, y: torch.pow(x, y),

@@ -77,10 +77,11 @@ def positive(xp: Any, x: Operand) -> Any:
 
 
 def _power_base(g, xp, x, y):
-    # y = 0 has the gradient 0 also at x = 0, where y * x ** (y - 1) is 0 * inf.
+    # y = 0 has the gradient 0 also at x = 0, where y * x ** (y - 1) is 0 * inf. Changing the base there, not the
+    # exponent, keeps the gradient's own derivatives elsewhere.
     if isinstance(y, (int, float)):
         return g * (y * x ** (y - 1)) if y != 0 else xp.zeros_like(g)
-    return g * (y * x ** xp.where(y == 0, 1, y - 1))
+    return g * (y * xp.where((x == 0) * (y == 0), 1, x) ** (y - 1))
 
 
 def _power_exponent(g, xp, x, out):

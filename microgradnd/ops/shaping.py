@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def alias(xp: Any, x: Operand) -> Any:
 def _part(g, i, arrays_shape, axis):
     """The slice of g that came from array i."""
     index: list[Any] = [slice(None)] * g.ndim
-    start = sum(shape[axis] for shape in arrays_shape[:i])
+    start = sum(map(itemgetter(axis), arrays_shape[:i]))
     index[axis] = slice(start, start + arrays_shape[i][axis])
     return g[tuple(index)]
 
