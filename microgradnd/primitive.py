@@ -78,6 +78,7 @@ class Operation:
     )
 
     def __init__(self, function: Callable[..., Any], vjps: dict[str, Vjp | None]) -> None:
+        _refuse_all_but_functions(function, *vjps.values())
         code = function.__code__
         count, end = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
         self.function = function
@@ -107,10 +108,10 @@ class Operation:
             return ()
         given = ("g", "i") if argument == self.star else ("g",)
         code = vjp.__code__
-        parameters = code.co_varnames[: code.co_argcount]
+        parameters = code.co_varnames[: code.co_argcount - len(vjp.__defaults__ or ())]
         known = ["xp", "out", *self.names, *(f"{name}_shape" for name in self.arguments)]
         unknown = [name for name in parameters[len(given) :] if name not in known]
-        if unknown or parameters[: len(given)] != given:
+        if unknown or parameters[: len(given)] != given or code.co_kwonlyargcount or code.co_flags & 0x0C:
             raise TypeError(
                 f"primitive {self.name}: the vjp for {argument} takes {', '.join(given)} and then any of "
                 f"{', '.join(known)}; got ({', '.join(parameters)})"
@@ -209,7 +210,7 @@ class Operation:
             else:  # a number beside an array stays a Python number, so that it does not change the array's dtype
                 unless_none = f" and {x} is not None" if x in optional else ""
                 lines += [
-                    f"elif {x}.__class__ is not float{unless_none}:",
+                    f"elif {x}.__class__ is not _float{unless_none}:",
                     f"    {x} = _operand({x}, _op, {x!r})",
                 ]
         return lines
@@ -223,7 +224,7 @@ class Operation:
             f"xp = {' or '.join(namespaces)} or _numpy",
             "try:",
             f"    {self.results} = _function(xp, {self._passed_on()})",
-            "except Exception as _error:",
+            "except _Exception as _error:",
             f"    raise _explained(_error, _op, {', '.join(f'{x}={x}' for x in self.names)}) from _error",
             "if out.__class__ not in _NAMESPACES:",
             "    out = _as_array(out)",
@@ -240,10 +241,10 @@ class Operation:
             if vjp is None:
                 lines.append(f"        {self.line_without_vjp(x)}")
             elif x == self.star:
-                each = f"for i, _parent in enumerate(_{x}_node) if _parent is not None"
+                each = f"for i, _parent in _enumerate(_{x}_node) if _parent is not None"
                 shared = saved.removeprefix("i,").lstrip()  # made once for all of the arrays
                 lines.append(f"        _saved = ({shared})")
-                lines.append(f"        _edges += tuple([(_parent, {index}, (i, *_saved)) {each}])")
+                lines.append(f"        _edges += _tuple([(_parent, {index}, (i, *_saved)) {each}])")
             else:
                 lines.append(f"        _edges += ((_{x}_node, {index}, ({saved})),)")
         # Node.__init__, written out: a call less.
@@ -264,8 +265,16 @@ class Operation:
             return name
         array = name.removesuffix("_shape")
         if array == self.star:
-            return f"tuple([getattr(x, 'shape', ()) for x in {array}])"
-        return f"{array}.shape" if array == argument else f"getattr({array}, 'shape', ())"
+            return f"_tuple([_getattr(x, 'shape', ()) for x in {array}])"
+        return f"{array}.shape" if array == argument else f"_getattr({array}, 'shape', ())"
+
+
+def _refuse_all_but_functions(*functions: Any) -> None:
+    for function in functions:
+        if function is not None and not isinstance(function, FunctionType):
+            raise TypeError(
+                f"primitive: expected functions made by def or lambda, whose parameters can be read, got {function!r}"
+            )
 
 
 @functools.cache
@@ -280,12 +289,16 @@ def _compiled(text: str) -> CodeType:
 
 # What the generated text calls. Names begin with an underscore, which no parameter may.
 GENERATED_SCOPE: dict[str, Any] = {
+    "_Exception": Exception,
     "_NAMESPACES": NAMESPACES,
     "_Node": Node,
     "_Tensor": Tensor,
     "_array_operand": array_operand,
     "_as_array": as_array,
+    "_enumerate": enumerate,
     "_explained": explained,
+    "_float": float,
+    "_getattr": getattr,
     "_grad_mode": grad_mode,
     "_namespace_of": namespace_of,
     "_new": new,
@@ -294,4 +307,5 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_numpy": numpy_backend.namespace,
     "_operand": operand,
     "_operands": operands,
+    "_tuple": tuple,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import traceback
 from typing import Any
@@ -46,6 +47,14 @@ def test_errors_inside_show_the_operation_and_its_text() -> None:
         broken(1.0)
     assert "in the operation broken" in caught.value.__notes__[0]
     assert "out = _function(xp, x)" in "".join(traceback.format_exception(caught.value))
+
+
+def test_parameters_named_like_builtins_and_defaults_of_vjps() -> None:
+    @mg.primitive(tuple=lambda g, float, factor=2.0: g * float * factor, float=lambda g, tuple: 2.0 * g * tuple)
+    def product(xp: Any, tuple: Any, float: Any = 3.0) -> Any:
+        return 2.0 * tuple * float
+
+    mg.check_grads(product, 1.5, np.ones(2))
 
 
 def test_sequence_arguments() -> None:
@@ -99,6 +108,10 @@ def test_definitions_that_do_not_fit_are_refused() -> None:
         (lambda xp, *xs: xs, {"xs": lambda g: g}, r"takes g, i and then"),
         (lambda xp, out: out, {"out": lambda g: g}, "out can't be the name of a parameter"),
         (lambda xp, _x: _x, {"_x": lambda g: g}, "_x can't be the name"),
+        (np.exp, {"x": lambda g: g}, "expected functions made by def or lambda"),
+        (lambda xp, x: x, {"x": functools.partial(max, 0)}, "expected functions made by def or lambda"),
+        (lambda xp, x: x, {"x": lambda g, *x: g}, r"primitive <lambda>: the vjp for x takes g"),
+        (lambda xp, x: x, {"x": lambda g, *, x: g}, r"primitive <lambda>: the vjp for x takes g"),
     ):
         with pytest.raises(TypeError, match=match):
             define(function, **vjps)
