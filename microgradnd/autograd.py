@@ -44,7 +44,8 @@ class Node:
 class Leaf:
     """The node of a tensor that the user made with ``requires_grad=True``; it keeps the gradient.
 
-    The gradient lives here and not on the tensor, so that graph and tensors form no reference cycle.
+    The gradient lives here and not on the tensor, so that graph and tensors form no reference cycle (but
+    a gradient made with ``create_graph`` holds the graph, and the graph its leaves, until ``zero_grad()``).
     """
 
     __slots__ = ("dtype", "grad", "order", "shape")
@@ -150,10 +151,11 @@ def backpropagate(
                 continue
             try:
                 gx = op.vjp_of_tensors(node, index, saved, g) if create_graph else vjps[index](g, *saved)
+                shape = gx.shape
             except Exception as error:
                 error.add_note(f"(in the gradient of {op.name} with respect to {op.arguments[index]})")
                 raise
-            if gx.shape != parent.shape:
+            if shape != parent.shape:
                 gx = _sum_to(gx, parent.shape, op, index)
             if gx.dtype is not parent.dtype and gx.dtype != parent.dtype:
                 gx = _cast(gx, parent.dtype, op, index)
@@ -172,7 +174,7 @@ def backpropagate(
             elif not create_graph:
                 shared = gx is g or gx.base is not None
                 for value in saved:
-                    shared = shared or value is gx
+                    shared = shared or value is gx or (value.__class__ is tuple and any(v is gx for v in value))
                 if shared:  # writing into it would change another array
                     gx = gx.copy()
             sums[parent] = gx
@@ -199,7 +201,8 @@ def reachable(root: Node | Leaf) -> set[Any]:
 def _freed(node: Node) -> RuntimeError:
     return RuntimeError(
         f"backward: the graph was already freed (at {node.op.name}, shape {node.shape}). A backward frees what it "
-        "saved; call the first one with retain_graph=True to go through it again, or compute the result again"
+        "saved, also one that failed; call the first one with retain_graph=True to go through it again, or compute "
+        "the result again"
     )
 
 

@@ -48,6 +48,8 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
     (tensor(10., dtype=float64), (tensor(5., dtype=float64), tensor(2., dtype=float64)))
     """
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
+    if not all(isinstance(position, int) for position in positions):
+        raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}")
     name = getattr(f, "__name__", type(f).__name__)
 
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:

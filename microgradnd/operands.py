@@ -67,7 +67,7 @@ def no_gradient(operation: Operation, argument: str) -> TypeError:
 def explained(error: Exception, operation: Operation, **arguments: Any) -> Exception:
     """``error`` as an error of the same kind that names the operation, the shapes and the dtypes."""
     for kind in _EXPLAINED:
-        if isinstance(error, kind):
+        if type(error) is kind or (isinstance(error, kind) and type(error).__module__.startswith(("numpy", "cupy"))):
             got = ", ".join(f"{name}: {_described(x)}" for name, x in arguments.items())
             return kind(f"{operation.name}: {error} (got {got})")
     error.add_note(f"(in the operation {operation.name})")

@@ -224,10 +224,10 @@ class Operation:
             f"xp = {' or '.join(namespaces)} or _numpy",
             "try:",
             f"    {self.results} = _function(xp, {self._passed_on()})",
+            "    if out.__class__ not in _NAMESPACES:",
+            "        out = _as_array(out)",
             "except _Exception as _error:",
             f"    raise _explained(_error, _op, {', '.join(f'{x}={x}' for x in self.names)}) from _error",
-            "if out.__class__ not in _NAMESPACES:",
-            "    out = _as_array(out)",
         ]
 
     def _recording(self) -> list[str]:

@@ -30,7 +30,7 @@ class Tensor:
 
     Args:
         data: an array, a number, or nested lists of numbers. NumPy and CuPy arrays are not copied: the
-            tensor shares their memory (as ``np.asarray`` does).
+            tensor shares their memory (as ``np.asarray`` does). Of a tensor the values, without its graph.
         dtype: converts ``data``; None keeps its dtype (Python floats: float64, as in NumPy).
         requires_grad: whether ``backward()`` shall compute a gradient for it; floating-point dtypes only.
 
@@ -124,12 +124,12 @@ class Tensor:
     @data.setter
     def data(self, value: Operand) -> None:
         if value is self._data:
+            mark_changed(record_of(value))
             if isinstance(self._node, Node):
                 raise RuntimeError(
                     f"data: a tensor made by {self._node.op.name} was changed in place, and its gradients with it; "
                     "change leaves only, or compute a new tensor"
                 )
-            mark_changed(record_of(value))
             return
         self._data = self._matching(value, "data")
 
@@ -138,7 +138,8 @@ class Tensor:
         """The gradient that backward accumulated, for leaves with ``requires_grad``; otherwise None."""
         if not isinstance(self._node, Leaf) or self._node.grad is None:
             return None
-        return constant(self._node.grad)
+        self._node.grad = constant(self._node.grad)  # one tensor from now on, so that its data can be assigned
+        return self._node.grad  # type: ignore[no-any-return]
 
     @grad.setter
     def grad(self, value: Operand | None) -> None:
@@ -286,6 +287,12 @@ class Tensor:
         memo[id(self)] = copy
         return copy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickling and copying give a leaf or constant of its own, without a gradient or a graph."""
+        if isinstance(self._node, Node):
+            raise RuntimeError("pickle, copy: only leaves can be copied; use detach() first")
+        return Tensor, (self._data, None, self.requires_grad)
+
     def __init_subclass__(cls) -> None:
         raise TypeError("Tensor can't be subclassed; hold a tensor as an attribute instead")
 
@@ -317,8 +324,12 @@ class Tensor:
 
 
 def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:
-    """Each leaf's gradient so far plus its new one; nothing is changed."""
-    return {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
+    """Each leaf's gradient so far plus its new one, as arrays or tensors; nothing is changed."""
+    totals = {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
+    for leaf, total in totals.items():
+        if total.__class__ not in NAMESPACES and total.__class__ is not Tensor:
+            totals[leaf] = as_array(total)
+    return totals
 
 
 def constant(array: Any) -> Tensor:

@@ -60,7 +60,7 @@ def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:
     mean, std = arrays[0].mean(axis=0), arrays[0].std(axis=0)
     # The deviation of a constant is not 0 where its mean is rounded, as that of 1/3 is.
     constant = arrays[0].min(axis=0) == arrays[0].max(axis=0)
-    std = np.where(constant, np.ones_like(std), std)
+    std = np.where(constant | (std == 0), np.ones_like(std), std)
     scaled = tuple((x - mean) / std for x in arrays)
     return scaled if others else scaled[0]
 
@@ -80,6 +80,7 @@ def batches(
 
     Raises ValueError, before the first batch, for different numbers of rows and for batch sizes below 1.
     """
+    X, y = (x if hasattr(x, "dtype") and not hasattr(x, "iloc") else np.asarray(x) for x in (X, y))
     if len(X) != len(y):
         raise ValueError(f"batches: X has {len(X)} rows, y has {len(y)}")
     if operator.index(batch_size) < 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from microgradnd import Tensor
+from microgradnd.autograd import Node
 
 
 class Module:
@@ -32,17 +34,14 @@ class Module:
         """Compute the output. Subclasses must define it."""
         raise TypeError(f"{type(self).__name__} defines no forward(self, ...)")
 
-    def __init_subclass__(cls) -> None:
-        # A call is a call of forward, without a frame in between: a tenth of a small layer's time.
-        if "forward" in vars(cls) and "__call__" not in vars(cls):
-            cls.__call__ = cls.forward  # type: ignore[method-assign]
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors of this module and of those in it, with dotted names such as ``layers.0.weight``."""
-        return ((name, value) for name, value in _walk(self) if isinstance(value, Tensor))
+        found = ((name, value) for name, value in _walk(self) if isinstance(value, Tensor))
+        # A result that forward kept in an attribute is no part of the model.
+        return ((name, tensor) for name, tensor in found if not isinstance(tensor._node, Node))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that require a gradient, with their names."""
@@ -72,8 +71,13 @@ class Module:
         return self.train(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the arrays of all tensors, by name."""
-        return {name: tensor.data.copy() for name, tensor in self.named_tensors()}
+        """Copies of the arrays of all tensors, by name. Raises ValueError where two have the same name."""
+        state: dict[str, Any] = {}
+        for name, tensor in self.named_tensors():
+            if name in state:
+                raise ValueError(f"state_dict: two tensors of {type(self).__name__} have the name {name}")
+            state[name] = tensor.data.copy()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy the values in ``state`` into the tensors of the same names, converted to their dtypes.
@@ -104,6 +108,7 @@ class Module:
         """What the repr shows between the parentheses of a module without submodules."""
         return ""
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
         children = [(name, value) for name, value in _children(self) if isinstance(value, Module)]
         if not children:

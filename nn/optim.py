@@ -77,6 +77,11 @@ class SGD:
             changed.append(self._records[i])
         mark_changed(*changed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling and copying: which arrays are its own holds for this optimiser alone."""
+        nobody = [None] * len(self.params)
+        return self.__dict__ | {"_own": nobody, "_records": list(nobody)}
+
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters (sets them to None)."""
         for parameter in self.params:

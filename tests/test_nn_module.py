@@ -185,3 +185,41 @@ def test_repr_shows_the_tree():
     assert repr(nn.Sequential(nn.MLP([3, 2], rng=0), nn.ReLU())) == (
         "Sequential(\n  (layers.0): MLP(\n    (layers.0): Linear(3, 2, bias=True)\n  )\n  (layers.1): ReLU()\n)"
     )
+
+
+def test_results_kept_in_attributes_are_no_parameters():
+    class Keeping(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(2, 3, rng=0)
+
+        def forward(self, x):
+            self.hidden = self.layer(x)
+            return self.hidden
+
+    model = Keeping()
+    model(np.ones((1, 2), np.float32))
+    assert [name for name, _ in model.named_parameters()] == ["layer.weight", "layer.bias"]
+
+
+def test_cycles_have_a_repr():
+    class Child(nn.Module):
+        pass
+
+    parent, child = nn.Sequential(), Child()
+    parent.child, child.parent = child, parent
+    assert "Child" in repr(parent)
+
+
+def test_names_that_collide_are_refused():
+    class Colliding(nn.Module):
+        def __init__(self):
+            self.parts = {0: mg.tensor([1.0], requires_grad=True), "0": mg.tensor([2.0], requires_grad=True)}
+
+    with pytest.raises(ValueError, match=r"two tensors of Colliding have the name parts.0"):
+        Colliding().state_dict()
+
+
+def test_forward_can_be_replaced():
+    layer = nn.Linear(1, 1, rng=0)
+    layer.forward = lambda x: "replaced"
+    assert layer(None) == "replaced"

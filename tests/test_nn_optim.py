@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -210,3 +211,16 @@ def test_an_array_changed_in_place_by_the_user_still_belongs_to_the_user() -> No
     nn.SGD([p], lr=0.1).step()
     np.testing.assert_array_equal(p.data, [1.9, 1.9])
     np.testing.assert_array_equal(q.data, [2, 2])
+
+
+def test_an_optimiser_can_be_pickled_with_its_parameters():
+    p = mg.tensor(np.ones(2), requires_grad=True)
+    optimizer = nn.SGD([p], lr=0.1, momentum=0.9)
+    for _ in range(2):
+        p.grad = np.ones(2)
+        optimizer.step()
+    again = pickle.loads(pickle.dumps(optimizer))
+    for one in (optimizer, again):
+        one.params[0].grad = np.ones(2)
+        one.step()
+    np.testing.assert_array_equal(again.params[0].data, p.data)

@@ -341,3 +341,41 @@ def test_extreme_values() -> None:
     out.backward()
     assert out.item() == -np.inf
     np.testing.assert_array_equal(nothing.grad.data, [0, 0])
+
+
+def test_infinite_gradients_do_not_reach_what_was_not_chosen() -> None:
+    for chosen in (mg.relu, lambda x: mg.maximum(x, 0.0), lambda x: mg.clip(x, 0.0, 1.0)):
+        x = mg.tensor([-1.0, 4.0], requires_grad=True)
+        with np.errstate(divide="ignore"):
+            mg.sqrt(chosen(x)).sum().backward()
+        assert x.grad.data[0] == 0.0
+
+
+def test_logsumexp_of_infinity_and_nan() -> None:
+    for values in ([np.inf, 1.0], [np.nan, 1.0]):
+        x = mg.tensor(values, requires_grad=True)
+        with np.errstate(invalid="ignore"):
+            mg.logsumexp(x).backward()
+        assert np.isnan(x.grad.data[0])
+
+
+def test_float16_counts_beyond_its_range() -> None:
+    x = mg.tensor(np.ones(70_000, np.float16), requires_grad=True)
+    for function in (mg.mean, mg.max):
+        x.zero_grad()
+        function(x).backward()
+        np.testing.assert_allclose(x.grad.data.astype(float), 1 / 70_000, rtol=0.01)
+
+
+def test_integer_bases_and_exponents() -> None:
+    y = mg.tensor([3.0], requires_grad=True)
+    (np.array([101], np.uint8) ** y).sum().backward()
+    assert y.grad.item() == pytest.approx(101**3 * np.log(101), rel=1e-14)
+    assert mg.grad(lambda y: mg.grad(lambda x: x**y)(2.0))(0.0).item() == pytest.approx(0.5)
+
+
+def test_variance_without_degrees_of_freedom() -> None:
+    x = mg.tensor([3.0], requires_grad=True)
+    with pytest.warns(RuntimeWarning):
+        x.var(ddof=1).backward()
+    assert np.isnan(x.grad.item())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import pickle
 from typing import Any
 
 import numpy as np
@@ -309,3 +310,37 @@ def test_mixing_libraries_is_refused(device: Any) -> None:
 def test_assignment_into_a_tensor_is_refused() -> None:
     with pytest.raises(TypeError, match="item assignment"):
         mg.tensor([1.0])[0] = 2.0  # type: ignore[index]
+
+
+def test_pickles_and_copies_are_leaves_of_their_own() -> None:
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    x.sum().backward()
+    for y in (pickle.loads(pickle.dumps(x)), copy.copy(x)):
+        assert y.requires_grad
+        assert y.grad is None
+        slope = mg.grad(lambda t, y=y: (y * t * t).sum())(3.0)
+        assert slope.requires_grad
+        y.sum().backward()
+        np.testing.assert_array_equal(y.grad.data, [1, 1])
+    with pytest.raises(RuntimeError, match="only leaves"):
+        pickle.dumps(x * 2.0)
+
+
+def test_own_exceptions_of_a_primitive_stay_themselves() -> None:
+    class OwnError(ValueError):
+        pass
+
+    @mg.primitive(x=lambda g: g)
+    def failing(xp: Any, x: Any) -> Any:
+        raise OwnError("as it is")
+
+    with pytest.raises(OwnError, match=r"^as it is"):
+        failing(1.0)
+
+
+def test_tensors_in_slices() -> None:
+    x, start = mg.tensor([1.0, 2.0, 3.0], requires_grad=True), mg.tensor(1)
+    y = x[start:]
+    start.data = 0
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.data, [0, 1, 1])

@@ -18,4 +18,9 @@ def relu(x: Any) -> Any:
     return cupy.maximum(x, 0)
 
 
-namespace = SimpleNamespace(**{**vars(cupy), "relu": relu, "scatter_add": partial(scatter_add, cupy)})
+def masked(x: Any, mask: Any) -> Any:
+    """x where ``mask`` holds and 0 elsewhere."""
+    return cupy.where(mask, x, cupy.zeros((), x.dtype)) if hasattr(mask, "shape") else x * mask
+
+
+namespace = SimpleNamespace(**{**vars(cupy), "masked": masked, "relu": relu, "scatter_add": partial(scatter_add, cupy)})

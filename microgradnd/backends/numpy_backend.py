@@ -66,6 +66,20 @@ def relu(x: Any) -> Any:
     return np.maximum(x, np.zeros(row, x.dtype) if row and row[0] > CACHED else _zeros(row, x.dtype))
 
 
+_BITS = {"e": np.int16, "f": np.int32, "d": np.int64}
+
+
+def masked(x: Any, mask: Any) -> Any:
+    """x where ``mask`` holds and 0 elsewhere, even where x is infinite or NaN, as a product with the mask is not.
+
+    The bits of x and those of the mask, all 1 or all 0: half the time of np.where, and less than a product's.
+    """
+    bits = _BITS.get(x.dtype.char)
+    if bits is None or getattr(mask, "shape", None) != x.shape:
+        return np.where(mask, x, np.zeros((), x.dtype))
+    return (x.view(bits) & -mask.view(np.int8)).view(x.dtype)
+
+
 def matmul(x: Any, y: Any) -> Any:
     """np.matmul, whose calls cost 0.5 us more than dot's where the two are the same."""
     return x.dot(y) if x.ndim == 2 and y.ndim == 2 else np.matmul(x, y)
@@ -79,6 +93,6 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-_ours: dict[str, Any] = {"matmul": matmul, "max": max, "min": min, "relu": relu, "sum": sum}
+_ours: dict[str, Any] = {"masked": masked, "matmul": matmul, "max": max, "min": min, "relu": relu, "sum": sum}
 _ours["scatter_add"] = functools.partial(scatter_add, np)
 namespace = SimpleNamespace(**{**vars(np), **_ours})

@@ -125,6 +125,11 @@ __all__ = [
 ]
 
 
+def masked(x: Any, mask: Any) -> Tensor:
+    """What ``xp.masked`` of the array namespaces is, for gradients that are differentiated again."""
+    return where(mask, x, 0.0)
+
+
 def _reflected(operation: Any) -> Any:
     def reflected(self: Tensor, other: Any) -> Tensor:
         return operation(other, self)

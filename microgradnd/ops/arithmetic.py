@@ -81,14 +81,14 @@ def _power_base(g, xp, x, y):
     # exponent, keeps the gradient's own derivatives elsewhere.
     if isinstance(y, (int, float)):
         return g * (y * x ** (y - 1)) if y != 0 else xp.zeros_like(g)
-    return g * (y * xp.where((x == 0) * (y == 0), 1, x) ** (y - 1))
+    return g * (y * xp.where((x == 0) * (y == 0), 1.0, x) ** (y - 1.0))
 
 
 def _power_exponent(g, xp, x, out):
     # Limits at x = 0: out * log(x) goes to 0 for y > 0. A negative base has no real derivative: NaN.
     if isinstance(x, (int, float)):
         x = xp.zeros_like(out) + x
-    return g * out * xp.log(xp.where(x == 0, 1, x))
+    return g * out * xp.log(xp.where(x == 0, 1.0, x))  # 1.0: integers would take their logarithm in float16
 
 
 @primitive(x=_power_base, y=_power_exponent)
@@ -113,7 +113,7 @@ def sign(xp: Any, x: Operand) -> Any:
 
 
 def _half_where_equal(g, xp, chosen, equal):
-    return xp.where(chosen, g, xp.where(equal, 0.5 * g, 0.0 * g))
+    return xp.masked(g, chosen) + xp.masked(0.5 * g, equal)
 
 
 @primitive(
@@ -157,9 +157,9 @@ def _over(xp, x, a_min, a_max):
 
 
 @primitive(
-    x=lambda g, xp, x, a_min, a_max: g * _within(x, a_min, a_max),
-    a_min=lambda g, xp, x, a_min, a_max: g * ((x < a_min) * _within(a_min, None, a_max)),
-    a_max=lambda g, xp, x, a_min, a_max: g * _over(xp, x, a_min, a_max),
+    x=lambda g, xp, x, a_min, a_max: xp.masked(g, _within(x, a_min, a_max)),
+    a_min=lambda g, xp, x, a_min, a_max: xp.masked(g, (x < a_min) * _within(a_min, None, a_max)),
+    a_max=lambda g, xp, x, a_min, a_max: xp.masked(g, _over(xp, x, a_min, a_max)),
 )
 def clip(xp: Any, x: Operand, a_min: Operand | None = None, a_max: Operand | None = None) -> Any:
     """x limited to [a_min, a_max], elementwise with broadcasting; None leaves a side open.

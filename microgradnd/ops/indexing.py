@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,8 @@ def _plain(index: Any) -> Any:
         return tuple(_plain(part) for part in index)
     if index.__class__ is Tensor:
         return index._data.copy()
+    if isinstance(index, slice):
+        return slice(*(None if x is None else operator.index(x) for x in (index.start, index.stop, index.step)))
     if isinstance(index, list):
         return np.array(index, dtype=None if index else np.intp)
     return index.copy() if index.__class__ in NAMESPACES else index

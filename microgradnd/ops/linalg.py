@@ -114,7 +114,8 @@ def _einsum(g, i, xp, subscripts, operands, operands_shape):
         f"{','.join([output, *(inputs[j] for j in others)])}->{reachable}", g, *(operands[j] for j in others)
     )
     # A letter of this operand alone was summed over: the same gradient along all of it.
-    gx = xp.reshape(gx, tuple(sizes[c] if c in known else 1 for c in mine))
+    lengths = dict(zip(reachable, gx.shape, strict=True))
+    gx = xp.reshape(gx, tuple(lengths.get(c, 1) for c in mine))
     gx = xp.broadcast_to(gx, tuple(sizes[c] for c in mine))
     if len(mine) == len(inputs[i]):
         return gx

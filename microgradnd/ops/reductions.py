@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, nan, prod
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..primitive import primitive
 
@@ -25,6 +27,12 @@ def _count(shape, axis):
     return prod(shape[a] for a in axes)
 
 
+def _share(shape, axis, ddof=0):
+    """1 / (n - ddof), as a factor: n itself is infinite in float16 from 65,520 up. NaN where NumPy's mean or var is."""
+    n = _count(shape, axis) - ddof
+    return 1.0 / n if n > 0 else nan
+
+
 def _spread(xp, g, shape, axis, keepdims):
     return xp.broadcast_to(_restored(xp, g, shape, axis, keepdims), shape)
 
@@ -35,7 +43,7 @@ def sum(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     return xp.sum(x, axis=axis, keepdims=keepdims)
 
 
-@primitive(x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g / _count(x_shape, axis), x_shape, axis, keepdims))
+@primitive(x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g * _share(x_shape, axis), x_shape, axis, keepdims))
 def mean(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """The arithmetic mean over ``axis``."""
     return xp.mean(x, axis=axis, keepdims=keepdims)
@@ -43,7 +51,7 @@ def mean(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def _var(g, xp, x, x_shape, axis, ddof, keepdims):
     deviation = x - xp.mean(x, axis=axis, keepdims=True)
-    return _restored(xp, g, x_shape, axis, keepdims) * (2.0 / (_count(x_shape, axis) - ddof)) * deviation
+    return _restored(xp, g, x_shape, axis, keepdims) * (2.0 * _share(x_shape, axis, ddof)) * deviation
 
 
 @primitive(x=_var)
@@ -53,8 +61,9 @@ def var(xp: Any, x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = 
 
 
 def _extremum(g, xp, x, x_shape, out, axis, keepdims):
-    chosen = (x == _restored(xp, out, x_shape, axis, keepdims)).astype(g.dtype)
-    return chosen * (_restored(xp, g, x_shape, axis, keepdims) / xp.sum(chosen, axis=axis, keepdims=True))
+    chosen = x == _restored(xp, out, x_shape, axis, keepdims)
+    ties = xp.sum(chosen, axis=axis, keepdims=True).astype(np.result_type(g.dtype, np.float32))  # float16 ends early
+    return chosen * (_restored(xp, g, x_shape, axis, keepdims) / ties)
 
 
 @primitive(x=_extremum)
@@ -81,7 +90,8 @@ def _finite(xp, x):
 
 def _logsumexp(g, xp, x, x_shape, out, axis, keepdims):
     # An all -inf slice has out = -inf: the weights exp(-inf - 0) are 0 there, not exp(-inf + inf).
-    out = _finite(xp, _restored(xp, out, x_shape, axis, keepdims))
+    out = _restored(xp, out, x_shape, axis, keepdims)
+    out = xp.where(out == -inf, xp.zeros_like(out), out)
     return _restored(xp, g, x_shape, axis, keepdims) * xp.exp(x - out)
 
 
