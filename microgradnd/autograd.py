@@ -52,7 +52,7 @@ class Leaf:
     edges = ()
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self.grad: Any = None  # an array, or a tensor if it can be differentiated again
+        self.grad: Any = None  # an array, and a tensor once it has been looked at or can be differentiated
         self.order = next_order()
         self.shape = shape
         self.dtype = dtype

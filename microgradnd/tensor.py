@@ -148,7 +148,7 @@ class Tensor:
         if isinstance(value, Tensor) and value.requires_grad and value.shape == self.shape:
             self._node.grad = value.astype(self.dtype)  # a gradient that can be differentiated again
         else:
-            self._node.grad = None if value is None else self._matching(value, "grad")
+            self._node.grad = None if value is None else constant(self._matching(value, "grad"))
 
     def _matching(self, value: Operand, what: str) -> Any:
         """``value`` as an array of this tensor's shape and dtype."""
@@ -325,11 +325,7 @@ class Tensor:
 
 def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:
     """Each leaf's gradient so far plus its new one, as arrays or tensors; nothing is changed."""
-    totals = {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
-    for leaf, total in totals.items():
-        if total.__class__ not in NAMESPACES and total.__class__ is not Tensor:
-            totals[leaf] = as_array(total)
-    return totals
+    return {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
 
 
 def constant(array: Any) -> Tensor:

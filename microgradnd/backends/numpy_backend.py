@@ -72,12 +72,13 @@ _BITS = {"e": np.int16, "f": np.int32, "d": np.int64}
 def masked(x: Any, mask: Any) -> Any:
     """x where ``mask`` holds and 0 elsewhere, even where x is infinite or NaN, as a product with the mask is not.
 
-    The bits of x and those of the mask, all 1 or all 0: half the time of np.where, and less than a product's.
+    The bits of x, as integers, times 0 or 1: a quarter to half of the time of np.where.
     """
     bits = _BITS.get(x.dtype.char)
-    if bits is None or getattr(mask, "shape", None) != x.shape:
+    if bits is None or x.ndim == 0 or getattr(mask, "shape", None) != x.shape:
         return np.where(mask, x, np.zeros((), x.dtype))
-    return (x.view(bits) & -mask.view(np.int8)).view(x.dtype)
+    chosen = mask.astype(bits)
+    return np.multiply(chosen, x.view(bits), out=chosen).view(x.dtype)
 
 
 def matmul(x: Any, y: Any) -> Any:
