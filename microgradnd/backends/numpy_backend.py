@@ -66,7 +66,7 @@ def relu(x: Any) -> Any:
     return np.maximum(x, np.zeros(row, x.dtype) if row and row[0] > CACHED else _zeros(row, x.dtype))
 
 
-_BITS = {"e": np.int16, "f": np.int32, "d": np.int64}
+_BITS = {"e": np.dtype(np.int16), "f": np.dtype(np.int32), "d": np.dtype(np.int64)}
 
 
 def masked(x: Any, mask: Any) -> Any:
@@ -78,7 +78,8 @@ def masked(x: Any, mask: Any) -> Any:
     if bits is None or x.ndim == 0 or getattr(mask, "shape", None) != x.shape:
         return np.where(mask, x, np.zeros((), x.dtype))
     chosen = mask.astype(bits)
-    return np.multiply(chosen, x.view(bits), out=chosen).view(x.dtype)
+    chosen *= x.view(bits)
+    return chosen.view(x.dtype)
 
 
 def matmul(x: Any, y: Any) -> Any:
