@@ -61,7 +61,7 @@ def assert_close(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def compare(sizes, n, probabilities, options, tolerance, dtype=np.float64, batch_size=None):
+def assert_same_training(sizes, n, probabilities, options, tolerance, dtype=np.float64, batch_size=None):
     ours, theirs = pair(sizes, seed=0, dtype=dtype)
     X, targets = problem(n, sizes[0], sizes[-1], 0, probabilities, dtype)
     optimizer = nn.SGD(ours.parameters(), **options)
@@ -90,16 +90,16 @@ def compare(sizes, n, probabilities, options, tolerance, dtype=np.float64, batch
 @pytest.mark.parametrize("options", OPTIMIZERS, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize(("sizes", "n"), [((5, 8, 3), 20), ((16, 32, 12, 10), 64), ((4, 2), 7), ((1, 1, 2), 1)])
 def test_training_step_by_step(sizes, n, options, probabilities):
-    compare(sizes, n, probabilities, options, 1e-12)
+    assert_same_training(sizes, n, probabilities, options, 1e-12)
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS, ids=lambda options: "-".join(options))
 def test_training_with_mini_batches(options):
-    compare((6, 20, 4), 45, False, options, 1e-12, batch_size=10)
+    assert_same_training((6, 20, 4), 45, False, options, 1e-12, batch_size=10)
 
 
 def test_training_in_float32():
-    compare((6, 20, 4), 45, False, OPTIMIZERS[1], 1e-4, dtype=np.float32)
+    assert_same_training((6, 20, 4), 45, False, OPTIMIZERS[1], 1e-4, dtype=np.float32)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3), (3,), (1, 1), (5, 40)])
