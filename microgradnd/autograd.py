@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from heapq import heappop, heappush
 from operator import attrgetter
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .inplace import changed_since, changes, next_order
@@ -22,20 +23,30 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _references_to_a_new_object() -> int:
+    new = object()
+    return getrefcount(new)
+
+
+UNSHARED = _references_to_a_new_object()  # 2, or 1 where the interpreter lends references to calls (Python 3.14)
+
+
 class Node:
     """One recorded call of an operation: what made a tensor, without the tensor itself.
 
     ``edges`` holds one ``(parent, index, saved)`` per gradient to compute: ``op.vjps[index](g, *saved)``
-    is the gradient for the node ``parent``. ``order`` falls with every node, so going through a graph in
+    is the gradient for the node ``parent``. Where there is a ``pullback`` it is called once with g, and the
+    vjps take what it gave instead of g. ``order`` falls with every node, so going through a graph in
     the order of ``order`` is a topological sort. After a backward that does not retain the graph
     ``edges`` is None, and all that it saved is free.
     """
 
-    __slots__ = ("dtype", "edges", "op", "order", "shape")
+    __slots__ = ("dtype", "edges", "op", "order", "pullback", "shape")
 
     def __init__(self, op: Operation, edges: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
         self.op = op
         self.edges: tuple[Any, ...] | None = edges
+        self.pullback: Callable[[Any], tuple[Any, ...]] | None = None
         self.order = next_order()
         self.shape = shape
         self.dtype = dtype
@@ -146,11 +157,12 @@ def backpropagate(
             _refuse_changed(node)
         op = node.op
         vjps = op.vjps
+        given = g if create_graph or node.pullback is None else list(node.pullback(g))
         for parent, index, saved in edges:
             if needed is not None and parent not in needed:
                 continue
             try:
-                gx = op.vjp_of_tensors(node, index, saved, g) if create_graph else vjps[index](g, *saved)
+                gx = op.vjp_of_tensors(node, index, saved, g) if create_graph else vjps[index](given, *saved)
                 shape = gx.shape
             except Exception as error:
                 error.add_note(f"(in the gradient of {op.name} with respect to {op.arguments[index]})")
@@ -171,15 +183,11 @@ def backpropagate(
                 continue
             if not is_result:
                 heappush(waiting, (parent.order, parent))
-            elif not create_graph:
-                shared = gx is g or gx.base is not None
-                for value in saved:
-                    shared = shared or value is gx or (value.__class__ is tuple and any(v is gx for v in value))
-                if shared:  # writing into it would change another array
-                    gx = gx.copy()
+            elif not create_graph and (getrefcount(gx) > UNSHARED or gx.base is not None):
+                gx = gx.copy()  # somebody else holds this array or its memory: as g, as a saved value
             sums[parent] = gx
         if not retain_graph:
-            node.edges = None
+            node.edges = node.pullback = None
     return found
 
 

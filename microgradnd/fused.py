@@ -7,11 +7,12 @@ on arrays and returns the result with its pullback, which may share work and mem
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, ParamSpec
 
 from .autograd import Node, backpropagate
 from .operands import attached
-from .primitive import GENERATED_SCOPE, Operation
+from .primitive import Operation
 from .tensor import Tensor
 
 P = ParamSpec("P")
@@ -21,9 +22,10 @@ def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callabl
     """Replace a function of tensors by ``kernel`` wherever first-order gradients are all that is asked for.
 
     Args:
-        kernel: ``kernel(xp, ...)`` with the function's own parameters as arrays, returning ``(out,
-            pullback)``; ``pullback(g)`` gives a tuple of gradients, one per name in ``differentiated``. It
-            may be called more than once and must not change what it keeps.
+        kernel: ``kernel(xp, ...)`` with the function's own parameters (arrays where they have no default, or the
+            default None) returning ``(out, pullback)``; ``pullback(g)`` gives a tuple of gradients, one per name
+            in ``differentiated``: arrays, or functions of no arguments that compute them, called only for
+            arguments that need one. It may be called more than once and must not change what it keeps.
         differentiated: the arguments that the kernel differentiates. A call in which another argument
             requires a gradient goes to the function itself; a gradient of the gradient goes through it.
     """
@@ -37,24 +39,22 @@ def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callabl
 class FusedOperation(Operation):
     """An operation whose gradients come from its kernel's pullback, and in higher orders from its definition."""
 
-    __slots__ = ("alone",)
-    results = "out, pullback"
+    __slots__ = ()
+    results = "out, _pullback"
+    pullback = "_pullback"
 
     def __init__(
         self, reference: Callable[..., Tensor], kernel: Callable[..., Any], differentiated: tuple[str, ...]
     ) -> None:
-        code = reference.__code__
-        arrays = code.co_varnames[: code.co_argcount - len(reference.__defaults__ or ())]
+        names = reference.__code__.co_varnames[: reference.__code__.co_argcount]
+        defaults = dict(zip(reversed(names), reversed(reference.__defaults__ or ()), strict=False))
+        arrays = tuple(name for name in names if defaults.get(name) is None)
         super().__init__(kernel, dict.fromkeys(arrays))
         self.name = reference.__name__
         self.definition = reference
-        self.alone = len(differentiated) == 1
-        take = {name: _only if self.alone else _taken(i) for i, name in enumerate(differentiated)}
+        take = {name: _taken(i) for i, name in enumerate(differentiated)}
         self.vjps = tuple(take.get(name) for name in arrays)
-        self.saves = tuple(("pullback", *self.names) for _ in arrays)
-
-    def lines_before_recording(self) -> list[str]:
-        return [] if self.alone else ["pullback = _Pullback(pullback)"]
+        self.saves = tuple(self.names for _ in arrays)
 
     def line_without_vjp(self, argument: str) -> str:
         nodes = ", ".join(f"{name!r}: _{name}_node" for name in self.arguments)
@@ -71,7 +71,7 @@ class FusedOperation(Operation):
 
         name = self.arguments[index]
         parents = self.parents(node)
-        inputs = {n: attached(value, parents.get(n)) for n, value in zip(self.names, saved[1:], strict=True)}
+        inputs = {n: attached(value, parents.get(n)) for n, value in zip(self.names, saved, strict=True)}
         inputs[name] = alias(inputs[name])  # where the definition's gradient is read off
         out = self.definition(**inputs)
         target = inputs[name]._node
@@ -79,30 +79,11 @@ class FusedOperation(Operation):
         return backpropagate(out._node, g, create_graph=True, targets=frozenset([target]))[target]
 
 
-def _only(g: Any, pullback: Callable[[Any], tuple[Any, ...]], *inputs: Any) -> Any:
-    (gradient,) = pullback(g)
-    return gradient
-
-
 def _taken(index: int) -> Callable[..., Any]:
-    return lambda g, pullback, *inputs: pullback(g, index)
+    """The vjp of a fused operation: what its pullback gave for argument ``index``, taken out of the list."""
 
+    def vjp(gradients: list[Any], *inputs: Any) -> Any:
+        gradient, gradients[index] = gradients[index], None
+        return gradient() if gradient.__class__ is FunctionType else gradient
 
-class Pullback:
-    """A kernel's pullback, called once per backward although each argument asks for its gradient by itself."""
-
-    __slots__ = ("function", "g", "gradients")
-
-    def __init__(self, function: Callable[[Any], tuple[Any, ...]]) -> None:
-        self.function = function
-        self.g: Any = None
-        self.gradients: list[Any] = []
-
-    def __call__(self, g: Any, index: int) -> Any:
-        if g is not self.g or self.gradients[index] is None:
-            self.g, self.gradients = g, list(self.function(g))
-        gradient, self.gradients[index] = self.gradients[index], None
-        return gradient
-
-
-GENERATED_SCOPE["_Pullback"] = Pullback
+    return vjp

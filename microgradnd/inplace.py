@@ -19,15 +19,14 @@ class _Changes:
 changes = _Changes()
 
 
-def mark_changed(*records: list[Any]) -> None:
-    """Note that the arrays of these records were just changed in place: what was saved of them before is refused."""
+def next_change() -> int:
+    """The order of a change in place that is about to be made, to be noted in the records of the arrays that change."""
     changes.latest = order = next_order()
-    for record in records:
-        record[1] = order
+    return order
 
 
 def record_of(array: Any) -> list[Any]:
-    """The record of changes of the memory of ``array``, for :func:`mark_changed`."""
+    """The record of the memory of ``array``: [weak reference, order of the latest change in place]."""
     owner = _owner(array)
     key = id(owner)
     if key not in changes.records:

@@ -64,6 +64,7 @@ class Operation:
     """What is known of one operation: its name, its array arguments, their vjps and what these save."""
 
     results = "out"  # what the array function returns, as the generated text assigns it
+    pullback = "None"  # what of it computes all gradients at once, if anything
     __slots__ = (
         "arguments",
         "definition",
@@ -154,8 +155,8 @@ class Operation:
         code = self._code(f"def operation({self._signature()}):\n    return _first_call({self._passed_on()})\n")
         scope = {**GENERATED_SCOPE, "_op": self, "_function": self.function, "_first_call": first_call}
         wrapper: Any = FunctionType(code, scope, self.name)
-        wrapper.__defaults__ = self.function.__defaults__
-        wrapper.__kwdefaults__ = self.function.__kwdefaults__
+        wrapper.__defaults__ = self.definition.__defaults__
+        wrapper.__kwdefaults__ = self.definition.__kwdefaults__
         wrapper.__doc__ = self.definition.__doc__
         wrapper.__module__ = self.definition.__module__
         annotations = {name: kind for name, kind in self.definition.__annotations__.items() if name != "xp"}
@@ -193,7 +194,7 @@ class Operation:
 
     def _unwrapping(self) -> list[str]:
         """From each array argument x: its array as x, its node as _x_node."""
-        defaults = self.function.__defaults__ or ()
+        defaults = self.definition.__defaults__ or ()
         optional = {*self.positional[len(self.positional) - len(defaults) :], *self.keyword_only}
         lines = []
         for x in self.arguments:
@@ -234,7 +235,6 @@ class Operation:
         """The node, with an edge to each argument that requires a gradient, or None."""
         constant = " and ".join(f"_{x}_node is None" for x in self.arguments)
         lines = [f"if ({constant}) or not _grad_mode.enabled:", "    _node = None", "else:", "    _edges = ()"]
-        lines += [f"    {line}" for line in self.lines_before_recording()]
         for index, (x, vjp) in enumerate(zip(self.arguments, self.vjps, strict=True)):
             saved = "".join(f"{self._saved_value(name, x)}, " for name in self.saves[index]).rstrip(" ")
             lines.append(f"    if _{x}_node is not None:")
@@ -249,12 +249,9 @@ class Operation:
                 lines.append(f"        _edges += ((_{x}_node, {index}, ({saved})),)")
         # Node.__init__, written out: a call less.
         lines += ["    _node = _new(_Node)", "    _node.op = _op", "    _node.edges = _edges"]
+        lines += [f"    _node.pullback = {self.pullback}"]
         lines += ["    _node.order = _next_order()", "    _node.shape = out.shape", "    _node.dtype = out.dtype"]
         return lines
-
-    def lines_before_recording(self) -> list[str]:
-        """What the generated text does between the call and the recording."""
-        return []
 
     def line_without_vjp(self, argument: str) -> str:
         """What the generated text does when a tensor that requires a gradient is given for ``argument``."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from .autograd import Leaf, Node, backpropagate, enable_grad
 from .backends import NAMESPACES, as_array
-from .inplace import mark_changed, record_of
+from .inplace import next_change, record_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -124,7 +124,7 @@ class Tensor:
     @data.setter
     def data(self, value: Operand) -> None:
         if value is self._data:
-            mark_changed(record_of(value))
+            record_of(value)[1] = next_change()
             if isinstance(self._node, Node):
                 raise RuntimeError(
                     f"data: a tensor made by {self._node.op.name} was changed in place, and its gradients with it; "

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import microgradnd as mg
+
 from .activations import ReLU
 from .linear import Linear
 from .module import Module
@@ -31,8 +33,16 @@ class Sequential(Module):
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:
-        for layer in self.layers:
-            x = layer(x)
+        fused = None
+        layers: list[Any] = self.layers
+        for layer, following in pairwise([*layers, None]):
+            if layer is fused:
+                fused = None
+            elif layer.__class__ is Linear and following.__class__ is ReLU and not _replaced(layer, following):
+                x = mg.linear_relu(x, layer.weight, layer.bias)  # one operation instead of two
+                fused = following
+            else:
+                x = layer(x)
         return x
 
     def __len__(self) -> int:
@@ -43,6 +53,11 @@ class Sequential(Module):
 
     def __iter__(self) -> Iterator[Callable[[Any], Any]]:
         return iter(self.layers)
+
+
+def _replaced(layer: Module, other: Module) -> bool:
+    """Whether a layer got a ``forward`` of its own."""
+    return "forward" in layer.__dict__ or "forward" in other.__dict__
 
 
 class MLP(Sequential):

@@ -3,101 +3,162 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 from microgradnd import Tensor
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
-from microgradnd.inplace import mark_changed, record_of
+from microgradnd.inplace import next_change, record_of
+
+Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
 
-class SGD:
+class _Slot:
+    """What an optimiser keeps for one parameter."""
+
+    __slots__ = ("own", "parameter", "record", "state")
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.own: Any = None  # the parameter's array, where nobody else made it: to be changed in place
+        self.record: list[Any] = []
+        self.state: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied without the array: that it is nobody else's holds for one optimiser alone."""
+        return _Slot, (self.parameter,), (None, {"state": self.state})
+
+
+class Optimizer:
+    """The base of all optimisers: groups of parameters, each with its settings.
+
+    An optimiser works on arrays of its own: the first step replaces each parameter's array by a copy, so that
+    an array which the parameter was made of, or which two parameters share, never changes behind your back.
+
+    Args:
+        params: tensors that require a gradient, each once; or groups of them, mappings such as
+            ``{"params": [...], "lr": 0.1}`` with settings of their own.
+        settings: of all groups that do not say otherwise.
+
+    Attributes:
+        param_groups: a dict for each group, with its parameters under ``"params"`` and its settings, which
+            may be changed between steps: ``optimizer.param_groups[0]["lr"] = 0.01``.
+
+    Raises:
+        ValueError: for no parameters, a parameter given twice, and values out of range.
+        TypeError: for parameters that are no tensors or require no gradient, and for unknown settings.
+    """
+
+    limits: ClassVar[dict[str, float]]  # of each setting: at least 0 and below this
+
+    def __init__(self, params: Params, **settings: Any) -> None:
+        self.defaults = settings
+        self.param_groups: list[dict[str, Any]] = []
+        self._slots: list[list[_Slot]] = []  # of each group
+        self._name = type(self).__name__
+        if isinstance(params, Tensor):
+            raise TypeError(f"{self._name}: params must be a list of tensors, got a single tensor")
+        entries: list[Any] = list(params)
+        if not entries:
+            raise ValueError(f"{self._name}: got no parameters; a generator can be used only once")
+        for group in entries if isinstance(entries[0], Mapping) else [{"params": entries}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Take more parameters: ``{"params": tensors, ...}`` with the settings in which they differ."""
+        unknown = set(group) - {"params", *self.defaults}
+        if unknown or "params" not in group:
+            raise TypeError(
+                f"{self._name}: a group has params and any of {', '.join(self.defaults)}, got {', '.join(group)}"
+            )
+        settings = {name: self._checked(name, group.get(name, default)) for name, default in self.defaults.items()}
+        tensors = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        known = {id(slot.parameter) for slots in self._slots for slot in slots}
+        for position, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor) or not isinstance(tensor._node, Leaf):
+                raise TypeError(
+                    f"{self._name}: parameter {position} must be a tensor made with requires_grad=True, got {tensor!r}"
+                )
+            if id(tensor) in known:
+                raise ValueError(f"{self._name}: a parameter was given twice")
+            known.add(id(tensor))
+        self._slots.append([_Slot(tensor) for tensor in tensors])
+        self.param_groups.append({"params": tensors, **settings})
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """The setting, as Python floats: a NumPy float64 would turn float32 gradients into float64 ones."""
+        upper = self.limits[name]
+        if isinstance(value, tuple | list):
+            return tuple(self._checked(name, part) for part in value)
+        if not 0 <= value < upper:
+            raise ValueError(f"{self._name}: {name} must be at least 0 and below {upper}, got {value}")
+        return float(value)
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for group, slots in zip(self.param_groups, self._slots, strict=True):
+            work = []
+            order = next_change()
+            for slot in slots:
+                parameter = slot.parameter
+                leaf: Any = parameter._node
+                if leaf is None or (g := leaf.grad) is None:
+                    continue
+                p = parameter._data
+                if p is not slot.own:
+                    p = parameter._data = slot.own = p.copy()
+                    slot.record = record_of(p)
+                work.append((p, g._data if g.__class__ is Tensor else g, slot.state))
+                slot.record[1] = order
+            self._update(group, work)
+
+    def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
+        """Change each array of ``work`` by its gradient, in place; its state keeps what the next step needs."""
+        raise TypeError(f"{self._name} defines no _update")
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters (sets them to None)."""
+        for slots in self._slots:
+            for slot in slots:
+                if slot.parameter._node is not None:
+                    slot.parameter._node.grad = None  # type: ignore[union-attr]
+
+
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum (Robbins and Monro, 1951; Polyak, 1964), as in PyTorch.
 
         d = grad + weight_decay * p
         v = momentum * v + d          (v = d in the first step)
         p = p - lr * v                (p - lr * d without momentum)
 
-    The optimiser works on arrays of its own: the first step replaces each parameter's array by a copy, so
-    that an array which the parameter was made of, or which two parameters share, never changes behind
-    your back.
-
     Args:
-        params: tensors that require a gradient, each once.
-        lr: learning rate, at least 0; may be changed between steps.
+        params: see :class:`Optimizer`.
+        lr: learning rate, at least 0.
         momentum: at least 0 and below 1.
         weight_decay: at least 0.
-
-    Raises:
-        ValueError: for no parameters, a parameter given twice, and values out of range.
-        TypeError: for parameters that are no tensors, or that require no gradient.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        self.params = _checked(params)
-        upper = {"lr": math.inf, "momentum": 1, "weight_decay": math.inf}
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not 0 <= value < upper[name]:
-                raise ValueError(f"SGD: {name} must be at least 0 and below {upper[name]}, got {value}")
-        # Python floats: a NumPy float64 would turn float32 gradients into float64 ones.
-        self.lr = float(lr)
-        self.momentum = float(momentum)
-        self.weight_decay = float(weight_decay)
-        self._own: list[Any] = [None] * len(self.params)  # arrays that nobody else made, to be changed in place
-        self._records: list[Any] = [None] * len(self.params)
-        self._velocities: list[Any] = [None] * len(self.params)
+    limits: ClassVar = {"lr": math.inf, "momentum": 1, "weight_decay": math.inf}
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
-        changed = []
-        lr = None
-        for i, parameter in enumerate(self.params):
-            leaf: Any = parameter._node
-            if leaf is None or leaf.grad is None:
-                continue
-            d = leaf.grad._data if leaf.grad.__class__ is Tensor else leaf.grad
-            p = parameter._data
-            if p is not self._own[i]:
-                p = parameter._data = self._own[i] = p.copy()
-                self._records[i] = record_of(p)
-            if self.weight_decay:
-                d = d + self.weight_decay * p
-            if self.momentum:
-                if self._velocities[i] is None:
-                    self._velocities[i] = d.copy()
+    def __init__(self, params: Params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
+        momentum, weight_decay = group["momentum"], group["weight_decay"]
+        lr: Any = None
+        for p, d, state in work:
+            if weight_decay:
+                d = d + weight_decay * p
+            if momentum:
+                v = state.get("momentum_buffer")
+                if v is None:
+                    v = state["momentum_buffer"] = d.copy()
                 else:
-                    self._velocities[i] *= self.momentum
-                    self._velocities[i] += d
-                d = self._velocities[i]
+                    v *= momentum
+                    v += d
+                d = v
             if lr is None or lr.dtype is not p.dtype:
                 # NumPy multiplies by a 0-d array faster than by a number.
-                lr = NAMESPACES[p.__class__].asarray(self.lr, p.dtype)
+                lr = NAMESPACES[p.__class__].asarray(group["lr"], p.dtype)
             p -= lr * d
-            changed.append(self._records[i])
-        mark_changed(*changed)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickling and copying: which arrays are its own holds for this optimiser alone."""
-        nobody = [None] * len(self.params)
-        return self.__dict__ | {"_own": nobody, "_records": list(nobody)}
-
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters (sets them to None)."""
-        for parameter in self.params:
-            if parameter._node is not None:
-                parameter._node.grad = None  # type: ignore[union-attr]
-
-
-def _checked(params: Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(params, Tensor):
-        raise TypeError("SGD: params must be a list of tensors, got a single tensor")
-    tensors = list(params)
-    if not tensors:
-        raise ValueError("SGD: got no parameters; a generator can be used only once")
-    for position, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor) or not isinstance(tensor._node, Leaf):
-            raise TypeError(f"SGD: parameter {position} must be a tensor made with requires_grad=True, got {tensor!r}")
-    if len({id(tensor) for tensor in tensors}) < len(tensors):
-        raise ValueError("SGD: a parameter was given twice")
-    return tensors

@@ -415,6 +415,19 @@ OPS = (
         torch=lambda torch, x, weight, bias=None: torch.nn.functional.linear(x, weight.T, bias),
     ),
     Op(
+        "linear_relu",
+        lambda x, weight, bias=None: np.maximum(x @ weight + (0 if bias is None else bias), 0),
+        (
+            shapes((5, 3), (3, 4), (4,)),
+            shapes((2, 5, 3), (3, 4), (4,)),
+            shapes((3,), (3, 4), (4,)),
+            shapes((5, 3), (3, 4)),
+            shapes((0, 3), (3, 4), (4,)),
+        ),
+        differentiable=(0, 1, 2),
+        torch=lambda torch, x, weight, bias=None: torch.relu(torch.nn.functional.linear(x, weight.T, bias)),
+    ),
+    Op(
         "einsum",
         np.einsum,
         tuple(

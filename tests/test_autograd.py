@@ -90,6 +90,36 @@ def test_a_vjp_that_returns_what_it_saved_is_copied() -> None:
     np.testing.assert_array_equal(y, np.arange(3.0))
 
 
+def test_a_vjp_that_returns_what_it_keeps_for_itself_is_copied() -> None:
+    kept = np.arange(3.0)
+
+    @mg.primitive(x=lambda g: kept)
+    def odd(xp: Any, x: Any) -> Any:
+        return xp.sum(x)
+
+    x = leaf(np.ones(3))
+    odd(x).backward()
+    x.grad.data[...] = 9
+    np.testing.assert_array_equal(kept, np.arange(3.0))
+
+
+def test_a_gradient_that_nobody_else_holds_is_not_copied() -> None:
+    made: list[int] = []
+
+    def gradient(g: Any) -> Any:
+        array = g * np.ones(3)
+        made.append(array.ctypes.data)
+        return array
+
+    @mg.primitive(x=gradient)
+    def total(xp: Any, x: Any) -> Any:
+        return xp.sum(x)
+
+    x = leaf(np.ones(3))
+    total(x).backward()
+    assert made == [x.grad.data.ctypes.data]
+
+
 def test_second_backward_through_a_freed_graph() -> None:
     x = leaf(np.ones(3))
     y = mg.exp(x)

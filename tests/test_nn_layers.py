@@ -149,6 +149,46 @@ def test_sequential_refuses_what_is_no_layer(layer):
         nn.Sequential(nn.ReLU(), layer)
 
 
+def test_sequential_computes_linear_and_relu_in_one_operation():
+    rng = np.random.default_rng(0)
+    layers = nn.Linear(3, 4, rng=rng, dtype=np.float64), nn.ReLU(), nn.Linear(4, 2, bias=False, rng=rng), nn.ReLU()
+    x = mg.tensor(rng.standard_normal((5, 3)), requires_grad=True)
+    fused = nn.Sequential(*layers)(x)
+    assert fused._node.op.name == "linear_relu"
+    assert fused._node.edges[0][0].op.name == "linear_relu"
+    one_by_one = x
+    for layer in layers:
+        one_by_one = layer(one_by_one)
+    np.testing.assert_array_equal(fused.data, one_by_one.data)
+    found = []
+    for out in (fused, one_by_one):
+        for tensor in (x, *(p for layer in layers for p in layer.parameters())):
+            tensor.zero_grad()
+        (out * out).sum().backward()
+        found.append([x.grad.data, *(p.grad.data for layer in layers for p in layer.parameters())])
+    for ours, expected in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_sequential_calls_layers_that_are_not_quite_linear_and_relu():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    class Leaking(nn.ReLU):
+        def forward(self, x):
+            return x
+
+    x = -np.ones((1, 1))
+    weight = {"init": lambda shape, rng, dtype: np.ones(shape)}
+    assert nn.Sequential(Doubled(1, 1, **weight), nn.ReLU())(-x).item() == 2
+    assert nn.Sequential(nn.Linear(1, 1, **weight), Leaking())(x).item() == -1
+    for position in (0, 1):
+        model = nn.Sequential(nn.Linear(1, 1, **weight), nn.ReLU())
+        model[position].forward = lambda x: mg.tensor(-7.0)
+        assert model(x).item() == (0 if position == 0 else -7)
+
+
 def test_mlp_structure():
     model = nn.MLP([4, 8, 6, 3])
     assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]

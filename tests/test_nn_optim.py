@@ -52,7 +52,7 @@ def test_learning_rate_can_be_changed_between_steps():
     optimizer = nn.SGD([p], 0.25)
     descend(optimizer, p, 1.0)
     np.testing.assert_array_equal(p.data, [0.5, 1.0])
-    optimizer.lr = 0.5
+    optimizer.param_groups[0]["lr"] = 0.5
     descend(optimizer, p, 1.0)
     np.testing.assert_array_equal(p.data, [0.0, 0.0])
 
@@ -169,7 +169,31 @@ def test_a_backward_after_the_step_is_refused():
 def test_a_generator_of_parameters_is_read_once():
     model = nn.Linear(2, 1)
     optimizer = nn.SGD((p for p in model.parameters()), 0.1)
-    assert all(a is b for a, b in zip(optimizer.params, model.parameters(), strict=True))
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True))
+
+
+def test_groups_have_settings_of_their_own():
+    p, q = parameter([1.0]), parameter([1.0])
+    optimizer = nn.SGD([{"params": [p]}, {"params": [q], "lr": 0.5, "weight_decay": 1.0}], lr=0.25)
+    for tensor in (p, q):
+        tensor.grad = np.ones(1)
+    optimizer.step()
+    assert (p.data[0], q.data[0]) == (0.75, 0.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.5]
+    r = parameter([1.0])
+    optimizer.add_param_group({"params": r, "lr": 1.0})
+    r.grad = np.ones(1)
+    optimizer.step()
+    assert r.data[0] == 0
+    for bad, error in (
+        ({"params": [p]}, ValueError),
+        ({"params": [parameter([1.0])], "learning_rate": 1.0}, TypeError),
+        ({"lr": 1.0}, TypeError),
+        ({"params": [parameter([1.0])], "lr": -1.0}, ValueError),
+    ):
+        with pytest.raises(error, match="SGD"):
+            optimizer.add_param_group(bad)
+    assert len(optimizer.param_groups) == 3
 
 
 @pytest.mark.parametrize(
@@ -221,6 +245,6 @@ def test_an_optimiser_can_be_pickled_with_its_parameters():
         optimizer.step()
     again = pickle.loads(pickle.dumps(optimizer))
     for one in (optimizer, again):
-        one.params[0].grad = np.ones(2)
+        one.param_groups[0]["params"][0].grad = np.ones(2)
         one.step()
-    np.testing.assert_array_equal(again.params[0].data, p.data)
+    np.testing.assert_array_equal(again.param_groups[0]["params"][0].data, p.data)

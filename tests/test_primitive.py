@@ -162,6 +162,31 @@ def test_fused_operations_with_an_undifferentiated_argument() -> None:
     mg.check_grads(product, 2.0, 3.0, order=2)
 
 
+def test_fused_operations_compute_a_gradient_given_as_a_function_only_where_it_is_needed() -> None:
+    computed: list[str] = []
+
+    def scaled(xp: Any, x: Any, y: Any, z: Any) -> Any:
+        def gradient(name: str, value: Any) -> Any:
+            computed.append(name)
+            return value
+
+        out = x * y if z is None else x * y + z
+        return out, lambda g: (lambda: gradient("x", g * y), lambda: gradient("y", g * x), g)
+
+    @fused(scaled, "x", "y", "z")
+    def product(x: Any, y: Any, z: Any = None) -> mg.Tensor:
+        return x * y if z is None else x * y + z
+
+    x, z = (mg.tensor(v, requires_grad=True) for v in (3.0, 1.0))
+    product(x, 2.0).backward()
+    product(x, 2.0, z=z).backward()
+    assert computed == ["x", "x"]
+    assert x.grad.item() == 4
+    assert z.grad.item() == 1
+    mg.check_grads(product, 2.0, 3.0, order=2)
+    mg.check_grads(product, 2.0, 3.0, np.array([1.0, 2.0]), order=2)
+
+
 def test_cross_entropy_is_its_definition() -> None:
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((2, 3, 5))

@@ -23,6 +23,8 @@ def as_array(x: Any, dtype: Any = None, like: Any = None) -> Any:
     numbers.
     """
     if x.__class__ not in NAMESPACES:
+        if isinstance(x, np.number) and dtype is None and like is None:  # what NumPy's reductions return
+            return np.asarray(x)
         if type(x).__module__.partition(".")[0] == "cupy":
             _register_cupy()
         elif isinstance(x, np.ma.MaskedArray):

@@ -13,9 +13,14 @@ from .numpy_backend import scatter_add
 array_type = cupy.ndarray
 
 
-def relu(x: Any) -> Any:
+def relu(x: Any, out: Any = None) -> Any:
     """max(x, 0)."""
-    return cupy.maximum(x, 0)
+    return cupy.maximum(x, 0, out=out)
+
+
+def relu_gradient(g: Any, out: Any) -> Any:
+    """g where ``out``, the rectifier's result, is positive, and 0 elsewhere."""
+    return masked(g, out > 0)
 
 
 def masked(x: Any, mask: Any) -> Any:
@@ -23,4 +28,6 @@ def masked(x: Any, mask: Any) -> Any:
     return cupy.where(mask, x, cupy.zeros((), x.dtype)) if hasattr(mask, "shape") else x * mask
 
 
-namespace = SimpleNamespace(**{**vars(cupy), "masked": masked, "relu": relu, "scatter_add": partial(scatter_add, cupy)})
+_ours: dict[str, Any] = {"masked": masked, "relu": relu, "relu_gradient": relu_gradient}
+_ours["scatter_add"] = partial(scatter_add, cupy)
+namespace = SimpleNamespace(**{**vars(cupy), **_ours})

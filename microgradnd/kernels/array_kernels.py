@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 # Up to so many classes NumPy is faster with the classes along the first axis: reductions and broadcasts then
 # run over the rows, many elements at a time. Measured: 0.25 to 0.8 of the time for 10 classes, 3 times for 64.
 FEW_CLASSES = 32
+
+
+def rows(x: Any) -> Any:
+    """x as a matrix of all its rows: (..., n) -> (prod(...), n); (n,) -> (1, n)."""
+    return x if x.ndim == 2 else x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+    """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
+    if weight.ndim != 2 or (bias is not None and bias.ndim != 1):
+        raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
+    x_rows = rows(x)
+    out = x_rows.dot(weight)
+    if bias is not None:
+        out = xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
+    out = xp.relu(out, out=out)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        g = xp.relu_gradient(rows(g), out)
+        return (
+            lambda: g.dot(weight.T).reshape(x.shape),
+            lambda: x_rows.T.dot(g),
+            lambda: xp.sum(g, axis=0),
+        )
+
+    return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 
 
 def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
@@ -21,19 +48,21 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     z = _matrix(xp, logits, count, classes, axis)
     z = z - xp.max(z, axis=axis, keepdims=True)
     e = xp.exp(z)
-    total = xp.sum(e, axis=axis, keepdims=True)
+    total = xp.sum(e, axis=axis, keepdims=axis == 1)
+    log_total = xp.log(total)
     if targets.shape == logits.shape:
         t = _matrix(xp, targets, count, classes, axis)
-        picked = t * (z - xp.log(total))
+        mass = xp.sum(t, axis=axis, keepdims=axis == 1)  # 1 in each row where the targets are probabilities
+        loss = xp.vdot(mass, log_total) - xp.vdot(t, z)
 
         def gradient(g: Any) -> Any:
-            p = e * (xp.sum(t, axis=axis).reshape(total.shape) / total)
+            p = e * (mass / total)
             p -= t
             p *= g
             return p
     else:
         index = _flat_index(xp, logits, targets, count, classes, axis)
-        picked = z.reshape(z.size)[index] - xp.log(total).reshape(count)
+        loss = xp.sum(log_total.reshape(count) - z.reshape(z.size)[index])
 
         def gradient(g: Any) -> Any:
             p = e * (g / total)
@@ -41,10 +70,10 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
             return p
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        p = gradient(g / count)
+        p = gradient(g[()] / count)  # NumPy divides its scalars faster than 0-d arrays
         return ((p.T if axis == 0 else p).reshape(logits.shape),)
 
-    return xp.sum(picked) / -count, pullback
+    return loss / count, pullback
 
 
 def _matrix(xp: Any, x: Any, count: int, classes: int, axis: int) -> Any:

@@ -27,7 +27,7 @@ from .arithmetic import (
 )
 from .elementwise import cos, exp, log, relu, sin, sqrt, tanh
 from .indexing import getitem, scatter_add
-from .linalg import einsum, linear, matmul
+from .linalg import einsum, linear, linear_relu, matmul
 from .losses import cross_entropy
 from .nondifferentiable import (
     bitwise_and,
@@ -89,6 +89,7 @@ __all__ = [
     "less",
     "less_equal",
     "linear",
+    "linear_relu",
     "log",
     "log_softmax",
     "logsumexp",
@@ -128,6 +129,11 @@ __all__ = [
 def masked(x: Any, mask: Any) -> Tensor:
     """What ``xp.masked`` of the array namespaces is, for gradients that are differentiated again."""
     return where(mask, x, 0.0)
+
+
+def relu_gradient(g: Any, out: Any) -> Tensor:
+    """What ``xp.relu_gradient`` of the array namespaces is, for gradients that are differentiated again."""
+    return where(out > 0, g, 0.0)
 
 
 def _reflected(operation: Any) -> Any:

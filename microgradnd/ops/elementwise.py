@@ -46,7 +46,7 @@ def cos(xp: Any, x: Operand) -> Any:
     return xp.cos(x)
 
 
-@primitive(x=lambda g, xp, out: xp.masked(g, out > 0))
+@primitive(x=lambda g, xp, out: xp.relu_gradient(g, out))
 def relu(xp: Any, x: Operand) -> Any:
     """The rectifier max(x, 0), elementwise (Fukushima, 1969); the gradient at 0 is 0."""
     return xp.relu(x)

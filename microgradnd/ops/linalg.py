@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..fused import fused
+from ..kernels import array_kernels
+from ..kernels.array_kernels import rows
 from ..primitive import primitive
+from ..tensor import Tensor
+from .elementwise import relu
 
 if TYPE_CHECKING:
     from ..tensor import Operand
-
-
-def _rows(x):
-    """x as a matrix of all its rows: (..., n) -> (prod(...), n); (n,) -> (1, n)."""
-    return x if x.ndim == 2 else x.reshape((prod(x.shape[:-1]), x.shape[-1]))
 
 
 def _matmul_x(g, xp, y, x_shape):
@@ -32,12 +32,12 @@ def _matmul_y(g, xp, x, y_shape):
     if len(y_shape) == 1:
         if x.ndim == 1:
             return g * x
-        return xp.matmul(xp.reshape(g, (prod(g.shape),)), _rows(x))  # all rows of x at once
+        return xp.matmul(xp.reshape(g, (prod(g.shape),)), rows(x))  # all rows of x at once
     if x.ndim == 1:
         return x[:, None] * g[..., None, :]  # (k, 1) * (..., 1, n) -> (..., k, n)
     if len(y_shape) == 2 and x.ndim > 2:
         # One product of all rows; a product per batch would have to be summed over the batch afterwards.
-        x, g = _rows(x), _rows(g)
+        x, g = rows(x), rows(g)
     return xp.matmul(xp.swapaxes(x, -1, -2), g)
 
 
@@ -54,19 +54,19 @@ def matmul(xp: Any, x: Operand, y: Operand) -> Any:
 def _linear_x(g, xp, weight, x_shape):
     if g.ndim == 2:
         return xp.matmul(g, weight.T)
-    return xp.matmul(_rows(g), weight.T).reshape(x_shape)
+    return xp.matmul(rows(g), weight.T).reshape(x_shape)
 
 
 def _linear_weight(g, xp, x):
     if x.ndim != 2:
-        x, g = _rows(x), _rows(g)
+        x, g = rows(x), rows(g)
     return xp.matmul(x.T, g)
 
 
 @primitive(
     x=_linear_x,
     weight=_linear_weight,
-    bias=lambda g, xp: xp.sum(g if g.ndim == 2 else _rows(g), axis=0),
+    bias=lambda g, xp: xp.sum(g if g.ndim == 2 else rows(g), axis=0),
 )
 def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
     """The affine map x weight + bias: (..., in) with weight (in, out) and bias (out,) -> (..., out).
@@ -75,13 +75,19 @@ def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) ->
     """
     if weight.ndim != 2 or (bias is not None and bias.ndim != 1):
         raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
-    out = xp.matmul(_rows(x), weight)
+    out = rows(x).dot(weight)
     if bias is not None:
         if bias.dtype == out.dtype:
             out += bias
         else:
             out = out + bias
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1]))
+
+
+@fused(array_kernels.linear_relu, "x", "weight", "bias")
+def linear_relu(x: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:
+    """max(x weight + bias, 0): :func:`linear` and the rectifier in one."""
+    return relu(linear(x, weight, bias))
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
