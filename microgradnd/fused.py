@@ -50,7 +50,7 @@ class FusedOperation(Operation):
         defaults = dict(zip(reversed(names), reversed(reference.__defaults__ or ()), strict=False))
         arrays = tuple(name for name in names if defaults.get(name) is None)
         super().__init__(kernel, dict.fromkeys(arrays))
-        self.name = reference.__name__
+        self.name = reference.__name__.strip("_")
         self.definition = reference
         take = {name: _taken(i) for i, name in enumerate(differentiated)}
         self.vjps = tuple(take.get(name) for name in arrays)

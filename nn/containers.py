@@ -17,7 +17,7 @@ from .module import Module
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from .init import Rng
+    from microgradnd.randomness import Rng
 
 
 class Sequential(Module):

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from .init import Rng
+    from microgradnd.randomness import Rng
 
     Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 

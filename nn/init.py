@@ -15,7 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    Rng: TypeAlias = np.random.Generator | int | None
+    from microgradnd.randomness import Rng
+
     Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 

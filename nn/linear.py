@@ -16,7 +16,7 @@ from .module import Module
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from .init import Rng
+    from microgradnd.randomness import Rng
 
 
 class Linear(Module):

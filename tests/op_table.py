@@ -6,6 +6,7 @@ operation is adding a row; a test fails while one is missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,6 +101,60 @@ def _cross_entropy(logits: Any, targets: Any) -> Any:
     return -np.sum(targets * np.log(p)) / (logits.size // logits.shape[-1])
 
 
+def _erf(x: Any) -> Any:
+    """math.erf, with its derivative for the imaginary part of complex numbers that lie next to the real axis."""
+    real = np.vectorize(math.erf, otypes=[float])(x.real)
+    if not np.iscomplexobj(x):
+        return real.astype(x.dtype)
+    return real + 1j * x.imag * 2 / np.sqrt(np.pi) * np.exp(-(x.real**2))
+
+
+def _tanh_form(x: Any) -> Any:
+    return np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+
+
+_NO_KEY_FOR_SOME = np.array([[0, 1, 1, 0, 1], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
+
+
+def _hidden(shape: tuple[int, ...], attn_mask: Any, is_causal: bool) -> tuple[Any, Any]:
+    """Which scores do not count, and what is added to the others."""
+    hidden = ~np.tri(*shape[-2:], dtype=bool) if is_causal else np.zeros(shape[-2:], bool)
+    if attn_mask is None:
+        return hidden, 0.0
+    if attn_mask.dtype.kind == "b":
+        return hidden | ~attn_mask, 0.0
+    return hidden | (attn_mask == -np.inf), np.where(attn_mask == -np.inf, 0.0, attn_mask)
+
+
+def _dropped(shape: tuple[int, ...], dropout_p: float, rng: int) -> Any:
+    seed = np.random.default_rng(rng).integers(2**63) if dropout_p else 0
+    generator = np.random.Generator(np.random.Philox(key=[int(seed), 0]))
+    return (generator.random(shape, np.float32) >= dropout_p) / (1 - dropout_p)
+
+
+def _attention(
+    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, rng: int = 0,
+) -> Any:  # fmt: skip
+    scores = q @ np.swapaxes(k, -1, -2) * (1 / np.sqrt(q.shape[-1]) if scale is None else scale)
+    hidden, added = _hidden(scores.shape, attn_mask, is_causal)
+    e = np.where(hidden, 0, np.exp(scores + added))
+    total = np.sum(e, axis=-1, keepdims=True)
+    return e / np.where(total == 0, 1, total) * _dropped(e.shape, dropout_p, rng) @ v
+
+
+def _torch_attention(
+    torch: Any, q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, rng: int = 0,
+) -> Any:  # fmt: skip
+    scores = q @ k.swapaxes(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    hidden, added = _hidden(tuple(scores.shape), None if attn_mask is None else attn_mask.numpy(), is_causal)
+    scores = scores + torch.as_tensor(added)
+    hidden = torch.from_numpy(np.broadcast_to(hidden, scores.shape).copy())
+    weights = torch.softmax(scores.masked_fill(hidden, -1e300), -1).masked_fill(hidden, 0)
+    return weights * torch.from_numpy(_dropped(tuple(weights.shape), dropout_p, rng)) @ v
+
+
 def _torch_cross_entropy(torch: Any, logits: Any, targets: Any) -> Any:
     rows = targets.reshape(-1) if targets.ndim < logits.ndim else targets.reshape(-1, targets.shape[-1])
     return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), rows)
@@ -115,6 +170,10 @@ def _torch_axes(function: str) -> Callable[..., Any]:
 
 def _torch_named(name: str) -> Callable[..., Any]:
     return lambda torch, *args: getattr(torch, name)(*args)
+
+
+def _torch_functional(name: str) -> Callable[..., Any]:
+    return lambda torch, *args: getattr(torch.nn.functional, name)(*args)
 
 
 def elementwise(name: str, reference: Callable[..., Any] | None = None, **row: Any) -> Op:
@@ -227,7 +286,84 @@ OPS = (
     elementwise("tanh"),
     elementwise("sin"),
     elementwise("cos"),
+    elementwise("erf", _erf, low=-4.0, high=4.0),
+    # activations
     elementwise("relu", lambda x: np.maximum(x, 0)),
+    elementwise("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+    elementwise("silu", lambda x: x / (1 + np.exp(-x)), torch=_torch_functional("silu")),
+    Op(
+        "leaky_relu",
+        lambda x, negative_slope=0.01: np.maximum(x, negative_slope * x),
+        (*ELEMENTWISE, shapes((3, 4), negative_slope=0.3)),
+        torch=lambda torch, x, negative_slope=0.01: torch.nn.functional.leaky_relu(x, negative_slope),
+    ),
+    Op(
+        "gelu",
+        lambda x, approximate="none": x * (1 + (_erf(x / np.sqrt(2)) if approximate == "none" else _tanh_form(x))) / 2,
+        (*ELEMENTWISE, shapes((3, 4), approximate="tanh"), shapes((), approximate="tanh")),
+        torch=lambda torch, x, approximate="none": torch.nn.functional.gelu(x, approximate=approximate),
+    ),
+    Op(
+        "dropout",
+        lambda x, p=0.5, rng=0: x * (np.random.default_rng(rng).random(x.shape, np.float32) >= p) / (1 - p),
+        (shapes((3, 4), p=0.5, rng=3), shapes((2, 3, 2), p=0.25, rng=5), shapes((3,), p=0.0, rng=0)),
+    ),
+    # normalisation
+    Op(
+        "layer_norm",
+        lambda x, weight=1.0, bias=0.0, eps=1e-5: (
+            (x - x.mean(-1, keepdims=True))
+            / np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + eps)
+            * weight
+            + bias
+        ),
+        (
+            shapes((3, 4), (4,), (4,)),
+            shapes((2, 3, 5), (5,), (5,), eps=0.1),
+            shapes((4,), (4,), (4,)),
+            shapes((2, 1, 4)),
+            shapes((3, 4), (4,)),
+            shapes((0, 4), (4,), (4,)),
+        ),
+        differentiable=(0, 1, 2),
+        torch=lambda torch, x, weight=None, bias=None, eps=1e-5: torch.nn.functional.layer_norm(
+            x, x.shape[-1:], weight, bias, eps
+        ),
+    ),
+    Op(
+        "rms_norm",
+        lambda x, weight=1.0, eps=1e-6: x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight,
+        (
+            shapes((3, 4), (4,)),
+            shapes((2, 3, 5), (5,), eps=0.1),
+            shapes((4,), (4,)),
+            shapes((2, 1, 4)),
+            shapes((0, 4), (4,)),
+        ),
+        differentiable=(0, 1),
+        torch=lambda torch, x, weight=None, eps=1e-6: torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps),
+    ),
+    # attention
+    Op(
+        "scaled_dot_product_attention",
+        _attention,
+        (
+            shapes((2, 3, 4), (2, 5, 4), (2, 5, 3)),
+            shapes((2, 2, 4, 3), (2, 2, 4, 3), (2, 2, 4, 3), is_causal=True),
+            shapes((5, 3), (2, 3), (2, 4), is_causal=True),
+            shapes((2, 3), (5, 3), (5, 4), is_causal=True, scale=0.3),
+            shapes((2, 2, 3, 4, 2), (2, 2, 1, 5, 2), (2, 2, 1, 5, 2)),  # heads that share keys and values
+            Sample(((2, 3, 4), (2, 5, 4), (2, 5, 3), mask(2, 3, 5))),
+            Sample(((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3), _NO_KEY_FOR_SOME), {"is_causal": True}),
+            Sample(((3, 4), (5, 4), (5, 3), np.where(mask(2, 3, 5), 0.3, -np.inf))),
+            shapes((0, 2, 3), (0, 4, 3), (0, 4, 2)),
+            shapes((2, 3), (0, 3), (0, 2)),
+            shapes((2, 3, 4), (2, 5, 4), (2, 5, 3), dropout_p=0.4, rng=3),
+            shapes((4, 3), (4, 3), (4, 3), dropout_p=0.4, rng=3, is_causal=True),
+        ),
+        differentiable=(0, 1, 2),
+        torch=_torch_attention,
+    ),
     # comparisons and constants
     *map(comparing, ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")),
     *map(masking, ("bitwise_and", "bitwise_or", "bitwise_xor")),

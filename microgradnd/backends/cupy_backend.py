@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cupy
+from cupyx.scipy.special import erf
 
 from .numpy_backend import scatter_add
 
@@ -28,6 +29,12 @@ def masked(x: Any, mask: Any) -> Any:
     return cupy.where(mask, x, cupy.zeros((), x.dtype)) if hasattr(mask, "shape") else x * mask
 
 
-_ours: dict[str, Any] = {"masked": masked, "relu": relu, "relu_gradient": relu_gradient}
-_ours["scatter_add"] = partial(scatter_add, cupy)
-namespace = SimpleNamespace(**{**vars(cupy), **_ours})
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + cupy.exp(-x))
+
+
+_ours = (masked, relu, relu_gradient, sigmoid)
+namespace = SimpleNamespace(
+    **{**vars(cupy), **{f.__name__: f for f in _ours}, "erf": erf, "scatter_add": partial(scatter_add, cupy)}
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..tensor import Tensor
+from .activations import gelu, leaky_relu, relu, sigmoid, silu
 from .arithmetic import (
     absolute,
     add,
@@ -25,7 +26,9 @@ from .arithmetic import (
     subtract,
     where,
 )
-from .elementwise import cos, exp, log, relu, sin, sqrt, tanh
+from .attention import scaled_dot_product_attention
+from .dropout import dropout
+from .elementwise import cos, erf, exp, log, sin, sqrt, tanh
 from .indexing import getitem, scatter_add
 from .linalg import einsum, linear, linear_relu, matmul
 from .losses import cross_entropy
@@ -44,6 +47,7 @@ from .nondifferentiable import (
     ones_like,
     zeros_like,
 )
+from .normalization import layer_norm, rms_norm
 from .reductions import argmax, log_softmax, logsumexp, max, mean, min, softmax, sum, var
 from .shaping import (
     alias,
@@ -76,16 +80,21 @@ __all__ = [
     "cos",
     "cross_entropy",
     "divide",
+    "dropout",
     "einsum",
     "equal",
+    "erf",
     "exp",
     "expand_dims",
     "floor_divide",
+    "gelu",
     "getitem",
     "greater",
     "greater_equal",
     "invert",
     "isfinite",
+    "layer_norm",
+    "leaky_relu",
     "less",
     "less_equal",
     "linear",
@@ -108,8 +117,12 @@ __all__ = [
     "relu",
     "remainder",
     "reshape",
+    "rms_norm",
+    "scaled_dot_product_attention",
     "scatter_add",
+    "sigmoid",
     "sign",
+    "silu",
     "sin",
     "softmax",
     "sqrt",

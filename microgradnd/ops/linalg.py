@@ -12,7 +12,7 @@ from ..kernels import array_kernels
 from ..kernels.array_kernels import rows
 from ..primitive import primitive
 from ..tensor import Tensor
-from .elementwise import relu
+from .activations import relu
 
 if TYPE_CHECKING:
     from ..tensor import Operand

@@ -1,0 +1,136 @@
+"""Scaled dot-product attention in chunks of queries: scores are never held for all queries at once.
+
+Forward keeps the result and, per query, the logarithm of the sum of the exponentiated scores; backward computes
+each chunk's probabilities from them anew (Rabe and Staats, 2021; Dao et al., 2022). So memory grows linearly
+with the number of queries and keys, not with their product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some queries: ``batch`` along the first axis, ``rows`` along the queries; ``keys`` is how many they can see."""
+
+    number: int
+    batch: slice
+    rows: slice
+    keys: int
+
+
+def chunks(shape: tuple[int, ...], is_causal: bool) -> Iterator[Chunk]:
+    """The chunks of scores of ``shape``, (first axis, ..., queries, keys), in the order of their numbers."""
+    first, *inner, queries, keys = shape
+    matrices = math.prod(inner)
+    batch = max(1, min(first, CHUNK // max(1, matrices * queries * keys)))
+    rows = max(1, min(queries, CHUNK // max(1, batch * matrices * keys)))
+    number = 0
+    for b in range(0, first, batch):
+        for r in range(0, queries, rows):
+            stop = min(r + rows, queries)
+            yield Chunk(number, slice(b, b + batch), slice(r, stop), min(keys, stop) if is_causal else keys)
+            number += 1
+
+
+def dropout_factor(xp: Any, chunk: Chunk, shape: tuple[int, ...], dtype: Any, dropout_p: float, seed: int) -> Any:
+    """What dropout multiplies a chunk's weights with, 0 or 1 / (1 - p): the same at every call."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, chunk.number]))
+    kept = generator.random(shape, np.float32) >= dropout_p
+    return xp.asarray(kept.astype(dtype) * dtype.type(1 / (1 - dropout_p)))
+
+
+def attention(
+    xp: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Any, Any]:
+    """softmax(scale query key^T + mask) value, for arguments of one ndim: see ``ops.scaled_dot_product_attention``."""
+    arguments = [x for x in (query, key, value, attn_mask) if x is not None]
+    leading = np.broadcast_shapes(*(x.shape[:-2] for x in arguments))
+    shape = (*leading, query.shape[-2], key.shape[-2])
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise ValueError("query and key must have the same width, key and value the same number of keys")
+    if attn_mask is not None and any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
+        raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}")
+    dtype = np.result_type(query.dtype, key.dtype, value.dtype, np.float16)
+    out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
+    log_total = xp.empty((*shape[:-1], 1), dtype)  # of each query's exponentiated scores
+    all_chunks = list(chunks(shape, is_causal)) if 0 not in shape else []
+
+    def scores(chunk: Chunk) -> tuple[Any, Any, Any]:
+        """Scaled queries, keys and masked scores."""
+        q = _part(query, chunk.batch)[..., chunk.rows, :] * scale
+        k = _part(key, chunk.batch)[..., : chunk.keys, :]
+        s = xp.matmul(q, xp.swapaxes(k, -1, -2))
+        if s.shape[:-2] != (whole := _part(log_total, chunk.batch).shape[:-2]):
+            s = xp.broadcast_to(s, whole + s.shape[-2:]).copy()
+        if attn_mask is not None:
+            mask = _part(attn_mask, chunk.batch)
+            mask = mask if mask.shape[-2] == 1 else mask[..., chunk.rows, :]
+            mask = mask if mask.shape[-1] == 1 else mask[..., : chunk.keys]
+            s += xp.where(mask, s.dtype.type(0), -math.inf) if mask.dtype.kind == "b" else mask
+        if is_causal:
+            r = chunk.rows.start  # key j is hidden from query i where j > i: only among the last keys
+            visible = xp.tri(s.shape[-2], max(0, chunk.keys - r), dtype=bool)
+            s[..., r:] += xp.where(visible, s.dtype.type(0), -math.inf)  # faster than where(visible, s, -inf)
+        return q, k, s
+
+    for chunk in all_chunks:
+        _, _, s = scores(chunk)
+        largest = xp.max(s, axis=-1, keepdims=True)
+        largest = xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))  # -inf for a query that sees nothing
+        s -= largest
+        p = xp.exp(s, out=s)
+        total = xp.sum(p, axis=-1, keepdims=True)
+        nothing = total == 0
+        total = xp.where(nothing, xp.ones_like(total), total)
+        if dropout_p:
+            p = p * dropout_factor(xp, chunk, p.shape, p.dtype, dropout_p, seed)
+        at = (chunk.batch, ..., chunk.rows, slice(None))
+        out[at] = xp.matmul(p, _part(value, chunk.batch)[..., : chunk.keys, :]) / total
+        # Infinity makes all weights of a query that sees nothing 0 in backward.
+        log_total[at] = xp.where(nothing, math.inf, largest + xp.log(total))
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        dq, dk, dv = (xp.zeros((*leading, *x.shape[-2:]), dtype) for x in (query, key, value))
+        along = xp.sum(g * out, axis=-1, keepdims=True)  # of each query: the sum of p dp over the keys
+        for chunk in all_chunks:
+            q, k, s = scores(chunk)
+            at = (chunk.batch, ..., chunk.rows, slice(None))
+            seen = (chunk.batch, ..., slice(chunk.keys), slice(None))
+            s -= log_total[at]
+            p = xp.exp(s, out=s)
+            dp = xp.matmul(g[at], xp.swapaxes(_part(value, chunk.batch)[..., : chunk.keys, :], -1, -2))
+            if dropout_p:
+                factor = dropout_factor(xp, chunk, s.shape, p.dtype, dropout_p, seed)
+                dp *= factor
+                dv[seen] += xp.matmul(xp.swapaxes(p * factor, -1, -2), g[at])
+            else:
+                dv[seen] += xp.matmul(xp.swapaxes(p, -1, -2), g[at])
+            dp -= along[at]
+            ds = xp.multiply(dp, p, out=dp)
+            dq[at] = xp.matmul(ds, k) * scale
+            dk[seen] += xp.matmul(xp.swapaxes(ds, -1, -2), q)
+        return dq, dk, dv
+
+    return out, pullback
+
+
+def _part(x: Any, batch: slice) -> Any:
+    """The part of x along the first axis; all of it where that axis broadcasts."""
+    return x if x.shape[0] == 1 else x[batch]

@@ -1,0 +1,39 @@
+"""Normalisation of the last axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..fused import fused
+from ..kernels import array_kernels
+from ..tensor import Tensor
+from .elementwise import sqrt
+from .reductions import mean
+
+if TYPE_CHECKING:
+    from ..tensor import Operand
+
+
+@fused(array_kernels.layer_norm, "x", "weight", "bias")
+def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None = None, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance of the last axis (Ba et al., 2016).
+
+    ``x`` is (..., n), ``weight`` and ``bias`` are (n,); the variance is the mean of the squared deviations.
+    Raises ValueError for other shapes.
+    """
+    deviation: Any = x - mean(x, axis=-1, keepdims=True)
+    out: Any = deviation / sqrt(mean(deviation * deviation, axis=-1, keepdims=True) + eps)
+    out = out if weight is None else out * weight
+    out = out if bias is None else out + bias
+    return out
+
+
+@fused(array_kernels.rms_norm, "x", "weight")
+def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, with the mean of the last axis (Zhang and Sennrich, 2019).
+
+    ``x`` is (..., n) and ``weight`` (n,). Raises ValueError for other shapes.
+    """
+    out: Any = x / sqrt(mean(x * x, axis=-1, keepdims=True) + eps)
+    out = out if weight is None else out * weight
+    return out

@@ -1,0 +1,71 @@
+"""Generators of random numbers, and the memory of where they stood, so that a computation can be repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Rng: TypeAlias = np.random.Generator | int | None
+
+
+class Draws:
+    """Which generators a computation used, and the state in which each was when it was first used."""
+
+    def __init__(self) -> None:
+        self.states: dict[np.random.Generator, Any] = {}
+        self.unseeded: list[np.random.Generator] = []  # made for calls without a generator, in their order
+
+
+class _Recording(threading.local):
+    draws: Draws | None = None
+    repeating: Iterator[np.random.Generator] | None = None
+
+
+_recording = _Recording()
+
+
+def generator(rng: Rng) -> np.random.Generator:
+    """``rng`` itself, or a generator of its own for a seed or None. Operations that draw numbers get theirs here."""
+    if rng is None and _recording.repeating is not None:
+        found = next(_recording.repeating)
+    else:
+        found = np.random.default_rng(rng)
+    draws = _recording.draws
+    if draws is not None:
+        draws.states.setdefault(found, found.bit_generator.state)
+        if rng is None:
+            draws.unseeded.append(found)
+    return found
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Draws]:
+    """Note what is drawn in the block."""
+    outer = _recording.draws
+    _recording.draws = draws = Draws()
+    try:
+        yield draws
+    finally:
+        _recording.draws = outer
+        if outer is not None:
+            outer.states = draws.states | outer.states
+            outer.unseeded += draws.unseeded
+
+
+@contextlib.contextmanager
+def repeated(draws: Draws) -> Iterator[None]:
+    """Let the block draw the same numbers again; afterwards the generators stand where they stood before."""
+    outer, now = _recording.repeating, {g: g.bit_generator.state for g in draws.states}
+    for g, state in draws.states.items():
+        g.bit_generator.state = state
+    _recording.repeating = iter(draws.unseeded)
+    try:
+        yield
+    finally:
+        _recording.repeating = outer
+        for g, state in now.items():
+            g.bit_generator.state = state
