@@ -6,8 +6,19 @@ from .gradcheck import check_grads
 from .ops import *  # noqa: F403
 from .ops import __all__ as _operations
 from .primitive import primitive
+from .recompute import checkpoint
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
 
-__all__ = ["Tensor", "check_grads", "grad", "no_grad", "primitive", "tensor", "value_and_grad", *_operations]
+__all__ = [
+    "Tensor",
+    "check_grads",
+    "checkpoint",
+    "grad",
+    "no_grad",
+    "primitive",
+    "tensor",
+    "value_and_grad",
+    *_operations,
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from heapq import heappop, heappush
 from operator import attrgetter
 from sys import getrefcount
@@ -43,8 +43,8 @@ class Node:
 
     __slots__ = ("dtype", "edges", "op", "order", "pullback", "shape")
 
-    def __init__(self, op: Operation, edges: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
-        self.op = op
+    def __init__(self, op: Any, edges: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
+        self.op = op  # an Operation, or what has its attributes
         self.edges: tuple[Any, ...] | None = edges
         self.pullback: Callable[[Any], tuple[Any, ...]] | None = None
         self.order = next_order()
@@ -191,12 +191,17 @@ def backpropagate(
     return found
 
 
-def reachable(root: Node | Leaf) -> set[Any]:
-    """All nodes that ``root`` was computed from, itself included. RuntimeError if the graph was freed."""
+def reachable(root: Node | Leaf, end: Set[Any] = frozenset()) -> set[Any]:
+    """All nodes that ``root`` was computed from, itself included, but none beyond those in ``end``.
+
+    Raises RuntimeError if the graph was freed.
+    """
     seen: set[Any] = {root}
     stack: list[Any] = [root]
     while stack:
         node = stack.pop()
+        if node in end:
+            continue
         if node.edges is None:
             raise _freed(node)
         for parent, _, _ in node.edges:
@@ -217,8 +222,8 @@ def _freed(node: Node) -> RuntimeError:
 def _leading_to(targets: frozenset[Any], root: Node | Leaf) -> set[Any]:
     """The nodes through which a gradient of ``root`` can reach a target; the targets themselves included."""
     needed: set[Any] = set(targets)
-    for node in sorted(reachable(root), key=attrgetter("order"), reverse=True):  # oldest first
-        if any(parent in needed for parent, _, _ in node.edges):
+    for node in sorted(reachable(root, targets), key=attrgetter("order"), reverse=True):  # oldest first
+        if node not in targets and any(parent in needed for parent, _, _ in node.edges):
             needed.add(node)
     return needed
 

@@ -52,7 +52,7 @@ class FusedOperation(Operation):
         super().__init__(kernel, dict.fromkeys(arrays))
         self.name = reference.__name__.strip("_")
         self.definition = reference
-        take = {name: _taken(i) for i, name in enumerate(differentiated)}
+        take = {name: taken(i) for i, name in enumerate(differentiated)}
         self.vjps = tuple(take.get(name) for name in arrays)
         self.saves = tuple(self.names for _ in arrays)
 
@@ -79,7 +79,7 @@ class FusedOperation(Operation):
         return backpropagate(out._node, g, create_graph=True, targets=frozenset([target]))[target]
 
 
-def _taken(index: int) -> Callable[..., Any]:
+def taken(index: int) -> Callable[..., Any]:
     """The vjp of a fused operation: what its pullback gave for argument ``index``, taken out of the list."""
 
     def vjp(gradients: list[Any], *inputs: Any) -> Any:

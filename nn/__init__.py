@@ -4,6 +4,7 @@ from . import init
 from .activations import ReLU, Softmax
 from .containers import MLP, Sequential
 from .data import batches, one_hot, standardize
+from .dropout import Dropout
 from .linear import Linear
 from .losses import cross_entropy, mse_loss
 from .module import Module
@@ -12,6 +13,7 @@ from .optim import SGD
 __all__ = [
     "MLP",
     "SGD",
+    "Dropout",
     "Linear",
     "Module",
     "ReLU",

@@ -1,0 +1,137 @@
+"""``checkpoint``: what a function computes on the way is dropped, and computed again when backward needs it."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import numpy as np
+
+from .autograd import Node, backpropagate, enable_grad, grad_mode
+from .backends import NAMESPACES
+from .fused import taken
+from .inplace import next_order
+from .randomness import Draws, recorded, repeated
+from .tensor import Tensor
+
+P = ParamSpec("P")
+SAMPLES = 64  # elements of the result that are compared with those of the repetition
+
+
+def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """``f`` with less memory for more time: intermediate results are computed again in backward, not kept.
+
+    >>> x = mg.checkpoint(block)(x)  # keeps x, and nothing of what the block computes
+
+    Gradients, of every order, are those of ``f``; tensors that ``f`` uses without getting them as arguments, such
+    as the parameters of a layer, get theirs too. Memory for a chain of n blocks falls from n blocks' to that of
+    one block and n inputs, for one more forward pass (Griewank and Walther, 2000; Chen et al., 2016).
+
+    Args:
+        f: a function or layer that returns one tensor, and the same one when it is called again: it may draw random
+            numbers through ``mg.dropout`` and the layers of ``nn``, whose generators are set back for the
+            repetition, but must not change anything else that it depends on.
+
+    Raises:
+        TypeError: in forward, if ``f`` does not return a tensor.
+        RuntimeError: in backward, if ``f`` gives another result than before, or parameters have changed.
+    """
+    name = getattr(f, "__name__", type(f).__name__)
+
+    @functools.wraps(f, updated=())  # a layer's attributes are no attributes of the function
+    def checkpointed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if not grad_mode.enabled:
+            return f(*args, **kwargs)
+        start = next_order()
+        with recorded() as draws:
+            out = f(*args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"checkpoint: {name} must return a tensor, got {out!r}")
+        node = out._node
+        if not isinstance(node, Node) or node.order > start:  # nothing was recorded
+            return out
+        out._node = None
+        outer, arrays = _outside(node, start)
+        del node  # the graph is freed here, and with it what only the graph held
+        operation = Recomputation(name, lambda: f(*args, **kwargs), draws, outer, _sample(out))
+        alive = tuple(array for array in (reference() for reference in arrays) if array is not None)
+        edges = tuple((parent, index, (alive,)) for index, parent in enumerate(outer))
+        out._node = Node(operation, edges, out.shape, out.dtype)
+        out._node.pullback = operation.pullback
+        return out
+
+    return checkpointed
+
+
+def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[Any]]]:
+    """The nodes older than ``start`` that ``root`` was computed from directly, and the arrays saved on the way."""
+    outer: dict[Any, None] = {}
+    arrays: list[weakref.ref[Any]] = []
+    seen: set[Any] = {root}
+    stack: list[Any] = [root]
+    while stack:
+        for parent, _, saved in stack.pop().edges:
+            for value in saved:
+                for array in value if isinstance(value, tuple | list) else (value,):
+                    if array.__class__ in NAMESPACES:
+                        arrays.append(weakref.ref(array))
+            if parent in seen:
+                continue
+            seen.add(parent)
+            if parent.order > start:
+                outer[parent] = None
+            else:
+                stack.append(parent)
+    return tuple(outer), arrays
+
+
+def _sample(out: Tensor) -> Any:
+    """Some elements of the result, spread over it; None on a device, which would have to be waited for."""
+    if not isinstance(out.data, np.ndarray):
+        return None
+    return out.data.reshape(-1)[:: max(1, out.size // SAMPLES)].copy()
+
+
+class Recomputation:
+    """One call of a checkpointed function, as the operation of its node."""
+
+    def __init__(
+        self, name: str, repeat: Callable[[], Tensor], draws: Draws, outer: tuple[Any, ...], sample: Any
+    ) -> None:
+        self.name = f"checkpoint({name})"
+        self.repeat = repeat
+        self.draws = draws
+        self.outer = outer
+        self.sample = sample
+        self.arguments = tuple(f"tensor {i} that it depends on" for i in range(len(outer)))
+        self.vjps = tuple(taken(i) for i in range(len(outer)))
+
+    def pullback(self, g: Any) -> tuple[Any, ...]:
+        found = backpropagate(self.root(), g, targets=frozenset(self.outer))
+        return tuple(found[parent] for parent in self.outer)
+
+    def vjp_of_tensors(self, node: Node, index: int, saved: tuple[Any, ...], g: Tensor) -> Any:
+        target = self.outer[index]
+        return backpropagate(self.root(), g, create_graph=True, targets=frozenset([target]))[target]
+
+    def root(self) -> Node:
+        """The node of the result, with its graph recorded anew."""
+        with repeated(self.draws), enable_grad():
+            out = self.repeat()
+        if not isinstance(out._node, Node) or not self._agrees(_sample(out)):
+            raise RuntimeError(
+                f"backward: {self.name} gave another result when it was repeated; it must not depend on anything that "
+                "changes, such as random numbers that neither mg.dropout nor a layer draws"
+            )
+        return out._node
+
+    def _agrees(self, sample: Any) -> bool:
+        if self.sample is None or sample is None:
+            return sample is self.sample
+        if sample.shape != self.sample.shape or sample.dtype != self.sample.dtype:
+            return False
+        tolerance = float(np.sqrt(np.finfo(sample.dtype).eps))
+        scale = float(np.max(np.abs(self.sample), initial=0.0, where=np.isfinite(self.sample)))
+        return np.allclose(sample, self.sample, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -1,0 +1,38 @@
+"""Dropout as a layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import microgradnd as mg
+
+from .module import Module
+
+if TYPE_CHECKING:
+    from microgradnd.randomness import Rng
+
+
+class Dropout(Module):
+    """Sets elements to zero with probability ``p`` and divides the others by 1 - p, in training mode alone.
+
+    Args:
+        p: between 0 and 1 (Srivastava et al., 2014).
+        rng: a ``numpy.random.Generator``, which may be shared with others, or a seed; None draws a seed. The layer
+            keeps it, and ``nn.save_checkpoint`` saves where it stands.
+
+    Raises ValueError for p out of range.
+    """
+
+    def __init__(self, p: float = 0.5, rng: Rng = None) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p must lie between 0 and 1, got {p}")
+        self.p = float(p)
+        self.rng = np.random.default_rng(rng)
+
+    def forward(self, x: mg.Tensor) -> mg.Tensor:
+        return mg.dropout(x, self.p, self.rng) if self.training and self.p else x
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
