@@ -1,28 +1,64 @@
 """nn: layers, losses, initialisers, optimisers and data helpers, built on microgradnd."""
 
+from microgradnd import scaled_dot_product_attention
+
 from . import init
-from .activations import ReLU, Softmax
+from .activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from .adaptive import Adam, AdamW, RMSprop
+from .attention import KVCache, MultiHeadAttention
 from .containers import MLP, Sequential
 from .data import batches, one_hot, standardize
 from .dropout import Dropout
+from .embedding import Embedding, LearnedPositions, RotaryPositions, SinusoidalPositions
+from .gradients import clip_grad_norm, decay_groups
 from .linear import Linear
 from .losses import cross_entropy, mse_loss
 from .module import Module
-from .optim import SGD
+from .normalization import LayerNorm, RMSNorm
+from .optim import SGD, Optimizer
+from .schedules import LRScheduler, OneCycleLR, StepLR, WarmupCosineLR
+from .transformer import FeedForward, Transformer, TransformerBlock
 
 __all__ = [
+    "GELU",
     "MLP",
     "SGD",
+    "Adam",
+    "AdamW",
     "Dropout",
+    "Embedding",
+    "FeedForward",
+    "KVCache",
+    "LRScheduler",
+    "LayerNorm",
+    "LeakyReLU",
+    "LearnedPositions",
     "Linear",
     "Module",
+    "MultiHeadAttention",
+    "OneCycleLR",
+    "Optimizer",
+    "RMSNorm",
+    "RMSprop",
     "ReLU",
+    "RotaryPositions",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "SinusoidalPositions",
     "Softmax",
+    "StepLR",
+    "Tanh",
+    "Transformer",
+    "TransformerBlock",
+    "WarmupCosineLR",
     "batches",
+    "clip_grad_norm",
     "cross_entropy",
+    "decay_groups",
     "init",
     "mse_loss",
     "one_hot",
+    "scaled_dot_product_attention",
     "standardize",
 ]

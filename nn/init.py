@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
+def normal(shape: tuple[int, ...], rng: Rng = None, dtype: npt.DTypeLike = np.float32, *, std: float = 1.0) -> Array:
+    """Normal with standard deviation ``std``; ``functools.partial(normal, std=0.02)`` makes another initialiser."""
+    return (np.random.default_rng(rng).standard_normal(shape) * std).astype(dtype)
+
+
 def lecun_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
     """Normal with standard deviation 1 / sqrt(fan_in): unit variance is kept going forward (LeCun et al., 1998)."""
     return _normal(shape, math.sqrt(shape[0]), rng, dtype)

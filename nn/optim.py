@@ -89,6 +89,8 @@ class Optimizer:
     def _checked(self, name: str, value: Any) -> Any:
         """The setting, as Python floats: a NumPy float64 would turn float32 gradients into float64 ones."""
         upper = self.limits[name]
+        if isinstance(value, bool):
+            return value
         if isinstance(value, tuple | list):
             return tuple(self._checked(name, part) for part in value)
         if not 0 <= value < upper:
@@ -116,6 +118,55 @@ class Optimizer:
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         """Change each array of ``work`` by its gradient, in place; its state keeps what the next step needs."""
         raise TypeError(f"{self._name} defines no _update")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of what the steps so far left, and the settings.
+
+        ``{"state": [{...}, ...], "param_groups": [{"lr": ..., "params": [0, ...]}, ...]}`` with parameters by
+        number.
+        """
+        groups: list[dict[str, Any]] = []
+        state: list[dict[str, Any]] = []
+        for group, slots in zip(self.param_groups, self._slots, strict=True):
+            numbers = list(range(len(state), len(state) + len(slots)))
+            groups.append({**group, "params": numbers})
+            for slot in slots:
+                state.append({name: x.copy() if hasattr(x, "copy") else x for name, x in slot.state.items()})
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where an optimiser of the same groups of parameters stood.
+
+        Raises ValueError, and changes nothing, for the state of other groups or shapes.
+        """
+        sizes = [len(slots) for slots in self._slots]
+        saved_groups, saved_state = state["param_groups"], state["state"]
+        if [len(group["params"]) for group in saved_groups] != sizes or len(saved_state) != sum(sizes):
+            raise ValueError(f"load_state_dict: expected groups of {sizes} parameters for this {self._name}")
+        groups: list[dict[str, Any]] = []
+        for saved, group in zip(saved_groups, self.param_groups, strict=True):
+            if set(saved) != set(group):
+                raise ValueError(f"load_state_dict: this is no state of {self._name}: it has {', '.join(saved)}")
+            groups.append({"params": group["params"]} | {x: self._checked(x, saved[x]) for x in self.defaults})
+        all_slots = [slot for slots in self._slots for slot in slots]
+        states = [self._loaded(x, slot.parameter) for x, slot in zip(saved_state, all_slots, strict=True)]
+        self.param_groups = groups
+        for slot, loaded in zip(all_slots, states, strict=True):
+            slot.state = loaded
+
+    def _loaded(self, state: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+        """Copies of a parameter's state, on its device; numbers as they are."""
+        loaded = {}
+        for name, value in state.items():
+            if hasattr(value, "shape"):
+                if value.shape != parameter.shape or value.dtype != parameter.dtype:
+                    raise ValueError(
+                        f"load_state_dict: {name} has {value.dtype} {value.shape}, expected {parameter.dtype} "
+                        f"{parameter.shape}"
+                    )
+                value = NAMESPACES[type(parameter.data)].array(value)
+            loaded[name] = value
+        return loaded
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters (sets them to None)."""

@@ -364,6 +364,20 @@ OPS = (
         differentiable=(0, 1, 2),
         torch=_torch_attention,
     ),
+    Op(
+        "rotate_halves",
+        lambda x, cos, sin: np.concatenate(
+            [
+                x[..., : len(cos.T)] * cos - x[..., len(cos.T) :] * sin,
+                x[..., len(cos.T) :] * cos + x[..., : len(cos.T)] * sin,
+            ],
+            axis=-1,
+        ),
+        (
+            Sample(((2, 3, 4), np.cos(np.arange(6.0).reshape(3, 2)), np.sin(np.arange(6.0).reshape(3, 2)))),
+            Sample(((6,), np.cos(np.arange(3.0)), np.sin(np.arange(3.0)))),
+        ),
+    ),
     # comparisons and constants
     *map(comparing, ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")),
     *map(masking, ("bitwise_and", "bitwise_or", "bitwise_xor")),

@@ -26,7 +26,7 @@ from .arithmetic import (
     subtract,
     where,
 )
-from .attention import scaled_dot_product_attention
+from .attention import rotate_halves, scaled_dot_product_attention
 from .dropout import dropout
 from .elementwise import cos, erf, exp, log, sin, sqrt, tanh
 from .indexing import getitem, scatter_add
@@ -118,6 +118,7 @@ __all__ = [
     "remainder",
     "reshape",
     "rms_norm",
+    "rotate_halves",
     "scaled_dot_product_attention",
     "scatter_add",
     "sigmoid",

@@ -10,6 +10,7 @@ import numpy as np
 from ..backends import NAMESPACES
 from ..fused import fused
 from ..kernels import attention as kernels
+from ..primitive import primitive
 from ..randomness import generator
 from ..tensor import Tensor
 from .arithmetic import where
@@ -53,6 +54,7 @@ def scaled_dot_product_attention(
         (..., queries, value width).
 
     Raises:
+        TypeError: for a mask of integers.
         ValueError: for shapes that do not fit, and for ``dropout_p`` out of range.
     """
     if not 0 <= dropout_p < 1:
@@ -62,6 +64,10 @@ def scaled_dot_product_attention(
         raise ValueError(
             "scaled_dot_product_attention: query, key and value need two axes or more, got the shapes "
             f"{', '.join(str(x.shape) for x in arrays[:3])}"
+        )
+    if arrays[3] is not None and arrays[3].dtype.kind in "iu":
+        raise TypeError(
+            f"scaled_dot_product_attention: attn_mask must be boolean or floating-point, got {arrays[3].dtype}"
         )
     ndim = max([x.ndim for x in arrays if x is not None])
     q, k, v, mask = (None if x is None else _with_axes(x, max(ndim, 3)) for x in arrays)
@@ -112,3 +118,21 @@ def _dropout_factors(shape: tuple[int, ...], dtype: Any, is_causal: bool, dropou
         at = (chunk.batch, ..., chunk.rows, slice(chunk.keys))
         factors[at] = kernels.dropout_factor(np, chunk, factors[at].shape, dtype, dropout_p, seed)
     return factors
+
+
+def _rotated(xp, x, cos, sin):
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return xp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+@primitive(x=lambda g, xp, cos, sin: _rotated(xp, g, cos, -sin), cos=None, sin=None)
+def rotate_halves(xp: Any, x: Operand, cos: Operand, sin: Operand) -> Any:
+    """Each pair of elements i and i + n / 2 of the last axis turned, as a point of the plane, by an angle of its own.
+
+    ``x`` is (..., n) with an even n; ``cos`` and ``sin`` of the angles broadcast to (..., n / 2) and have no
+    gradient. Rotary positions turn queries and keys so (Su et al., 2021).
+    """
+    if x.ndim == 0 or x.shape[-1] % 2:
+        raise ValueError("the last axis of x must have an even length")
+    return _rotated(xp, x, cos, sin)

@@ -1,0 +1,222 @@
+"""Multi-head attention, and the cache of keys and values that generation goes on from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import microgradnd as mg
+from microgradnd.backends import NAMESPACES
+
+from .embedding import RotaryPositions
+from .init import lecun_normal
+from .linear import Linear
+from .module import Module
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from microgradnd.randomness import Rng
+    from microgradnd.tensor import Operand
+
+
+class KVCache:
+    """Keys and values of the tokens so far: each further token is attended from without computing them again.
+
+    Memory for ``capacity`` tokens is taken at the first use, so that one more token costs the same at any length.
+    Holds values alone, no gradients: use it within ``mg.no_grad()``.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._keys: Any = None
+        self._values: Any = None
+
+    def append(self, keys: mg.Tensor, values: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
+        """Take (..., T, width) keys and values of T more tokens; returns those of all tokens.
+
+        Raises ValueError where they are more than ``capacity``, and RuntimeError for tensors with a gradient.
+        """
+        if keys.requires_grad or values.requires_grad:
+            raise RuntimeError("KVCache: keys and values lose their gradients in a cache; use it within mg.no_grad()")
+        stop = self.length + keys.shape[-2]
+        if stop > self.capacity:
+            raise ValueError(f"KVCache: there is room for {self.capacity} tokens, got {stop}")
+        if self._keys is None:
+            xp = NAMESPACES[type(keys.data)]
+            self._keys, self._values = (
+                xp.empty((*x.shape[:-2], self.capacity, x.shape[-1]), x.dtype) for x in (keys, values)
+            )
+        self._keys[..., self.length : stop, :] = keys.data
+        self._values[..., self.length : stop, :] = values.data
+        self.length = stop
+        return mg.tensor(self._keys[..., :stop, :]), mg.tensor(self._values[..., :stop, :])
+
+
+class MultiHeadAttention(Module):
+    """Attention by several heads at once, each with queries, keys and values of its own (Vaswani et al., 2017).
+
+    The last axis is projected to queries, keys and values, cut into heads; each head computes
+    softmax(q k^T / sqrt(head_dim)) v; the heads are joined and projected again. Batches come first:
+    (..., T, d_model), unlike in PyTorch by default.
+
+    Args:
+        d_model: width of input and output, a multiple of ``num_heads``.
+        num_heads: of the queries.
+        num_kv_heads: of the keys and values, where queries share them (Ainslie et al., 2023); ``num_heads`` where
+            it is None, else a divisor of it.
+        dropout: the share of attention weights that training drops.
+        bias: whether the projections have one.
+        rotary: turns queries and keys by their positions.
+        init, dtype, rng: as for :class:`Linear`; ``rng`` also draws the dropout.
+
+    Raises:
+        ValueError: for sizes that do not divide, and a dropout out of range.
+
+    ``in_proj.weight`` holds the columns of queries, keys and values side by side: (d_model, d_model + 2
+    num_kv_heads head_dim).
+    """
+
+    pytorch_names = {"in_proj.": "in_proj_"}  # noqa: RUF012 (read only; see nn.pytorch)
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        dropout: float = 0.0,
+        bias: bool = True,
+        rotary: RotaryPositions | None = None,
+        init: Callable[..., Any] = lecun_normal,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if min(d_model, num_heads, num_kv_heads) < 1 or d_model % num_heads or num_heads % num_kv_heads:
+            raise ValueError(
+                "MultiHeadAttention: d_model must be a multiple of num_heads, and num_heads of num_kv_heads, got "
+                f"{d_model}, {num_heads} and {num_kv_heads}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"MultiHeadAttention: dropout must be at least 0 and below 1, got {dropout}")
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = d_model // num_heads
+        self.dropout = float(dropout)
+        self.rotary = rotary
+        self.rng = np.random.default_rng(rng)
+        options: dict[str, Any] = {"bias": bias, "init": init, "dtype": dtype, "rng": self.rng}
+        self.in_proj = Linear(d_model, d_model + 2 * num_kv_heads * self.head_dim, **options)
+        self.out_proj = Linear(d_model, d_model, **options)
+
+    def forward(
+        self,
+        query: mg.Tensor,
+        key: mg.Tensor | None = None,
+        value: mg.Tensor | None = None,
+        *,
+        key_padding_mask: Operand | None = None,
+        attn_mask: Operand | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+        cache: KVCache | None = None,
+    ) -> Any:
+        """Attend from ``query`` (..., L, d_model) to ``key`` and ``value`` (..., S, d_model).
+
+        Args:
+            key, value: None for self-attention; ``value`` None: the same as ``key``.
+            key_padding_mask: (..., S) booleans, True for keys that no query may attend to.
+            attn_mask: broadcasts to (..., heads, L, S): booleans, True where a query may *not* attend to a key (as
+                in PyTorch's module; its function and ``mg.scaled_dot_product_attention`` have it the other way
+                round), or numbers that are added to the scores.
+            is_causal: query i attends to keys up to its own position only; with a cache, to all before it too.
+            need_weights: return the weights too: the result and (..., heads, L, S).
+            cache: of the tokens so far; keys and values are appended to it.
+
+        Returns:
+            (..., L, d_model), or a pair with ``need_weights``.
+        """
+        q, k, v = (self._heads(x) for x in self._projected(query, key, value))
+        start = 0 if cache is None else cache.length
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mask = self._mask(key_padding_mask, attn_mask)
+        if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
+            seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
+            mask, is_causal = _both(mask, NAMESPACES[type(q.data)].asarray(seen)), False
+        dropout = self.dropout if self.training else 0.0
+        out = self.out_proj(self._joined(self._attend(q, k, v, mask, is_causal, dropout)))
+        if not need_weights:
+            return out
+        identity = NAMESPACES[type(k.data)].eye(k.shape[-2], dtype=k.dtype)  # as values it gives the weights
+        return out, self._attend(q, k, mg.tensor(identity), mask, is_causal, 0.0)
+
+    def _projected(self, query: mg.Tensor, key: mg.Tensor | None, value: mg.Tensor | None) -> list[mg.Tensor]:
+        """Queries, keys and values, heads side by side in the last axis."""
+        width = self.num_heads * self.head_dim
+        bounds = [0, width, width + self.num_kv_heads * self.head_dim, self.in_proj.out_features]
+        parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
+        if key is None and value is None:
+            projected = self.in_proj(query)
+            return [projected[..., part] for part in parts]
+        key = query if key is None else key
+        inputs = (query, key, key if value is None else value)
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        return [
+            mg.linear(x, weight[:, part], None if bias is None else bias[part])
+            for x, part in zip(inputs, parts, strict=True)
+        ]
+
+    def _heads(self, x: mg.Tensor) -> mg.Tensor:
+        """(..., T, heads head_dim) -> (..., heads, T, head_dim)."""
+        return mg.swapaxes(mg.reshape(x, (*x.shape[:-1], -1, self.head_dim)), -2, -3)
+
+    def _joined(self, x: mg.Tensor) -> mg.Tensor:
+        """(..., heads, T, head_dim) -> (..., T, heads head_dim)."""
+        x = mg.swapaxes(x, -2, -3)
+        return mg.reshape(x, (*x.shape[:-2], self.num_heads * self.head_dim))
+
+    def _mask(self, key_padding_mask: Any, attn_mask: Any) -> Any:
+        """Both masks as one: True where a query may attend, or numbers to add."""
+        if attn_mask is not None:
+            attn_mask = mg.tensor(attn_mask)
+            attn_mask = ~attn_mask if attn_mask.dtype.kind == "b" else attn_mask
+        if key_padding_mask is None:
+            return attn_mask
+        padding = mg.tensor(key_padding_mask)
+        if padding.dtype.kind != "b":
+            raise TypeError(f"MultiHeadAttention: key_padding_mask must be boolean, got {padding.dtype}")
+        return _both(attn_mask, ~padding[..., None, None, :])  # (..., heads, queries, keys)
+
+    def _attend(
+        self, q: mg.Tensor, k: mg.Tensor, v: mg.Tensor, mask: Any, is_causal: bool, dropout: float
+    ) -> mg.Tensor:
+        shape = q.shape[:-1]  # (..., heads, L)
+        if self.num_kv_heads < self.num_heads:
+            q, k, v, mask = self._grouped(q), mg.expand_dims(k, -3), mg.expand_dims(v, -3), self._grouped_mask(mask)
+        out = mg.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, rng=self.rng)
+        return out if out.ndim == len(shape) + 1 else mg.reshape(out, (*shape, out.shape[-1]))
+
+    def _grouped(self, x: mg.Tensor) -> mg.Tensor:
+        """(..., heads, T, n) -> (..., kv_heads, heads / kv_heads, T, n)."""
+        return mg.reshape(x, (*x.shape[:-3], self.num_kv_heads, -1, *x.shape[-2:]))
+
+    def _grouped_mask(self, mask: Any) -> Any:
+        if mask is None or mask.ndim < 3:
+            return mask
+        return mg.expand_dims(mask, -3) if mask.shape[-3] == 1 else self._grouped(mask)
+
+
+def _both(mask: Any, visible: Any) -> Any:
+    """A mask, boolean or of numbers or None, with what is not ``visible`` hidden too."""
+    if mask is None:
+        return mg.tensor(visible)
+    return mask & visible if mask.dtype.kind == "b" else mg.where(visible, mask, -math.inf)

@@ -1,0 +1,153 @@
+"""Vectors for tokens and for positions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import microgradnd as mg
+from microgradnd.backends import NAMESPACES, as_array
+
+from .init import normal
+from .module import Module
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from microgradnd.randomness import Rng
+
+
+class Embedding(Module):
+    """A learned vector for each of ``num_embeddings`` tokens: integers (...) -> (..., embedding_dim).
+
+    Args:
+        num_embeddings, embedding_dim: the shape of ``weight``, both at least 1.
+        padding_idx: a token whose vector is zero at first and gets no gradient.
+        init: the initial vectors, a function of ``nn.init`` or one like them.
+        dtype: of the vectors.
+        rng: a ``numpy.random.Generator`` or a seed for the vectors; None draws a seed.
+
+    Raises:
+        ValueError: for sizes below 1, and a ``padding_idx`` out of range.
+        TypeError: in forward, for tokens that are no integers.
+        IndexError: in forward, for tokens outside of 0 to num_embeddings - 1.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        init: Callable[..., Any] = normal,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        self.num_embeddings = operator.index(num_embeddings)
+        self.embedding_dim = operator.index(embedding_dim)
+        if min(self.num_embeddings, self.embedding_dim) < 1:
+            raise ValueError(f"Embedding: sizes must be at least 1, got {num_embeddings} and {embedding_dim}")
+        if padding_idx is not None and not 0 <= padding_idx < self.num_embeddings:
+            raise ValueError(f"Embedding: padding_idx must lie in 0 to {self.num_embeddings - 1}, got {padding_idx}")
+        self.padding_idx = padding_idx
+        weight = np.array(init((self.num_embeddings, self.embedding_dim), rng, dtype))
+        if padding_idx is not None:
+            weight[padding_idx] = 0
+        self.weight = mg.tensor(weight, dtype, requires_grad=True)
+
+    def forward(self, tokens: Any) -> mg.Tensor:
+        index = tokens.data if isinstance(tokens, mg.Tensor) else as_array(tokens)
+        if index.dtype.kind not in "iu":
+            raise TypeError(f"Embedding: tokens must be integers, got {index.dtype}")
+        if index.size and not (index.min() >= 0 and index.max() < self.num_embeddings):
+            raise IndexError(
+                f"Embedding: tokens must lie in 0 to {self.num_embeddings - 1}, got {index.min()} to {index.max()}"
+            )
+        vectors = mg.getitem(self.weight, index)
+        if self.padding_idx is None:
+            return vectors
+        return mg.where((index == self.padding_idx)[..., None], vectors.detach(), vectors)
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+
+class LearnedPositions(Module):
+    """A learned vector for each position, added: (..., T, d_model) -> (..., T, d_model) (Gehring et al., 2017).
+
+    Raises ValueError, in forward, for positions of ``max_len`` and more.
+    """
+
+    def __init__(
+        self,
+        max_len: int,
+        d_model: int,
+        *,
+        init: Callable[..., Any] = normal,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        self.weight = mg.tensor(init((max_len, d_model), rng, dtype), dtype, requires_grad=True)
+
+    def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
+        """``start`` is the position of the first vector."""
+        return x + self.weight[_positions(self, x, start, self.weight.shape[0])]
+
+
+class SinusoidalPositions(Module):
+    """sin and cos of the position at geometrically spaced frequencies, added (Vaswani et al., 2017).
+
+    At position t element 2i gets sin(t / 10000^(2i / d_model)) and element 2i + 1 the cosine of the same. No
+    parameters. Raises ValueError for an odd ``d_model``, and in forward for positions of ``max_len`` and more.
+    """
+
+    def __init__(self, max_len: int, d_model: int) -> None:
+        if d_model % 2:
+            raise ValueError(f"SinusoidalPositions: d_model must be even, got {d_model}")
+        cos, sin = _waves(max_len, d_model)
+        self.table = np.stack([sin, cos], axis=-1).reshape(max_len, d_model)
+
+    def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
+        """``start`` is the position of the first vector."""
+        return x + _on_device(self.table[_positions(self, x, start, len(self.table))], x)
+
+
+class RotaryPositions(Module):
+    """Queries and keys turned by angles that grow with their position: (..., T, head_dim) (Su et al., 2021).
+
+    At position t the elements i and i + head_dim / 2 are turned, as one point of the plane, by the angle
+    t / base^(2i / head_dim), so that products of queries and keys depend on the distance of their positions alone.
+    (The pairing of GPT-NeoX and of LLaMA in Hugging Face's layout.) No parameters. Raises ValueError for an odd
+    ``head_dim``, and in forward for positions of ``max_len`` and more.
+    """
+
+    def __init__(self, max_len: int, head_dim: int, base: float = 10000.0) -> None:
+        if head_dim % 2:
+            raise ValueError(f"RotaryPositions: head_dim must be even, got {head_dim}")
+        self.cos, self.sin = _waves(max_len, head_dim, base)  # (max_len, head_dim / 2)
+
+    def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
+        """``start`` is the position of the first vector."""
+        positions = _positions(self, x, start, len(self.cos))
+        return mg.rotate_halves(x, _on_device(self.cos[positions], x), _on_device(self.sin[positions], x))
+
+
+def _waves(max_len: int, width: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine, each (max_len, width / 2), of t / base^(2i / width)."""
+    angles = np.arange(max_len)[:, None] / base ** (np.arange(0, width, 2) / width)
+    return np.cos(angles), np.sin(angles)
+
+
+def _positions(module: Module, x: mg.Tensor, start: int, max_len: int) -> slice:
+    stop = start + x.shape[-2]
+    if stop > max_len:
+        raise ValueError(f"{type(module).__name__}: there are {max_len} positions, got {stop}")
+    return slice(start, stop)
+
+
+def _on_device(table: np.ndarray, x: mg.Tensor) -> mg.Tensor:
+    return mg.tensor(NAMESPACES[type(x.data)].asarray(table, x.dtype))

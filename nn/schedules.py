@@ -1,0 +1,137 @@
+"""Learning rates that change from step to step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .optim import Optimizer
+
+
+class LRScheduler:
+    """The base of all schedules: sets the learning rate of each group of an optimiser, step by step.
+
+    >>> schedule = nn.WarmupCosineLR(optimizer, warmup_steps=100, total_steps=2000)
+    >>> for X, y in batches:
+    ...     ...
+    ...     optimizer.step()
+    ...     schedule.step()
+
+    The rate of step 0 is set at once, that of the next with each ``step()``. Subclasses define ``rate``.
+
+    Attributes:
+        base_lrs: the learning rates of the groups when the schedule was made.
+        last_step: the step whose rates are set.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{type(self).__name__}: expected an optimiser, got {optimizer!r}")
+        self.optimizer = optimizer
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.last_step = 0
+        self._set()
+
+    def rate(self, base_lr: float, step: int) -> float:
+        """The learning rate in ``step`` of a group that began with ``base_lr``."""
+        raise TypeError(f"{type(self).__name__} defines no rate(self, base_lr, step)")
+
+    def step(self) -> None:
+        """Go on to the next step."""
+        self.last_step += 1
+        self._set()
+
+    def _set(self) -> None:
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = float(self.rate(base_lr, self.last_step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on from here."""
+        return {"base_lrs": list(self.base_lrs), "last_step": self.last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where the schedule stood. Raises ValueError, and changes nothing, for another's state."""
+        groups = self.optimizer.param_groups
+        if set(state) != {"base_lrs", "last_step"} or len(state["base_lrs"]) != len(groups):
+            raise ValueError(f"load_state_dict: this is no state of a {type(self).__name__} of {len(groups)} groups")
+        self.base_lrs, self.last_step = [float(lr) for lr in state["base_lrs"]], int(state["last_step"])
+        self._set()
+
+
+class StepLR(LRScheduler):
+    """The rate times ``gamma`` after every ``step_size`` steps, as in PyTorch."""
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+        if step_size < 1:
+            raise ValueError(f"StepLR: step_size must be at least 1, got {step_size}")
+        self.step_size, self.gamma = step_size, gamma
+        super().__init__(optimizer)
+
+    def rate(self, base_lr: float, step: int) -> float:
+        return base_lr * self.gamma ** (step // self.step_size)
+
+
+class WarmupCosineLR(LRScheduler):
+    """Up in a straight line, down along half a cosine, then level (Loshchilov and Hutter, 2017).
+
+        lr * (step + 1) / (warmup_steps + 1)                           up to warmup_steps
+        eta_min + (lr - eta_min) * (1 + cos(pi * x)) / 2               x from 0 at warmup_steps to 1 at total_steps
+        eta_min                                                        from total_steps on
+
+    Raises ValueError unless 0 <= warmup_steps < total_steps.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, eta_min: float = 0.0) -> None:
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(
+                f"WarmupCosineLR: expected 0 <= warmup_steps < total_steps, got {warmup_steps} and {total_steps}"
+            )
+        self.warmup_steps, self.total_steps, self.eta_min = warmup_steps, total_steps, eta_min
+        super().__init__(optimizer)
+
+    def rate(self, base_lr: float, step: int) -> float:
+        if step < self.warmup_steps:
+            return base_lr * (step + 1) / (self.warmup_steps + 1)
+        x = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return self.eta_min + (base_lr - self.eta_min) * (1 + math.cos(math.pi * x)) / 2
+
+
+class OneCycleLR(LRScheduler):
+    """Up to ``max_lr`` and down again, far below the start, along half cosines or lines (Smith and Topin, 2019).
+
+    As in PyTorch with ``cycle_momentum=False``: from max_lr / div_factor to max_lr in the first ``pct_start`` of the
+    steps, then to max_lr / div_factor / final_div_factor in step total_steps - 1. The optimiser's own rate does
+    not matter.
+
+    Raises ValueError for options out of range, and in ``step()`` beyond the last step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float,
+        total_steps: int,
+        pct_start: float = 0.3,
+        anneal_strategy: str = "cos",
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        if not 0 < pct_start < 1 or total_steps < 2 or anneal_strategy not in ("cos", "linear"):
+            raise ValueError(
+                "OneCycleLR: expected 0 < pct_start < 1, total_steps of at least 2, and anneal_strategy 'cos' or "
+                f"'linear', got {pct_start}, {total_steps} and {anneal_strategy!r}"
+            )
+        self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
+        self.anneal_strategy, self.div_factor, self.final_div_factor = anneal_strategy, div_factor, final_div_factor
+        super().__init__(optimizer)
+
+    def rate(self, base_lr: float, step: int) -> float:
+        last, top = self.total_steps - 1, self.pct_start * self.total_steps - 1
+        if step > last:
+            raise ValueError(f"OneCycleLR: the cycle ends after {self.total_steps} steps")
+        low = self.max_lr / self.div_factor
+        start, end, x = (
+            (low, self.max_lr, step / top) if step <= top else
+            (self.max_lr, low / self.final_div_factor, (step - top) / (last - top))
+        )  # fmt: skip
+        return end + (start - end) * ((1 + math.cos(math.pi * x)) / 2 if self.anneal_strategy == "cos" else 1 - x)

@@ -1,0 +1,298 @@
+"""Transformers: the feed-forward sublayer, the block around it, and a language model of such blocks."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import microgradnd as mg
+
+from .activations import GELU
+from .attention import KVCache, MultiHeadAttention
+from .dropout import Dropout
+from .embedding import Embedding, LearnedPositions, RotaryPositions, SinusoidalPositions
+from .init import lecun_normal, normal
+from .linear import Linear
+from .module import Module
+from .normalization import LayerNorm
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from microgradnd.randomness import Rng
+    from microgradnd.tensor import Operand
+
+POSITIONS = ("learned", "sinusoidal", "rotary")
+
+
+class FeedForward(Module):
+    """The position-wise sublayer of a transformer block: linear, activation, linear (Vaswani et al., 2017).
+
+        linear2(dropout(activation(linear1(x))))                      (..., d_model) -> (..., d_model)
+        linear2(dropout(activation(gate(x)) * linear1(x)))            gated (Shazeer, 2020; SwiGLU with nn.SiLU)
+
+    Args:
+        d_model, d_ff: width outside and inside.
+        activation: makes the activation layer.
+        dropout: the share of inner elements that training drops.
+        gated: whether the activation goes to a second projection, which scales the first.
+        bias: whether the linear layers have one.
+        init, dtype, rng: as for :class:`Linear`; ``rng`` also draws the dropout.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Callable[[], Callable[[Any], Any]] = GELU,
+        dropout: float = 0.0,
+        gated: bool = False,
+        *,
+        bias: bool = True,
+        init: Callable[..., Any] = lecun_normal,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        rng = np.random.default_rng(rng)
+        options: dict[str, Any] = {"bias": bias, "init": init, "dtype": dtype, "rng": rng}
+        self.linear1 = Linear(d_model, d_ff, **options)
+        self.gate = Linear(d_model, d_ff, **options) if gated else None
+        self.activation = activation()
+        self.dropout = Dropout(dropout, rng)
+        self.linear2 = Linear(d_ff, d_model, **options)
+
+    def forward(self, x: mg.Tensor) -> mg.Tensor:
+        inner = self.linear1(x)
+        inner = self.activation(inner) if self.gate is None else self.activation(self.gate(x)) * inner
+        out: mg.Tensor = self.linear2(self.dropout(inner))
+        return out
+
+
+class TransformerBlock(Module):
+    """Attention and feed-forward sublayer, each with a residual connection and a normalisation.
+
+        x = x + self_attn(norm1(x)); x = x + feed_forward(norm2(x))       norm_first (Xiong et al., 2020)
+        x = norm1(x + self_attn(x)); x = norm2(x + feed_forward(x))       else (Vaswani et al., 2017)
+
+    Corresponds to PyTorch's TransformerEncoderLayer with ``batch_first=True``.
+
+    Args:
+        d_model, num_heads, num_kv_heads, rotary: as for :class:`MultiHeadAttention`.
+        d_ff, activation, gated: as for :class:`FeedForward`; ``d_ff`` is 4 d_model where it is None.
+        norm_first: normalise the sublayers' inputs, not the sums.
+        causal: each position attends to itself and those before it only.
+        dropout: the share that training drops: of attention weights, of inner elements, of what sublayers add.
+        norm: makes the normalisation from ``d_model`` and ``dtype``.
+        bias, init, dtype, rng: as for :class:`FeedForward`.
+    """
+
+    pytorch_names = {"feed_forward.": ""}  # noqa: RUF012 (read only; see nn.pytorch)
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        activation: Callable[[], Callable[[Any], Any]] = GELU,
+        norm_first: bool = True,
+        causal: bool = False,
+        dropout: float = 0.0,
+        *,
+        num_kv_heads: int | None = None,
+        gated: bool = False,
+        norm: Callable[..., Module] = LayerNorm,
+        rotary: RotaryPositions | None = None,
+        bias: bool = True,
+        init: Callable[..., Any] = lecun_normal,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        rng = np.random.default_rng(rng)
+        options: dict[str, Any] = {"dropout": dropout, "bias": bias, "init": init, "dtype": dtype, "rng": rng}
+        self.self_attn = MultiHeadAttention(d_model, num_heads, num_kv_heads, rotary=rotary, **options)
+        d_ff = 4 * d_model if d_ff is None else d_ff
+        self.feed_forward = FeedForward(d_model, d_ff, activation, gated=gated, **options)
+        self.norm1 = norm(d_model, dtype=dtype)
+        self.norm2 = norm(d_model, dtype=dtype)
+        self.dropout = Dropout(dropout, rng)
+        self.norm_first = norm_first
+        self.causal = causal
+
+    def forward(
+        self,
+        x: mg.Tensor,
+        *,
+        key_padding_mask: Operand | None = None,
+        attn_mask: Operand | None = None,
+        cache: KVCache | None = None,
+    ) -> mg.Tensor:
+        """(..., T, d_model) -> (..., T, d_model); the masks and the cache are those of :class:`MultiHeadAttention`."""
+        attend = functools.partial(
+            self.self_attn,
+            key_padding_mask=key_padding_mask,
+            attn_mask=attn_mask,
+            is_causal=self.causal,
+            cache=cache,
+        )
+        if self.norm_first:
+            x = x + self.dropout(attend(self.norm1(x)))
+            x = x + self.dropout(self.feed_forward(self.norm2(x)))
+        else:
+            x = self.norm1(x + self.dropout(attend(x)))
+            x = self.norm2(x + self.dropout(self.feed_forward(x)))
+        return x
+
+
+class Transformer(Module):
+    """A decoder-only language model: embeddings, causal blocks, a norm, logits (Radford et al., 2019).
+
+    Args:
+        vocab_size: number of tokens.
+        d_model, num_heads, num_layers: width, heads per block, blocks.
+        max_len: tokens that the model can look at.
+        positions: "learned" vectors or "sinusoidal" ones are added to the embeddings; "rotary" positions turn
+            queries and keys.
+        tie_weights: the embedding is the last projection too (Press and Wolf, 2017).
+        d_ff, activation, gated, norm, num_kv_heads, dropout, bias: as for :class:`TransformerBlock`.
+        dtype: of the parameters.
+        rng: a ``numpy.random.Generator`` or a seed for weights and dropout.
+
+    Weights start normal with deviation 0.02, those of the projections that end in a residual sum with
+    0.02 / sqrt(2 num_layers), as in GPT-2.
+
+    Raises ValueError for sizes that do not fit, and for unknown ``positions``.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        num_heads: int,
+        num_layers: int,
+        max_len: int,
+        *,
+        positions: str = "learned",
+        num_kv_heads: int | None = None,
+        d_ff: int | None = None,
+        activation: Callable[[], Callable[[Any], Any]] = GELU,
+        gated: bool = False,
+        norm: Callable[..., Module] = LayerNorm,
+        dropout: float = 0.0,
+        bias: bool = True,
+        tie_weights: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng = None,
+    ) -> None:
+        if positions not in POSITIONS:
+            raise ValueError(f"Transformer: positions must be any of {', '.join(POSITIONS)}, got {positions!r}")
+        if min(num_layers, max_len) < 1:
+            raise ValueError(f"Transformer: expected at least one layer and position, got {num_layers} and {max_len}")
+        rng = np.random.default_rng(rng)
+        init = functools.partial(normal, std=0.02)
+        shared: dict[str, Any] = {"init": init, "dtype": dtype, "rng": rng}
+        self.max_len = max_len
+        self.embedding = Embedding(vocab_size, d_model, **shared)
+        self.positions: Module | None = None
+        if positions == "learned":
+            self.positions = LearnedPositions(max_len, d_model, **shared)
+        elif positions == "sinusoidal":
+            self.positions = SinusoidalPositions(max_len, d_model)
+        rotary = RotaryPositions(max_len, d_model // num_heads) if positions == "rotary" else None
+        self.dropout = Dropout(dropout, rng)
+        self.blocks = [
+            TransformerBlock(
+                d_model, num_heads, d_ff, activation, causal=True, dropout=dropout, num_kv_heads=num_kv_heads,
+                gated=gated, norm=norm, rotary=rotary, bias=bias, **shared,
+            )
+            for _ in range(num_layers)
+        ]  # fmt: skip
+        for block in self.blocks:
+            for layer in (block.self_attn.out_proj, block.feed_forward.linear2):
+                layer.weight.data = layer.weight.data / math.sqrt(2 * num_layers)
+        self.norm = norm(d_model, dtype=dtype)
+        self.head = None if tie_weights else Linear(d_model, vocab_size, bias=False, **shared)
+
+    def forward(self, tokens: Any, caches: Sequence[KVCache] | None = None) -> mg.Tensor:
+        """Logits (..., T, vocab_size) for the token after each of (..., T) tokens.
+
+        ``caches``, one per block, hold the tokens before: see :meth:`caches`. Raises ValueError for more than
+        ``max_len`` tokens, those in the caches included.
+        """
+        start = 0 if caches is None else caches[0].length
+        x = self.embedding(tokens)  # (..., T, d_model)
+        if start + x.shape[-2] > self.max_len:
+            raise ValueError(f"Transformer: max_len is {self.max_len} tokens, got {start + x.shape[-2]}")
+        if self.positions is not None:
+            x = self.positions(x, start)
+        x = self.dropout(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache=None if caches is None else caches[i])
+        x = self.norm(x)
+        logits: mg.Tensor = mg.linear(x, self.embedding.weight.T) if self.head is None else self.head(x)
+        return logits
+
+    def caches(self) -> list[KVCache]:
+        """An empty cache for each block."""
+        return [KVCache(self.max_len) for _ in self.blocks]
+
+    @mg.no_grad()
+    def generate(
+        self,
+        tokens: Any,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        rng: Rng = None,
+    ) -> Any:
+        """``tokens`` (..., T) followed by ``max_new_tokens`` sampled ones, as integers on the host.
+
+        Each token is computed from cached keys and values. Once they fill ``max_len`` positions, the cache is made
+        anew from the last half of them. Layers are in evaluation mode meanwhile.
+
+        Args:
+            tokens: the prompt, at least one token; of a longer one than ``max_len`` the end counts.
+            temperature: divides the logits; 0 takes the largest one.
+            top_k: sample from the k largest logits only.
+            rng: a ``numpy.random.Generator`` or a seed.
+
+        Raises ValueError for an empty prompt and options out of range.
+        """
+        tokens = tokens.numpy() if isinstance(tokens, mg.Tensor) else np.asarray(tokens)
+        if tokens.ndim == 0 or tokens.shape[-1] == 0:
+            raise ValueError(f"generate: expected a prompt of at least one token, got shape {tokens.shape}")
+        if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
+            raise ValueError(
+                "generate: temperature and max_new_tokens must not be negative and top_k be at least 1, got "
+                f"{temperature}, {max_new_tokens} and {top_k}"
+            )
+        rng = np.random.default_rng(rng)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            caches, fed = self.caches(), tokens[..., -self.max_len :]
+            for _ in range(max_new_tokens):
+                if caches[0].length + fed.shape[-1] > self.max_len:
+                    caches, fed = self.caches(), tokens[..., -max(1, self.max_len // 2) :]
+                logits = self(fed, caches).numpy()[..., -1, :]  # (..., vocab_size)
+                fed = _sampled(logits.astype(np.float64), temperature, top_k, rng)[..., None]
+                tokens = np.concatenate([tokens, fed], axis=-1)
+        finally:
+            for module, training in modes:
+                module.training = training
+        return tokens
+
+
+def _sampled(logits: Any, temperature: float, top_k: int | None, rng: np.random.Generator) -> Any:
+    """A token for each row of (..., vocab_size) logits: the largest of logits / temperature + Gumbel noise."""
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
+        logits = np.where(logits < least, -np.inf, logits)
+    return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
