@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import numpy_backend
+from . import memory, numpy_backend
+
+memory.keep_freed_memory()
 
 NAMESPACES: dict[type, Any] = {np.ndarray: numpy_backend.namespace}
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cupy
-from cupyx.scipy.special import erf
+from cupyx.scipy.special import erf, ndtr
 
 from .numpy_backend import scatter_add
 
@@ -34,7 +34,6 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + cupy.exp(-x))
 
 
-_ours = (masked, relu, relu_gradient, sigmoid)
-namespace = SimpleNamespace(
-    **{**vars(cupy), **{f.__name__: f for f in _ours}, "erf": erf, "scatter_add": partial(scatter_add, cupy)}
-)
+_ours: dict[str, Any] = {f.__name__: f for f in (masked, relu, relu_gradient, sigmoid)}
+_ours |= {"erf": erf, "normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
+namespace = SimpleNamespace(**{**vars(cupy), **_ours})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .numpy_erf import erf
+from .numpy_erf import erf, normal_cdf
 
 
 def scatter_add(xp: Any, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
@@ -135,7 +135,7 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-_ours = (erf, masked, matmul, max, min, relu, relu_gradient, sigmoid, sum)
+_ours = (erf, masked, matmul, max, min, normal_cdf, relu, relu_gradient, sigmoid, sum)
 namespace = SimpleNamespace(
     **{**vars(np), **{f.__name__: f for f in _ours}, "scatter_add": functools.partial(scatter_add, np)}
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -66,21 +67,50 @@ BLOCK = 1 << 18  # elements whose intermediate results stay in the cache: 0.4 of
 
 def erf(x: Any) -> Any:
     """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x, elementwise; float16 is computed in float32."""
+    return _odd(x, _ERF, 0.0, 1.0)
+
+
+def normal_cdf(x: Any) -> Any:
+    """(1 + erf(x / sqrt(2))) / 2, elementwise: the distribution function of the standard normal distribution."""
+    return _odd(x, _CDF, 0.5, 0.5)
+
+
+_Fraction: TypeAlias = tuple[float, tuple[float, ...], tuple[float, ...]]
+
+
+def _of_the_cdf(fraction: _Fraction) -> _Fraction:
+    """The fraction for erf(x / sqrt(2)) / 2 from that for erf(x)."""
+    limit, numerator, denominator = fraction
+    return (
+        limit * math.sqrt(2),
+        tuple(c * math.sqrt(0.125) * 0.5**i for i, c in enumerate(numerator)),
+        tuple(c * 0.5**i for i, c in enumerate(denominator)),
+    )
+
+
+_ERF = {"f": _SINGLE, "d": _DOUBLE}
+_CDF = {char: _of_the_cdf(fraction) for char, fraction in _ERF.items()}
+
+
+def _odd(x: Any, fractions: dict[str, _Fraction], middle: float, height: float) -> Any:
+    """middle + x P(x^2) / Q(x^2), and middle +- height beyond the limit of the fraction."""
     if x.dtype.char == "e":
-        return erf(x.astype(np.float32)).astype(x.dtype)
+        return _odd(x.astype(np.float32), fractions, middle, height).astype(x.dtype)
     if x.dtype.kind not in "fc":
         x = x.astype(np.float64)
+    fraction = fractions.get(x.dtype.char, fractions["d"])
     out = np.empty(x.shape, x.dtype)
     flat, flat_out = x.reshape(-1), out.reshape(-1)
     for start in range(0, x.size, BLOCK):
         block = slice(start, start + BLOCK)
-        _erf(flat[block], flat_out[block])
+        _odd_block(flat[block], flat_out[block], fraction, middle, height)
     return out
 
 
-def _erf(x: Any, out: Any) -> None:
-    limit, numerator, denominator = _SINGLE if x.dtype.char == "f" else _DOUBLE
-    if x.dtype.kind == "c":  # the same rational function is the continuation to the neighbourhood of the real axis
+def _odd_block(x: Any, out: Any, fraction: _Fraction, middle: float, height: float) -> None:
+    limit, numerator, denominator = fraction
+    is_complex = x.dtype.kind == "c"
+    if is_complex:  # the same rational function is the continuation to the neighbourhood of the real axis
         inside = np.abs(x.real) < limit
         np.copyto(out, np.where(inside, x, 0.0))
     else:
@@ -88,10 +118,12 @@ def _erf(x: Any, out: Any) -> None:
     square = out * out
     out *= _polynomial(numerator, square)
     out /= _polynomial(denominator, square)
-    if x.dtype.kind == "c":
-        np.copyto(out, np.where(inside, out, np.sign(x.real)))
+    if is_complex:
+        np.copyto(out, np.where(inside, out, height * np.sign(x.real)))
     else:
-        np.clip(out, -1.0, 1.0, out=out)
+        np.clip(out, -height, height, out=out)
+    if middle:
+        out += middle
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:

@@ -53,18 +53,30 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     if approximate == "tanh":
-        phi = xp.tanh(x * (x * x * (0.044715 * ROOT_2_OVER_PI) + ROOT_2_OVER_PI))
+        phi = x * x
+        phi *= 0.044715 * ROOT_2_OVER_PI
+        phi += ROOT_2_OVER_PI
+        phi *= x
+        phi = xp.tanh(phi)
+        phi *= 0.5
+        phi += 0.5
     else:
-        phi = xp.erf(x * math.sqrt(0.5))
-    phi = 0.5 * phi + 0.5
+        phi = xp.normal_cdf(x)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        square = x * x
+        slope = x * x
         if approximate == "tanh":  # the derivative of (1 + tanh(u)) / 2 is 2 phi (1 - phi) u'
-            density = (square * (6 * 0.044715 * ROOT_2_OVER_PI) + 2 * ROOT_2_OVER_PI) * (phi * (1 - phi))
+            slope *= 6 * 0.044715 * ROOT_2_OVER_PI
+            slope += 2 * ROOT_2_OVER_PI
+            slope *= phi * (1 - phi)
         else:
-            density = xp.exp(-0.5 * square) * (1 / math.sqrt(2 * math.pi))
-        return (g * (phi + x * density),)
+            slope *= -0.5
+            slope = xp.exp(slope)
+            slope *= 1 / math.sqrt(2 * math.pi)
+        slope *= x
+        slope += phi
+        slope *= g
+        return (slope,)
 
     return x * phi, pullback
 

@@ -108,7 +108,7 @@ def attention(
 
     def pullback(g: Any) -> tuple[Any, ...]:
         dq, dk, dv = (xp.zeros((*leading, *x.shape[-2:]), dtype) for x in (query, key, value))
-        along = xp.sum(g * out, axis=-1, keepdims=True)  # of each query: the sum of p dp over the keys
+        along = xp.einsum("...i,...i->...", g, out)[..., None]  # of each query: the sum of p dp over the keys
         for chunk in all_chunks:
             q, k, s = scores(chunk)
             at = (chunk.batch, ..., chunk.rows, slice(None))
