@@ -6,6 +6,7 @@ from . import init
 from .activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from .adaptive import Adam, AdamW, RMSprop
 from .attention import KVCache, MultiHeadAttention
+from .checkpoint import load_checkpoint, save_checkpoint
 from .containers import MLP, Sequential
 from .data import batches, one_hot, standardize
 from .dropout import Dropout
@@ -16,6 +17,7 @@ from .losses import cross_entropy, mse_loss
 from .module import Module
 from .normalization import LayerNorm, RMSNorm
 from .optim import SGD, Optimizer
+from .pytorch import load_pytorch, save_pytorch
 from .schedules import LRScheduler, OneCycleLR, StepLR, WarmupCosineLR
 from .transformer import FeedForward, Transformer, TransformerBlock
 
@@ -57,8 +59,12 @@ __all__ = [
     "cross_entropy",
     "decay_groups",
     "init",
+    "load_checkpoint",
+    "load_pytorch",
     "mse_loss",
     "one_hot",
+    "save_checkpoint",
+    "save_pytorch",
     "scaled_dot_product_attention",
     "standardize",
 ]

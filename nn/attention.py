@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class MultiHeadAttention(Module):
     num_kv_heads head_dim).
     """
 
-    pytorch_names = {"in_proj.": "in_proj_"}  # noqa: RUF012 (read only; see nn.pytorch)
+    pytorch_names: ClassVar = {"in_proj.": "in_proj_"}  # see nn.pytorch
 
     def __init__(
         self,

@@ -55,6 +55,13 @@ class Module:
         """This module and all those in it."""
         return (value for _, value in _walk(self) if isinstance(value, Module))
 
+    def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
+        """The random generators among the attributes of this module and of those in it: the dropout layers'."""
+        for path, value in _walk(self):
+            for name, part in vars(value).items() if isinstance(value, Module) else ():
+                if isinstance(part, np.random.Generator):
+                    yield (f"{path}.{name}" if path else name), part
+
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters (sets them to None)."""
         for parameter in self.parameters():
@@ -110,14 +117,14 @@ class Module:
 
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
-        children = [(name, value) for name, value in _children(self) if isinstance(value, Module)]
-        if not children:
+        inner = [(name, value) for name, value in children(self) if isinstance(value, Module)]
+        if not inner:
             return f"{type(self).__name__}({self.extra_repr()})"
-        lines = [f"  ({name}): {value!r}".replace("\n", "\n  ") for name, value in children]
+        lines = [f"  ({name}): {value!r}".replace("\n", "\n  ") for name, value in inner]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def children(value: Any) -> Iterator[tuple[str, Any]]:
     """The named parts of a module or container; containers inside are opened, modules are not."""
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, Module):
@@ -130,7 +137,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(part, Tensor | Module):
             yield str(name), part
         elif isinstance(part, Mapping | list | tuple):
-            for inner, value_inside in _children(part):
+            for inner, value_inside in children(part):
                 yield f"{name}.{inner}", value_inside
 
 
@@ -145,5 +152,5 @@ def _walk(root: Module) -> Iterator[tuple[str, Any]]:
         seen.add(id(value))
         yield path, value
         if isinstance(value, Module):
-            parts = [(f"{path}.{name}" if path else name, part) for name, part in _children(value)]
+            parts = [(f"{path}.{name}" if path else name, part) for name, part in children(value)]
             stack.extend(reversed(parts))

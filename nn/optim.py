@@ -204,7 +204,7 @@ class SGD(Optimizer):
             if momentum:
                 v = state.get("momentum_buffer")
                 if v is None:
-                    v = state["momentum_buffer"] = d.copy()
+                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(d)  # an array for a number too
                 else:
                     v *= momentum
                     v += d

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class TransformerBlock(Module):
         bias, init, dtype, rng: as for :class:`FeedForward`.
     """
 
-    pytorch_names = {"feed_forward.": ""}  # noqa: RUF012 (read only; see nn.pytorch)
+    pytorch_names: ClassVar = {"feed_forward.": ""}  # see nn.pytorch
 
     def __init__(
         self,
