@@ -1,0 +1,345 @@
+"""A small transformer learns to write, character by character.
+
+The model reads 64 characters and predicts, at each of them, the next one. For a batch of B excerpts it computes
+
+    tokens   (B, 64)        characters by number
+    x        (B, 64, 128)   embeddings of the characters and of their positions, added
+    4 times                 x = x + attention(norm(x)): every position looks at those before it;
+                            x = x + feed-forward(norm(x)): every position by itself
+    logits   (B, 64, V)     norm(x) times the embeddings; softmax(logits) are the odds of the next character
+
+and training lowers the cross-entropy between these odds and the characters that really follow (nanoGPT's setting
+for a laptop: Karpathy, 2022). Run
+
+    python demos/char_lm.py                     on the text of Python's own reference topics, 465,000 characters
+    python demos/char_lm.py my.txt              on any text file in UTF-8
+    python demos/char_lm.py --resume            goes on from the last checkpoint, as if there had been no break
+    python demos/char_lm.py --resume --iterations 0 --prompt "The yield expression"          writes without training
+
+It prints the loss in nats and bits per character, writes a sample, and draws the losses and what the attention
+heads look at.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import microgradnd as mg
+import nn
+
+SETTINGS = {
+    "layers": 4,
+    "heads": 4,
+    "width": 128,
+    "context": 64,  # characters that the model sees
+    "positions": "learned",  # or "sinusoidal", or "rotary"
+    "dropout": 0.0,
+    "iterations": 2000,
+    "batch_size": 12,
+    "lr": 1e-3,
+    "seed": 0,  # of the initial weights, the batches and the sample
+}
+WARMUP = 100  # iterations until the learning rate is reached; then it falls along half a cosine
+LR_END = 1e-4
+BETAS = (0.9, 0.99)
+WEIGHT_DECAY = 0.1  # of matrices, not of biases and norms
+MAX_NORM = 1.0  # of the gradient
+
+VALIDATION_SHARE = 0.1  # the end of the text
+EVALUATE_EVERY = 250
+SAVE_EVERY = 100
+PROMPT = "The "
+LENGTH = 500
+TEMPERATURE = 0.8
+SHOWN = 24  # characters in the picture of what the heads look at
+OUT = "char_lm.png"
+CHECKPOINT = "char_lm.safetensors"
+
+
+def read_text(path: Path | None) -> str:
+    """The file's text; without a file, that of the topics which Python's help() knows."""
+    if path is not None:
+        return path.read_text(encoding="utf-8")
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+class Characters:
+    """Numbers for the characters of a text, in the order of their code points."""
+
+    def __init__(self, text: str) -> None:
+        self.characters = sorted(set(text))
+        self.numbers = {character: number for number, character in enumerate(self.characters)}
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([self.numbers[character] for character in text], np.int64)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return "".join(self.characters[token] for token in tokens)
+
+
+def random_batch(data: np.ndarray, context: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random excerpts (size, context), and the same one character further on."""
+    starts = rng.integers(0, len(data) - context, size)
+    rows = starts[:, None] + np.arange(context + 1)
+    excerpts = data[rows]  # (size, context + 1)
+    return excerpts[:, :-1], excerpts[:, 1:]
+
+
+@mg.no_grad()
+def evaluate(model: nn.Transformer, data: np.ndarray, rows: int = 64) -> float:
+    """The mean loss over all of ``data``, cut into excerpts without overlap, in nats per character."""
+    count = (len(data) - 1) // model.max_len
+    inputs = data[: count * model.max_len].reshape(count, -1)
+    targets = data[1 : count * model.max_len + 1].reshape(count, -1)
+    model.eval()
+    total = 0.0
+    for start in range(0, count, rows):
+        batch = slice(start, start + rows)
+        total += nn.cross_entropy(model(inputs[batch]), targets[batch]).item() * len(inputs[batch])
+    model.train()
+    return total / count
+
+
+@mg.no_grad()
+def attention_maps(model: nn.Transformer, tokens: np.ndarray) -> np.ndarray:
+    """Where each head of each layer looks: (layers, heads, T, T) weights for T tokens."""
+    model.eval()
+    x = model.embedding(tokens)  # (T, width)
+    x = model.positions(x) if model.positions is not None else x
+    maps = []
+    for block in model.blocks:
+        _, weights = block.self_attn(block.norm1(x), is_causal=True, need_weights=True)  # (heads, T, T)
+        maps.append(weights.numpy())
+        x = block(x)
+    return np.stack(maps)
+
+
+def plot(history: dict[str, list], maps: np.ndarray, text: str, out: Path) -> None:
+    """Losses by iteration, and attention (layers, heads, T, T) to the T characters of ``text``."""
+    # A Figure made without pyplot is drawn by Agg: no window and no display are needed.
+    from matplotlib.figure import Figure
+
+    layers, heads = maps.shape[:2]
+    figure = Figure(figsize=(6 + 1.6 * heads, max(4.5, 1.55 * layers + 0.6)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(5.5, 1.6 * heads))
+    axis = left.subplots()
+    train = np.array(history["train"])
+    axis.plot(np.arange(1, len(train) + 1), train, color="tab:blue", alpha=0.3, linewidth=0.8, label="each batch")
+    width = max(1, len(train) // 40)
+    means = train[: len(train) // width * width].reshape(-1, width).mean(axis=1)
+    axis.plot(width * (np.arange(len(means)) + 0.5), means, color="tab:blue", label=f"mean of {width} batches")
+    axis.plot(history["iterations"], history["validation"], "o-", color="tab:orange", label="validation")
+    axis.set(xlabel="iteration", ylabel="loss in nats per character", title="loss")
+    bits = axis.secondary_yaxis("right", functions=(lambda x: x / math.log(2), lambda x: x * math.log(2)))
+    bits.set_ylabel("bits per character")
+    axis.legend()
+    axis.grid(alpha=0.3)
+
+    shown = [{" ": "␣", "\n": "⏎"}.get(character, character) for character in text]
+    for (layer, head), cell in np.ndenumerate(right.subplots(layers, heads, squeeze=False)):
+        seen = np.where(np.tri(len(shown), dtype=bool), maps[layer, head], np.nan)  # what comes later stays white
+        cell.imshow(seen, cmap="magma_r", vmin=0, vmax=1)
+        cell.set_xticks(range(len(shown)), shown, fontsize=5)
+        cell.set_yticks(range(len(shown)), shown, fontsize=5)
+        cell.tick_params(length=0, pad=1)
+        cell.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
+    right.suptitle("where each head looks: from the character on the left to those below", fontsize=9)
+    figure.savefig(out, dpi=150)
+
+
+def check_out(parser: argparse.ArgumentParser, out: Path, option: str, suffixes: Sequence[str]) -> None:
+    """Refuse a file that could not be written, before any time is spent on training."""
+    if out.suffix.lower() not in suffixes:
+        parser.error(f"{option} must end in {' or '.join(suffixes)}, got {str(out)!r}")
+    existed = out.exists()
+    try:
+        out.open("ab").close()  # appends nothing: a file that is already there stays as it is
+    except OSError as error:
+        parser.error(f"{option} {str(out)!r} cannot be written: {error.strerror}")
+    if not existed:
+        out.unlink()
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
+    """The options, and the settings of the run that were given: a resumed run has the others of its checkpoint."""
+    parser = argparse.ArgumentParser(description="A small transformer learns to write, character by character.")
+    parser.add_argument("text", type=Path, nargs="?", help="a text file in UTF-8 (Python's reference topics)")
+    for name, what in (
+        ("iterations", "training steps in all; 0 only writes"),
+        ("layers", "transformer blocks"),
+        ("heads", "attention heads per block"),
+        ("width", "of the vectors, a multiple of the heads"),
+        ("context", "characters that the model sees"),
+        ("positions", "learned, sinusoidal or rotary"),
+        ("dropout", "share of elements that training drops"),
+        ("batch_size", "excerpts per step"),
+        ("lr", "learning rate"),
+        ("seed", "of all randomness"),
+    ):
+        kind = type(SETTINGS[name])
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{what} ({SETTINGS[name]})")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, with its settings")
+    parser.add_argument("--checkpoint", type=Path, default=Path(CHECKPOINT), help="file to save to (%(default)s)")
+    parser.add_argument("--save-every", type=int, default=SAVE_EVERY, help="steps between checkpoints (%(default)s)")
+    parser.add_argument("--prompt", default=PROMPT, help="what the sample begins with (%(default)r)")
+    parser.add_argument("--length", type=int, default=LENGTH, help="characters to write (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0: the likeliest ones (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(OUT), help="picture to write (%(default)s)")
+    args = parser.parse_args(argv)
+    given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    settings = SETTINGS | given
+    for name in ("layers", "heads", "width", "context", "batch_size"):
+        if settings[name] < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {settings[name]}")
+    for name, value in (("iterations", settings["iterations"]), ("seed", settings["seed"]), ("length", args.length)):
+        if value < 0:
+            parser.error(f"--{name} must not be negative, got {value}")
+    if args.save_every < 1:
+        parser.error(f"--save-every must be at least 1, got {args.save_every}")
+    if settings["positions"] not in ("learned", "sinusoidal", "rotary"):
+        parser.error(f"--positions must be learned, sinusoidal or rotary, got {settings['positions']!r}")
+    if settings["width"] % settings["heads"]:
+        parser.error(f"--width must be a multiple of --heads, got {settings['width']} and {settings['heads']}")
+    if settings["positions"] != "learned" and settings["width"] // settings["heads"] % 2:
+        parser.error(f"{settings['positions']} positions need an even --width / --heads, got {settings['width']}")
+    if not 0 < settings["lr"] < math.inf:
+        parser.error(f"--lr must be positive and finite, got {settings['lr']}")
+    if not 0 <= settings["dropout"] < 1:
+        parser.error(f"--dropout must be at least 0 and below 1, got {settings['dropout']}")
+    if not 0 <= args.temperature < math.inf:
+        parser.error(f"--temperature must be at least 0 and finite, got {args.temperature}")
+    if not args.prompt:
+        parser.error("--prompt must have at least one character")
+    if settings["iterations"] == 0 and not args.resume:
+        parser.error("--iterations 0 needs --resume: a model that was not trained has nothing to write")
+    check_out(parser, args.out, "--out", (".png", ".pdf", ".svg"))
+    check_out(parser, args.checkpoint, "--checkpoint", (".safetensors",))
+    return args, given
+
+
+def resumed_settings(values: dict, given: dict) -> dict:
+    """Those of the checkpoint; only the number of iterations may be another one. ValueError for anything else."""
+    settings = values["settings"]
+    other = [name for name in given if name != "iterations" and given[name] != settings[name]]
+    if other:
+        raise ValueError(
+            "; ".join(f"the checkpoint has --{name} {settings[name]}, not {given[name]}" for name in other)
+        )
+    return settings | given
+
+
+def make(settings: dict, vocab_size: int, rng: np.random.Generator) -> dict:
+    """What is trained and what trains it: all parts of a checkpoint that have a state."""
+    model = nn.Transformer(
+        vocab_size, settings["width"], settings["heads"], settings["layers"], settings["context"],
+        positions=settings["positions"], dropout=settings["dropout"], rng=rng,
+    )  # fmt: skip
+    optimizer = nn.AdamW(nn.decay_groups(model, WEIGHT_DECAY), settings["lr"], BETAS)
+    steps = max(1, settings["iterations"])
+    schedule = nn.WarmupCosineLR(optimizer, min(WARMUP, steps - 1), steps, min(LR_END, settings["lr"]))
+    return {"model": model, "optimizer": optimizer, "schedule": schedule, "rng": rng}
+
+
+def train(
+    parts: dict, values: dict, train_data: np.ndarray, validation_data: np.ndarray, args: argparse.Namespace
+) -> None:
+    """Go on from iteration ``values["step"]`` to the last one. ArithmeticError as soon as the loss is not finite."""
+    from tqdm import tqdm
+
+    model, optimizer, schedule, rng = parts.values()
+    settings, history = values["settings"], values["history"]
+    last = settings["iterations"]
+    # The bar is drawn on terminals only, so that a log file holds just the lines.
+    with tqdm(total=last, initial=values["step"], unit="step", disable=None) as bar:
+        while values["step"] < last:
+            inputs, targets = random_batch(train_data, settings["context"], settings["batch_size"], rng)  # (B, T) each
+            loss = nn.cross_entropy(model(inputs), targets)
+            if not math.isfinite(loss.item()):
+                raise ArithmeticError(f"the loss became {loss.item()} in iteration {values['step'] + 1}")
+            optimizer.zero_grad()
+            loss.backward()
+            nn.clip_grad_norm(model.parameters(), MAX_NORM)
+            optimizer.step()
+            schedule.step()
+
+            history["train"].append(loss.item())
+            values["step"] += 1
+            bar.update()
+            if values["step"] % EVALUATE_EVERY == 0 or values["step"] == last:
+                validation = evaluate(model, validation_data)
+                history["iterations"].append(values["step"])
+                history["validation"].append(validation)
+                bar.write(
+                    f"iteration {values['step']:5d}  training loss {np.mean(history['train'][-EVALUATE_EVERY:]):.4f}  "
+                    f"validation loss {validation:.4f} nats = {validation / math.log(2):.4f} bits per character"
+                )
+            if values["step"] % args.save_every == 0 or values["step"] == last:
+                nn.save_checkpoint(args.checkpoint, **parts, **values)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, given = parse(argv)
+    import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
+
+    if args.resume and args.checkpoint.exists():
+        values = nn.load_checkpoint(args.checkpoint)
+        values["settings"] = resumed_settings(values, given)
+        print(f"resumed: {args.checkpoint}, iteration {values['step']}")
+    elif args.resume and given.get("iterations") == 0:
+        raise FileNotFoundError(f"there is no checkpoint {args.checkpoint} to write from")
+    else:
+        if args.resume:
+            print(f"there is no checkpoint {args.checkpoint} yet: starting anew")
+        values = {"settings": SETTINGS | given, "step": 0, "history": {"train": [], "iterations": [], "validation": []}}
+    settings, fresh = values["settings"], values["step"] == 0
+    if values["step"] < settings["iterations"]:
+        text = read_text(args.text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if values.setdefault("text", digest) != digest:
+            raise ValueError(f"{args.checkpoint} was trained on another text")
+        values.setdefault("characters", "".join(sorted(set(text))))
+    characters = Characters(values["characters"])
+    unknown = sorted(set(args.prompt) - set(values["characters"]))
+    if unknown:
+        raise ValueError(f"the text has no {', '.join(map(repr, unknown))}, which the prompt has")
+
+    parts = make(settings, len(characters.characters), np.random.default_rng(settings["seed"]))
+    if not fresh:
+        nn.load_checkpoint(args.checkpoint, **parts)
+    if values["step"] < settings["iterations"]:
+        data = characters.encode(text)
+        train_data, validation_data = np.split(data, [round((1 - VALIDATION_SHARE) * len(data))])
+        if len(validation_data) <= settings["context"]:
+            raise ValueError(f"the text has {len(text)} characters: too few for --context {settings['context']}")
+        print(f"{len(train_data)} characters to train on, {len(validation_data)} to validate")
+        print(
+            f"{len(values['characters'])} different ones; {sum(p.size for p in parts['model'].parameters())} parameters"
+        )
+        train(parts, values, train_data, validation_data, args)
+
+    model = parts["model"]
+    rng = np.random.default_rng(settings["seed"])  # of its own: training does not depend on what is written
+    tokens = model.generate(characters.encode(args.prompt), args.length, temperature=args.temperature, rng=rng)
+    print(f"\n{characters.decode(tokens)}\n")
+    shown = tokens[: min(SHOWN, settings["context"])]
+    plot(values["history"], attention_maps(model, shown), characters.decode(shown), args.out)
+    print(f"checkpoint: {args.checkpoint}\npicture: {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
+    except (ArithmeticError, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
