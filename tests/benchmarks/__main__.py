@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import depth, import_time, memory, overhead, tiny_mlp
+from . import attention, char_lm, depth, generation, import_time, memory, overhead, tiny_mlp
 from .environment import print_environment
 
 BENCHMARKS = {
@@ -13,6 +13,9 @@ BENCHMARKS = {
     "import_time": import_time,
     "depth": depth,
     "memory": memory,
+    "attention": attention,
+    "generation": generation,
+    "char_lm": char_lm,
 }
 
 
