@@ -24,6 +24,7 @@ import argparse
 import hashlib
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,10 @@ CHECKPOINT = "char_lm.safetensors"
 def read_text(path: Path | None) -> str:
     """The file's text; without a file, that of the topics which Python's help() knows."""
     if path is not None:
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8: {error}") from None
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
@@ -142,7 +146,7 @@ def plot(history: dict[str, list], maps: np.ndarray, text: str, out: Path) -> No
     axis.legend()
     axis.grid(alpha=0.3)
 
-    shown = [{" ": "␣", "\n": "⏎"}.get(character, character) for character in text]
+    shown = [{" ": "␣", "\n": "⏎", "\t": "⇥"}.get(character, character) for character in text]
     for (layer, head), cell in np.ndenumerate(right.subplots(layers, heads, squeeze=False)):
         seen = np.where(np.tri(len(shown), dtype=bool), maps[layer, head], np.nan)  # what comes later stays white
         cell.imshow(seen, cmap="magma_r", vmin=0, vmax=1)
@@ -151,7 +155,9 @@ def plot(history: dict[str, list], maps: np.ndarray, text: str, out: Path) -> No
         cell.tick_params(length=0, pad=1)
         cell.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
     right.suptitle("where each head looks: from the character on the left to those below", fontsize=9)
-    figure.savefig(out, dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a character that the font lacks is drawn as a box
+        figure.savefig(out, dpi=150)
 
 
 def check_out(parser: argparse.ArgumentParser, out: Path, option: str, suffixes: Sequence[str]) -> None:
@@ -170,7 +176,7 @@ def check_out(parser: argparse.ArgumentParser, out: Path, option: str, suffixes:
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     """The options, and the settings of the run that were given: a resumed run has the others of its checkpoint."""
     parser = argparse.ArgumentParser(description="A small transformer learns to write, character by character.")
-    parser.add_argument("text", type=Path, nargs="?", help="a text file in UTF-8 (Python's reference topics)")
+    parser.add_argument("text", type=Path, nargs="?", help="a text file in UTF-8 (the text of Python's topics)")
     for name, what in (
         ("iterations", "training steps in all; 0 only writes"),
         ("layers", "transformer blocks"),
@@ -181,14 +187,16 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
         ("dropout", "share of elements that training drops"),
         ("batch_size", "excerpts per step"),
         ("lr", "learning rate"),
-        ("seed", "of all randomness"),
+        ("seed", "of the weights, the batches and the sample"),
     ):
         kind = type(SETTINGS[name])
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{what} ({SETTINGS[name]})")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, with its settings")
-    parser.add_argument("--checkpoint", type=Path, default=Path(CHECKPOINT), help="file to save to (%(default)s)")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path(CHECKPOINT), help="file to save to, or to resume (%(default)s)"
+    )
     parser.add_argument("--save-every", type=int, default=SAVE_EVERY, help="steps between checkpoints (%(default)s)")
-    parser.add_argument("--prompt", default=PROMPT, help="what the sample begins with (%(default)r)")
+    parser.add_argument("--prompt", help=f"what the sample begins with ({PROMPT!r}, where the text has that)")
     parser.add_argument("--length", type=int, default=LENGTH, help="characters to write (%(default)s)")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0: the likeliest ones (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path(OUT), help="picture to write (%(default)s)")
@@ -215,24 +223,30 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
         parser.error(f"--dropout must be at least 0 and below 1, got {settings['dropout']}")
     if not 0 <= args.temperature < math.inf:
         parser.error(f"--temperature must be at least 0 and finite, got {args.temperature}")
-    if not args.prompt:
+    if args.prompt == "":
         parser.error("--prompt must have at least one character")
     if settings["iterations"] == 0 and not args.resume:
         parser.error("--iterations 0 needs --resume: a model that was not trained has nothing to write")
     check_out(parser, args.out, "--out", (".png", ".pdf", ".svg"))
-    check_out(parser, args.checkpoint, "--checkpoint", (".safetensors",))
+    if settings["iterations"]:
+        check_out(parser, args.checkpoint, "--checkpoint", (".safetensors",))
     return args, given
 
 
-def resumed_settings(values: dict, given: dict) -> dict:
-    """Those of the checkpoint; only the number of iterations may be another one. ValueError for anything else."""
+def resumed(path: Path, given: dict) -> dict:
+    """The values in a checkpoint, with the settings that were given. ValueError for those that can't change."""
+    values = nn.load_checkpoint(path)
+    if not {"settings", "step", "history", "text", "characters"} <= set(values):
+        raise ValueError(f"{path} is a checkpoint, but not one of this demo")
     settings = values["settings"]
-    other = [name for name in given if name != "iterations" and given[name] != settings[name]]
+    free = {"iterations", "seed"} if given.get("iterations") == 0 else {"iterations"}  # the seed of a sample
+    other = [name for name in given if name not in free and given[name] != settings[name]]
     if other:
-        raise ValueError(
-            "; ".join(f"the checkpoint has --{name} {settings[name]}, not {given[name]}" for name in other)
-        )
-    return settings | given
+        differences = (f"--{name.replace('_', '-')} {settings[name]}, not {given[name]}" for name in other)
+        raise ValueError(f"{path} has {'; '.join(differences)}")
+    values["settings"] = settings | given
+    print(f"resumed: {path}, iteration {values['step']}")
+    return values
 
 
 def make(settings: dict, vocab_size: int, rng: np.random.Generator) -> dict:
@@ -257,12 +271,16 @@ def train(
     settings, history = values["settings"], values["history"]
     last = settings["iterations"]
     # The bar is drawn on terminals only, so that a log file holds just the lines.
-    with tqdm(total=last, initial=values["step"], unit="step", disable=None) as bar:
+    with (
+        tqdm(total=last, initial=values["step"], unit="step", disable=None) as bar,
+        np.errstate(over="ignore", invalid="ignore"),  # reported as a loss that is not finite
+    ):
         while values["step"] < last:
             inputs, targets = random_batch(train_data, settings["context"], settings["batch_size"], rng)  # (B, T) each
             loss = nn.cross_entropy(model(inputs), targets)
             if not math.isfinite(loss.item()):
-                raise ArithmeticError(f"the loss became {loss.item()} in iteration {values['step'] + 1}")
+                where = f"in iteration {values['step'] + 1}"
+                raise ArithmeticError(f"the loss became {loss.item()} {where}: --lr {settings['lr']} is too large")
             optimizer.zero_grad()
             loss.backward()
             nn.clip_grad_norm(model.parameters(), MAX_NORM)
@@ -287,46 +305,46 @@ def train(
 def main(argv: Sequence[str] | None = None) -> None:
     args, given = parse(argv)
     import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
+    import safetensors  # noqa: F401
 
+    values = {"settings": SETTINGS | given, "step": 0, "history": {"train": [], "iterations": [], "validation": []}}
     if args.resume and args.checkpoint.exists():
-        values = nn.load_checkpoint(args.checkpoint)
-        values["settings"] = resumed_settings(values, given)
-        print(f"resumed: {args.checkpoint}, iteration {values['step']}")
+        values = resumed(args.checkpoint, given)
     elif args.resume and given.get("iterations") == 0:
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint} to write from")
-    else:
-        if args.resume:
-            print(f"there is no checkpoint {args.checkpoint} yet: starting anew")
-        values = {"settings": SETTINGS | given, "step": 0, "history": {"train": [], "iterations": [], "validation": []}}
-    settings, fresh = values["settings"], values["step"] == 0
-    if values["step"] < settings["iterations"]:
+    elif args.resume:
+        print(f"there is no checkpoint {args.checkpoint} yet: starting anew")
+    settings, start = values["settings"], values["step"]
+    trains = start < settings["iterations"]
+    if trains:
         text = read_text(args.text)
+        if round(VALIDATION_SHARE * len(text)) <= settings["context"]:
+            raise ValueError(f"the text has {len(text)} characters: too few for --context {settings['context']}")
         digest = hashlib.sha256(text.encode()).hexdigest()
         if values.setdefault("text", digest) != digest:
-            raise ValueError(f"{args.checkpoint} was trained on another text")
+            raise ValueError(f"{args.checkpoint} was trained on another text: give the file again, or no file")
         values.setdefault("characters", "".join(sorted(set(text))))
+    elif settings["iterations"]:
+        print(f"nothing to train: --iterations {settings['iterations']} are done")
     characters = Characters(values["characters"])
-    unknown = sorted(set(args.prompt) - set(values["characters"]))
+    prompt = args.prompt or (PROMPT if set(PROMPT) <= set(values["characters"]) else values["characters"][0])
+    unknown = sorted(set(prompt) - set(values["characters"]))
     if unknown:
-        raise ValueError(f"the text has no {', '.join(map(repr, unknown))}, which the prompt has")
+        raise ValueError(f"the text has no {', '.join(map(repr, unknown))}, which --prompt has")
 
     parts = make(settings, len(characters.characters), np.random.default_rng(settings["seed"]))
-    if not fresh:
+    model = parts["model"]
+    if start:
         nn.load_checkpoint(args.checkpoint, **parts)
-    if values["step"] < settings["iterations"]:
+    if trains:
         data = characters.encode(text)
-        train_data, validation_data = np.split(data, [round((1 - VALIDATION_SHARE) * len(data))])
-        if len(validation_data) <= settings["context"]:
-            raise ValueError(f"the text has {len(text)} characters: too few for --context {settings['context']}")
+        train_data, validation_data = np.split(data, [len(data) - round(VALIDATION_SHARE * len(data))])
         print(f"{len(train_data)} characters to train on, {len(validation_data)} to validate")
-        print(
-            f"{len(values['characters'])} different ones; {sum(p.size for p in parts['model'].parameters())} parameters"
-        )
+        print(f"{len(values['characters'])} different ones; {sum(p.size for p in model.parameters())} parameters")
         train(parts, values, train_data, validation_data, args)
 
-    model = parts["model"]
     rng = np.random.default_rng(settings["seed"])  # of its own: training does not depend on what is written
-    tokens = model.generate(characters.encode(args.prompt), args.length, temperature=args.temperature, rng=rng)
+    tokens = model.generate(characters.encode(prompt), args.length, temperature=args.temperature, rng=rng)
     print(f"\n{characters.decode(tokens)}\n")
     shown = tokens[: min(SHOWN, settings["context"])]
     plot(values["history"], attention_maps(model, shown), characters.decode(shown), args.out)
@@ -337,9 +355,9 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; --resume goes on from the last checkpoint, if there is one yet", file=sys.stderr)
         sys.exit(130)
     except ImportError as error:
         sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
     except (ArithmeticError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"char_lm: {error}")

@@ -260,9 +260,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="NumPy or CuPy (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path(OUT), help="picture to write (%(default)s)")
     args = parser.parse_args(argv)
-    for option, value in (("--d-model", args.d_model), ("--d-ff", args.d_ff), ("--steps", args.steps)):
-        if value < (2 if option == "--d-model" else 1):
-            parser.error(f"{option} is too small, got {value}")
+    for option, value, least in (("--d-model", args.d_model, 2), ("--d-ff", args.d_ff, 1), ("--steps", args.steps, 1)):
+        if value < least:
+            parser.error(f"{option} must be at least {least}, got {value}")
     if not 0 < args.lr < math.inf:
         parser.error(f"--lr must be positive and finite, got {args.lr}")
     if args.seed < 0:
@@ -298,7 +298,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print()
     # The bar is drawn on terminals only, so that a log file holds just the lines.
     for activation in (bar := tqdm(ACTIVATIONS, unit="run", disable=None)):
-        losses, targets, learned = train(xp, activation, args.d_model, args.d_ff, args.steps, args.lr, args.seed)
+        with np.errstate(over="ignore", invalid="ignore"):  # reported as a loss that is not finite
+            losses, targets, learned = train(xp, activation, args.d_model, args.d_ff, args.steps, args.lr, args.seed)
         results[activation] = losses, *(x.get() if hasattr(x, "get") else x for x in (targets, learned))
         bar.write(f"{activation}: mean squared error {losses[0]:.4f} at first, {np.mean(losses[-20:]):.4f} at the end")
     plot(results, args.out)
@@ -315,4 +316,4 @@ if __name__ == "__main__":
         extra = "cuda12" if error.name == "cupy" else "demos"
         sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[{extra}]' in the clone brings it")
     except (ArithmeticError, OSError, RuntimeError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"transformer_ffn: {error}")

@@ -40,13 +40,19 @@ class KVCache:
     def append(self, keys: mg.Tensor, values: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
         """Take (..., T, width) keys and values of T more tokens; returns those of all tokens.
 
-        Raises ValueError where they are more than ``capacity``, and RuntimeError for tensors with a gradient.
+        Raises ValueError where they are more than ``capacity`` or unlike those before, in batch, width or dtype, and
+        RuntimeError for tensors with a gradient.
         """
         if keys.requires_grad or values.requires_grad:
             raise RuntimeError("KVCache: keys and values lose their gradients in a cache; use it within mg.no_grad()")
         stop = self.length + keys.shape[-2]
         if stop > self.capacity:
             raise ValueError(f"KVCache: there is room for {self.capacity} tokens, got {stop}")
+        for held, new in ((self._keys, keys), (self._values, values)):
+            if held is not None and (held[..., 0, :].shape, held.dtype) != (new[..., 0, :].shape, new.dtype):
+                raise ValueError(
+                    f"KVCache: {new.dtype} {new.shape} do not fit to the {held.dtype} {held.shape} that it holds"
+                )
         if self._keys is None:
             xp = NAMESPACES[type(keys.data)]
             self._keys, self._values = (
@@ -177,7 +183,7 @@ class MultiHeadAttention(Module):
 
     def _heads(self, x: mg.Tensor) -> mg.Tensor:
         """(..., T, heads head_dim) -> (..., heads, T, head_dim)."""
-        return mg.swapaxes(mg.reshape(x, (*x.shape[:-1], -1, self.head_dim)), -2, -3)
+        return mg.swapaxes(mg.reshape(x, (*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)), -2, -3)
 
     def _joined(self, x: mg.Tensor) -> mg.Tensor:
         """(..., heads, T, head_dim) -> (..., T, heads head_dim)."""
@@ -187,7 +193,11 @@ class MultiHeadAttention(Module):
     def _mask(self, key_padding_mask: Any, attn_mask: Any) -> Any:
         """Both masks as one: True where a query may attend, or numbers to add."""
         if attn_mask is not None:
-            attn_mask = mg.tensor(attn_mask)
+            attn_mask = attn_mask if isinstance(attn_mask, mg.Tensor) else mg.tensor(attn_mask)
+            if attn_mask.dtype.kind not in "bf":
+                raise TypeError(
+                    f"MultiHeadAttention: attn_mask must be boolean or floating-point, got {attn_mask.dtype}"
+                )
             attn_mask = ~attn_mask if attn_mask.dtype.kind == "b" else attn_mask
         if key_padding_mask is None:
             return attn_mask
@@ -207,7 +217,7 @@ class MultiHeadAttention(Module):
 
     def _grouped(self, x: mg.Tensor) -> mg.Tensor:
         """(..., heads, T, n) -> (..., kv_heads, heads / kv_heads, T, n)."""
-        return mg.reshape(x, (*x.shape[:-3], self.num_kv_heads, -1, *x.shape[-2:]))
+        return mg.reshape(x, (*x.shape[:-3], self.num_kv_heads, self.num_heads // self.num_kv_heads, *x.shape[-2:]))
 
     def _grouped_mask(self, mask: Any) -> Any:
         if mask is None or mask.ndim < 3:

@@ -60,6 +60,7 @@ class Embedding(Module):
 
     def forward(self, tokens: Any) -> mg.Tensor:
         index = tokens.data if isinstance(tokens, mg.Tensor) else as_array(tokens)
+        index = NAMESPACES[type(self.weight.data)].asarray(index)
         if index.dtype.kind not in "iu":
             raise TypeError(f"Embedding: tokens must be integers, got {index.dtype}")
         if index.size and not (index.min() >= 0 and index.max() < self.num_embeddings):
@@ -97,6 +98,9 @@ class LearnedPositions(Module):
         """``start`` is the position of the first vector."""
         return x + self.weight[_positions(self, x, start, self.weight.shape[0])]
 
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
+
 
 class SinusoidalPositions(Module):
     """sin and cos of the position at geometrically spaced frequencies, added (Vaswani et al., 2017).
@@ -114,6 +118,9 @@ class SinusoidalPositions(Module):
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
         return x + _on_device(self.table[_positions(self, x, start, len(self.table))], x)
+
+    def extra_repr(self) -> str:
+        return f"{self.table.shape[0]}, {self.table.shape[1]}"
 
 
 class RotaryPositions(Module):
@@ -133,7 +140,12 @@ class RotaryPositions(Module):
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
         positions = _positions(self, x, start, len(self.cos))
+        if x.shape[-1] != 2 * self.cos.shape[1]:
+            raise ValueError(f"RotaryPositions: expected vectors of {2 * self.cos.shape[1]}, got {x.shape[-1]}")
         return mg.rotate_halves(x, _on_device(self.cos[positions], x), _on_device(self.sin[positions], x))
+
+    def extra_repr(self) -> str:
+        return f"{self.cos.shape[0]}, {2 * self.cos.shape[1]}"
 
 
 def _waves(max_len: int, width: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
@@ -144,8 +156,8 @@ def _waves(max_len: int, width: int, base: float = 10000.0) -> tuple[np.ndarray,
 
 def _positions(module: Module, x: mg.Tensor, start: int, max_len: int) -> slice:
     stop = start + x.shape[-2]
-    if stop > max_len:
-        raise ValueError(f"{type(module).__name__}: there are {max_len} positions, got {stop}")
+    if not 0 <= start <= stop <= max_len:
+        raise ValueError(f"{type(module).__name__}: there are {max_len} positions, got {start} to {stop}")
     return slice(start, stop)
 
 

@@ -100,6 +100,7 @@ class RMSNorm(_Norm):
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         weight = None if self.weight is None else self._flat(self.weight)
-        eps = float(np.finfo(x.dtype).eps) if self.eps is None else self.eps
+        dtype = x.dtype if x.dtype.kind == "f" else np.float64
+        eps = float(np.finfo(dtype).eps) if self.eps is None else self.eps
         out = mg.rms_norm(self._flat(x), weight, eps)
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)

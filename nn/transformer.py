@@ -189,8 +189,10 @@ class Transformer(Module):
     ) -> None:
         if positions not in POSITIONS:
             raise ValueError(f"Transformer: positions must be any of {', '.join(POSITIONS)}, got {positions!r}")
-        if min(num_layers, max_len) < 1:
-            raise ValueError(f"Transformer: expected at least one layer and position, got {num_layers} and {max_len}")
+        if min(num_layers, num_heads, max_len) < 1:
+            raise ValueError(
+                f"Transformer: expected at least one layer, head and position, got {num_layers}, {num_heads}, {max_len}"
+            )
         rng = np.random.default_rng(rng)
         init = functools.partial(normal, std=0.02)
         shared: dict[str, Any] = {"init": init, "dtype": dtype, "rng": rng}
@@ -224,6 +226,8 @@ class Transformer(Module):
         """
         start = 0 if caches is None else caches[0].length
         x = self.embedding(tokens)  # (..., T, d_model)
+        if x.ndim < 2:
+            raise ValueError("Transformer: expected tokens (..., T), got a single one; give it an axis")
         if start + x.shape[-2] > self.max_len:
             raise ValueError(f"Transformer: max_len is {self.max_len} tokens, got {start + x.shape[-2]}")
         if self.positions is not None:
@@ -260,12 +264,15 @@ class Transformer(Module):
             top_k: sample from the k largest logits only.
             rng: a ``numpy.random.Generator`` or a seed.
 
-        Raises ValueError for an empty prompt and options out of range.
+        Raises ValueError for an empty prompt and options out of range, TypeError for tokens that are no integers.
         """
         tokens = tokens.numpy() if isinstance(tokens, mg.Tensor) else np.asarray(tokens)
         if tokens.ndim == 0 or tokens.shape[-1] == 0:
             raise ValueError(f"generate: expected a prompt of at least one token, got shape {tokens.shape}")
-        if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
+        if tokens.dtype.kind not in "iu":
+            raise TypeError(f"generate: tokens must be integers, got {tokens.dtype}")
+        tokens = tokens.astype(np.int64)
+        if not temperature >= 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
             raise ValueError(
                 "generate: temperature and max_new_tokens must not be negative and top_k be at least 1, got "
                 f"{temperature}, {max_new_tokens} and {top_k}"
@@ -291,8 +298,11 @@ def _sampled(logits: Any, temperature: float, top_k: int | None, rng: np.random.
     """A token for each row of (..., vocab_size) logits: the largest of logits / temperature + Gumbel noise."""
     if temperature == 0:
         return logits.argmax(axis=-1)
-    logits = logits / temperature
+    with np.errstate(over="ignore"):  # minus infinity is as good as any large number
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
-        logits = np.where(logits < least, -np.inf, logits)
+        largest = np.argpartition(logits, -top_k, axis=-1)[..., -top_k:]  # of equal ones no more than k either
+        kept = np.full_like(logits, -np.inf)
+        np.put_along_axis(kept, largest, np.take_along_axis(logits, largest, axis=-1), axis=-1)
+        logits = kept
     return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)

@@ -52,19 +52,20 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     """x Phi(x), with Phi + x Phi' for its derivative; keeps Phi."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+    z = _wide(x)
     if approximate == "tanh":
-        phi = x * x
+        phi = z * z
         phi *= 0.044715 * ROOT_2_OVER_PI
         phi += ROOT_2_OVER_PI
-        phi *= x
+        phi *= z
         phi = xp.tanh(phi)
         phi *= 0.5
         phi += 0.5
     else:
-        phi = xp.normal_cdf(x)
+        phi = xp.normal_cdf(z)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        slope = x * x
+        slope = z * z
         if approximate == "tanh":  # the derivative of (1 + tanh(u)) / 2 is 2 phi (1 - phi) u'
             slope *= 6 * 0.044715 * ROOT_2_OVER_PI
             slope += 2 * ROOT_2_OVER_PI
@@ -73,20 +74,20 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
             slope *= -0.5
             slope = xp.exp(slope)
             slope *= 1 / math.sqrt(2 * math.pi)
-        slope *= x
+        slope *= z
         slope += phi
         slope *= g
         return (slope,)
 
-    return x * phi, pullback
+    return _narrow(z * phi, x), pullback
 
 
 def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     """The last axis with mean 0 and variance 1, scaled and shifted."""
     n = _normalized(x, weight, bias)
     x_rows = _wide(rows(x))
-    normal = x_rows - (xp.sum(x_rows, axis=1) * (1 / n))[:, None]
-    scale = 1 / xp.sqrt(xp.sum(normal * normal, axis=1) * (1 / n) + eps)[:, None]  # of each row
+    normal = x_rows - (xp.sum(x_rows, axis=1) / n)[:, None]
+    scale = 1 / xp.sqrt(xp.sum(normal * normal, axis=1) / n + eps)[:, None]  # of each row
     normal *= scale
     out = normal if weight is None else normal * weight
     out = out if bias is None else out + bias
@@ -96,8 +97,8 @@ def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any
 
         def gradient() -> Any:
             d = g if weight is None else g * weight
-            along = xp.sum(d * normal, axis=1) * (1 / n)  # the part that would change the variance
-            d = d - (xp.sum(d, axis=1) * (1 / n))[:, None]
+            along = xp.sum(d * normal, axis=1) / n  # the part that would change the variance
+            d = d - (xp.sum(d, axis=1) / n)[:, None]
             d -= normal * along[:, None]
             d *= scale
             return d.reshape(x.shape)
@@ -111,7 +112,7 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     """The last axis with mean square 1, scaled."""
     n = _normalized(x, weight)
     x_rows = _wide(rows(x))
-    scale = 1 / xp.sqrt(xp.sum(x_rows * x_rows, axis=1) * (1 / n) + eps)[:, None]
+    scale = 1 / xp.sqrt(xp.sum(x_rows * x_rows, axis=1) / n + eps)[:, None]
     normal = x_rows * scale
     out = normal if weight is None else normal * weight
 
@@ -120,7 +121,7 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 
         def gradient() -> Any:
             d = g if weight is None else g * weight
-            d = d - normal * (xp.sum(d * normal, axis=1) * (1 / n))[:, None]
+            d = d - normal * (xp.sum(d * normal, axis=1) / n)[:, None]
             d *= scale
             return d.reshape(x.shape)
 
