@@ -49,7 +49,11 @@ class KVCache:
         if stop > self.capacity:
             raise ValueError(f"KVCache: there is room for {self.capacity} tokens, got {stop}")
         for held, new in ((self._keys, keys), (self._values, values)):
-            if held is not None and (held[..., 0, :].shape, held.dtype) != (new[..., 0, :].shape, new.dtype):
+            # All axes but that of the tokens: (batch, heads, width).
+            if held is not None and (np.delete(held.shape, -2).tolist(), held.dtype) != (
+                np.delete(new.shape, -2).tolist(),
+                new.dtype,
+            ):
                 raise ValueError(
                     f"KVCache: {new.dtype} {new.shape} do not fit to the {held.dtype} {held.shape} that it holds"
                 )
@@ -170,9 +174,6 @@ class MultiHeadAttention(Module):
         width = self.num_heads * self.head_dim
         bounds = [0, width, width + self.num_kv_heads * self.head_dim, self.in_proj.out_features]
         parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        if key is None and value is None:
-            projected = self.in_proj(query)
-            return [projected[..., part] for part in parts]
         key = query if key is None else key
         inputs = (query, key, key if value is None else value)
         weight, bias = self.in_proj.weight, self.in_proj.bias

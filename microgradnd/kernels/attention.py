@@ -96,7 +96,7 @@ def attention(
         largest = xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))  # -inf for a query that sees nothing
         s -= largest
         p = xp.exp(s, out=s)
-        total = xp.sum(p, axis=-1, keepdims=True)
+        total = xp.sum(p.reshape(-1, chunk.keys), axis=1).reshape((*p.shape[:-1], 1))
         nothing = total == 0
         total = xp.where(nothing, xp.ones_like(total), total)
         if dropout_p:

@@ -12,7 +12,8 @@ from .environment import TORCH_INSTALLED, blas_threads
 from .timing import Worker, line, median
 
 ROUNDS = 1  # a round is a whole training run of both, a few minutes
-TURN = 50  # iterations that one of them does before the other has its turn
+TURN = 25  # iterations that one of them does before the other has its turn
+PAUSE = 0.1  # seconds between two turns, in which threads that ran out of work go to sleep
 FIRST = 5  # losses that have to agree at the start, where nothing has drifted apart yet
 TOLERANCE = 1e-4
 BAR = "bar: at most 1.30 x"
@@ -169,6 +170,7 @@ def run(rounds: int) -> None:
         turns: dict[str, list[float]] = {who: [] for who in makers}
         for _ in range(iterations // TURN):
             for who, worker in workers.items():
+                time.sleep(PAUSE)
                 turn, time_taken = worker(losses_and_seconds, "step", TURN)
                 losses[who] += turn
                 turns[who].append(time_taken)
