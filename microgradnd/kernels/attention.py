@@ -1,8 +1,8 @@
 """Scaled dot-product attention in chunks of queries: scores are never held for all queries at once.
 
-Forward keeps the result and, per query, the logarithm of the sum of the exponentiated scores; backward computes
-each chunk's probabilities from them anew (Rabe and Staats, 2021; Dao et al., 2022). So memory grows linearly
-with the number of queries and keys, not with their product.
+Forward keeps the result and, per query, the largest score and the sum of exp(score - largest); backward computes each
+chunk's weights from them anew (Rabe and Staats, 2021; Dao et al., 2022). So memory grows linearly with the number of
+queries and keys, not with their product. Where everything fits into one chunk, its weights are kept.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def attention(
         raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}")
     dtype = np.result_type(query.dtype, key.dtype, value.dtype, np.float16)
     out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
-    log_total = xp.empty((*shape[:-1], 1), dtype)  # of each query's exponentiated scores
+    largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
+    total = xp.ones((*shape[:-1], 1), dtype)
     all_chunks = list(chunks(shape, is_causal)) if 0 not in shape else []
 
     def scores(chunk: Chunk) -> tuple[Any, Any, Any]:
@@ -77,7 +78,7 @@ def attention(
         q = _part(query, chunk.batch)[..., chunk.rows, :] * scale
         k = _part(key, chunk.batch)[..., : chunk.keys, :]
         s = xp.matmul(q, xp.swapaxes(k, -1, -2))
-        if s.shape[:-2] != (whole := _part(log_total, chunk.batch).shape[:-2]):
+        if s.shape[:-2] != (whole := _part(total, chunk.batch).shape[:-2]):
             s = xp.broadcast_to(s, whole + s.shape[-2:]).copy()
         if attn_mask is not None:
             mask = _part(attn_mask, chunk.batch)
@@ -90,40 +91,44 @@ def attention(
             s[..., r:] += xp.where(visible, s.dtype.type(0), -math.inf)  # faster than where(visible, s, -inf)
         return q, k, s
 
+    kept = None
     for chunk in all_chunks:
-        _, _, s = scores(chunk)
-        largest = xp.max(s, axis=-1, keepdims=True)
-        largest = xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))  # -inf for a query that sees nothing
-        s -= largest
-        p = xp.exp(s, out=s)
-        total = xp.sum(p.reshape(-1, chunk.keys), axis=1).reshape((*p.shape[:-1], 1))
-        nothing = total == 0
-        total = xp.where(nothing, xp.ones_like(total), total)
-        if dropout_p:
-            p = p * dropout_factor(xp, chunk, p.shape, p.dtype, dropout_p, seed)
+        q, k, s = scores(chunk)
         at = (chunk.batch, ..., chunk.rows, slice(None))
-        out[at] = xp.matmul(p, _part(value, chunk.batch)[..., : chunk.keys, :]) / total
-        # Infinity makes all weights of a query that sees nothing 0 in backward.
-        log_total[at] = xp.where(nothing, math.inf, largest + xp.log(total))
+        m = xp.max(s, axis=-1, keepdims=True)
+        largest[at] = xp.where(xp.isfinite(m), m, xp.zeros_like(m))  # -inf for a query that sees nothing
+        s -= largest[at]
+        e = xp.exp(s, out=s)
+        m = xp.sum(e.reshape(-1, chunk.keys), axis=1).reshape(m.shape)
+        total[at] = xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
+        kept = (q, k, e) if len(all_chunks) == 1 else None
+        if dropout_p:
+            e = e * dropout_factor(xp, chunk, e.shape, e.dtype, dropout_p, seed)
+        out[at] = xp.matmul(e, _part(value, chunk.batch)[..., : chunk.keys, :]) / total[at]
+
+    def again(chunk: Chunk) -> tuple[Any, Any, Any]:
+        """Scaled queries, keys and exp(score - largest), as in forward."""
+        q, k, s = scores(chunk)
+        s -= largest[chunk.batch, ..., chunk.rows, :]
+        return q, k, xp.exp(s, out=s)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         dq, dk, dv = (xp.zeros((*leading, *x.shape[-2:]), dtype) for x in (query, key, value))
-        along = xp.einsum("...i,...i->...", g, out)[..., None]  # of each query: the sum of p dp over the keys
+        g = g / total  # the weights are e / total: here that is cheaper to divide than e
+        along = xp.einsum("...i,...i->...", g, out)[..., None]  # of each query: the sum of weight * de over the keys
         for chunk in all_chunks:
-            q, k, s = scores(chunk)
+            q, k, e = kept or again(chunk)
             at = (chunk.batch, ..., chunk.rows, slice(None))
             seen = (chunk.batch, ..., slice(chunk.keys), slice(None))
-            s -= log_total[at]
-            p = xp.exp(s, out=s)
-            dp = xp.matmul(g[at], xp.swapaxes(_part(value, chunk.batch)[..., : chunk.keys, :], -1, -2))
+            de = xp.matmul(g[at], xp.swapaxes(_part(value, chunk.batch)[..., : chunk.keys, :], -1, -2))
             if dropout_p:
-                factor = dropout_factor(xp, chunk, s.shape, p.dtype, dropout_p, seed)
-                dp *= factor
-                dv[seen] += xp.matmul(xp.swapaxes(p * factor, -1, -2), g[at])
+                factor = dropout_factor(xp, chunk, e.shape, e.dtype, dropout_p, seed)
+                de *= factor
+                dv[seen] += xp.matmul(xp.swapaxes(e * factor, -1, -2), g[at])
             else:
-                dv[seen] += xp.matmul(xp.swapaxes(p, -1, -2), g[at])
-            dp -= along[at]
-            ds = xp.multiply(dp, p, out=dp)
+                dv[seen] += xp.matmul(xp.swapaxes(e, -1, -2), g[at])
+            de -= along[at]
+            ds = xp.multiply(de, e, out=de)
             dq[at] = xp.matmul(ds, k) * scale
             dk[seen] += xp.matmul(xp.swapaxes(ds, -1, -2), q)
         return dq, dk, dv

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .environment import TORCH_INSTALLED, blas_threads
-from .timing import Worker, line, median
+from .timing import Worker, line, ratio
 
 ROUNDS = 1  # a round is a whole training run of both, a few minutes
 TURN = 25  # iterations that one of them does before the other has its turn
@@ -162,36 +162,24 @@ def run(rounds: int) -> None:
         makers["PyTorch"] = torch_run
     else:
         print("  PyTorch is not installed")
-    seconds: dict[str, list[float]] = {who: [] for who in makers}
-    validation: dict[str, list[float]] = {who: [] for who in makers}
     for _ in range(rounds):
         workers = {who: Worker(make) for who, make in makers.items()}
         losses: dict[str, list[float]] = {who: [] for who in makers}
-        turns: dict[str, list[float]] = {who: [] for who in makers}
+        turns: dict[str, list[float]] = {who: [] for who in makers}  # seconds per iteration
         for _ in range(iterations // TURN):
             for who, worker in workers.items():
                 time.sleep(PAUSE)
-                turn, time_taken = worker(losses_and_seconds, "step", TURN)
+                turn, seconds = worker(losses_and_seconds, "step", TURN)
                 losses[who] += turn
-                turns[who].append(time_taken)
+                turns[who].append(seconds / TURN)
+        validation = {who: worker(losses_and_seconds, "validation", 1)[0][0] for who, worker in workers.items()}
         for who, worker in workers.items():
-            seconds[who].append(sum(turns[who]))
-            validation[who].append(worker(losses_and_seconds, "validation", 1)[0][0])
             worker.close()
-            difference = np.abs(np.subtract(losses[who], losses["microgradnd"]))
-            if not difference[:FIRST].max() <= TOLERANCE:
+            if not np.abs(np.subtract(losses[who][:FIRST], losses["microgradnd"][:FIRST])).max() <= TOLERANCE:
                 raise RuntimeError(f"char_lm: {who} computes other losses at the start: {losses[who][:FIRST]}")
-            step_times = [t / TURN for t in turns[who]]
-            line(f"step, {who}", step_times, "ms")
-    base = validation["microgradnd"]
-    for who in makers:
-        ratio = ""
-        if who != "microgradnd":
-            slower = median(seconds["microgradnd"]) / median(seconds[who])
-            ratio = (
-                f"microgradnd takes {slower:.2f} x ({BAR}), its loss is {median(base) / median(validation[who]):.4f} x"
-            )
-        print(
-            f"  {iterations} iterations, {who:<12} {median(seconds[who]):7.1f} s, validation loss "
-            f"{median(validation[who]):.4f} nats  {ratio}".rstrip()
-        )
+            figure = f"{sum(turns[who]) * TURN:.1f} s in all, validation loss {validation[who]:.4f} nats"
+            line(f"iteration, {who}", turns[who], "ms", figure)
+        if "PyTorch" in turns:
+            print(f"  time: {ratio(turns['microgradnd'], turns['PyTorch'], 'PyTorch')}  {BAR}")
+            quotient = validation["microgradnd"] / validation["PyTorch"]
+            print(f"  validation loss: {quotient:.5f} x PyTorch  bar: 0.99 to 1.01 x")
