@@ -1,4 +1,9 @@
-"""nn: layers, losses, initialisers, optimisers and data helpers, built on microgradnd."""
+"""nn: layers, losses, initialisers, optimisers, schedules, data helpers and checkpoints, built on microgradnd."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from microgradnd import scaled_dot_product_attention
 
@@ -6,7 +11,6 @@ from . import init
 from .activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from .adaptive import Adam, AdamW, RMSprop
 from .attention import KVCache, MultiHeadAttention
-from .checkpoint import load_checkpoint, save_checkpoint
 from .containers import MLP, Sequential
 from .data import batches, one_hot, standardize
 from .dropout import Dropout
@@ -17,9 +21,27 @@ from .losses import cross_entropy, mse_loss
 from .module import Module
 from .normalization import LayerNorm, RMSNorm
 from .optim import SGD, Optimizer
-from .pytorch import load_pytorch, save_pytorch
 from .schedules import LRScheduler, OneCycleLR, StepLR, WarmupCosineLR
 from .transformer import FeedForward, Transformer, TransformerBlock
+
+if TYPE_CHECKING:
+    from .checkpoint import load_checkpoint, save_checkpoint
+    from .pytorch import load_pytorch, save_pytorch
+
+# Imported when they are first used: files are no part of most scripts, and take an eighth of the import.
+_LATER = {
+    "load_checkpoint": "checkpoint",
+    "load_pytorch": "pytorch",
+    "save_checkpoint": "checkpoint",
+    "save_pytorch": "pytorch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'nn' has no attribute {name!r}")
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)
+
 
 __all__ = [
     "GELU",

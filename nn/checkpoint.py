@@ -8,7 +8,6 @@ package ``safetensors`` (``pip install 'microgradnd[checkpoints]'``).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -176,6 +175,8 @@ def _header(blob: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _digest(blob: bytes) -> str:
     """SHA-256 of all that a safetensors file holds, but for the digest itself."""
+    import hashlib  # OpenSSL takes longer to load than this whole module
+
     header, data = _header(blob)
     header["__metadata__"].pop("sha256", None)
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())

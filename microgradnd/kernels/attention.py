@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Some queries: ``batch`` along the first axis, ``rows`` along the queries; ``keys`` is how many they can see."""
 
     number: int
