@@ -38,13 +38,15 @@ class Sequential(Module):
         fused = None
         layers: list[Any] = self.layers
         for layer, following in pairwise([*layers, None]):
-            if layer is fused:
+            if layer is fused:  # done together with the layer before
                 fused = None
-            elif layer.__class__ is Linear and following.__class__ is ReLU and not _replaced(layer, following):
+            elif layer.__class__ is not Linear or "forward" in layer.__dict__:
+                x = layer(x)
+            elif following.__class__ is ReLU and "forward" not in following.__dict__:
                 x = mg.linear_relu(x, layer.weight, layer.bias)  # one operation instead of two
                 fused = following
             else:
-                x = layer(x)
+                x = mg.linear(x, layer.weight, layer.bias)  # two calls less than layer(x)
         return x
 
     def __len__(self) -> int:
@@ -55,11 +57,6 @@ class Sequential(Module):
 
     def __iter__(self) -> Iterator[Callable[[Any], Any]]:
         return iter(self.layers)
-
-
-def _replaced(layer: Module, other: Module) -> bool:
-    """Whether a layer got a ``forward`` of its own."""
-    return "forward" in layer.__dict__ or "forward" in other.__dict__
 
 
 class MLP(Sequential):

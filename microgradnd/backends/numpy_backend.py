@@ -97,16 +97,15 @@ _BITS = {"e": np.dtype(np.int16), "f": np.dtype(np.int32), "d": np.dtype(np.int6
 
 
 def masked(x: Any, mask: Any) -> Any:
-    """x where ``mask`` holds and 0 elsewhere, even where x is infinite or NaN, as a product with the mask is not."""
-    if x.dtype.char not in _BITS or x.ndim == 0 or getattr(mask, "shape", None) != x.shape:
-        return np.where(mask, x, np.zeros((), x.dtype))
-    return _masked(x, mask)
+    """x where ``mask`` holds and 0 elsewhere, even where x is infinite or NaN, as a product with the mask is not.
 
-
-def _masked(x: Any, mask: Any) -> Any:
-    """The bits of x, as integers, times 0 or 1: a quarter of the time of np.where."""
+    The bits of x, as integers, times 0 or 1: a quarter of the time of np.where.
+    """
     dtype = x.dtype
-    return np.multiply(x.view(_BITS[dtype.char]), mask.view(np.int8)).view(dtype)
+    bits = _BITS.get(dtype.char)
+    if bits is None or x.ndim == 0 or getattr(mask, "shape", None) != x.shape:
+        return np.where(mask, x, np.zeros((), dtype))
+    return np.multiply(x.view(bits), mask.view(np.int8)).view(dtype)
 
 
 def sigmoid(x: Any) -> Any:
