@@ -470,6 +470,17 @@ def test_greedy_generation_equals_the_model_without_caches(positions, max_len):
     assert len(seen) > (3 if max_len > 1 else 0)  # not one token over and over
 
 
+def test_each_further_token_costs_the_same_number_of_rows(monkeypatch):
+    model, rows, linear = transformer(max_len=64), [], mg.linear
+    monkeypatch.setattr(mg, "linear", lambda x, *rest: rows.append(x.size // x.shape[-1]) or linear(x, *rest))
+    for n in (1, 2, 33):
+        rows.clear()
+        model.generate([1, 2, 3, 4], n, temperature=0)
+        calls = len(rows) // n
+        assert calls == LAYERS * 6 + 1  # queries, keys, values, their output, two of the feed-forward; the head
+        assert rows == [4] * calls + [1] * calls * (n - 1)
+
+
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (2.5, VOCAB + 1), (0.7, 4)])
 def test_sampled_tokens_have_the_probabilities_of_the_model(temperature, top_k):
     model, n = transformer(), 5000
