@@ -49,11 +49,7 @@ class KVCache:
         if stop > self.capacity:
             raise ValueError(f"KVCache: there is room for {self.capacity} tokens, got {stop}")
         for held, new in ((self._keys, keys), (self._values, values)):
-            # All axes but that of the tokens: (batch, heads, width).
-            if held is not None and (np.delete(held.shape, -2).tolist(), held.dtype) != (
-                np.delete(new.shape, -2).tolist(),
-                new.dtype,
-            ):
+            if held is not None and _apart_from_tokens(held) != _apart_from_tokens(new):
                 raise ValueError(
                     f"KVCache: {new.dtype} {new.shape} do not fit to the {held.dtype} {held.shape} that it holds"
                 )
@@ -224,6 +220,11 @@ class MultiHeadAttention(Module):
         if mask is None or mask.ndim < 3:
             return mask
         return mg.expand_dims(mask, -3) if mask.shape[-3] == 1 else self._grouped(mask)
+
+
+def _apart_from_tokens(x: Any) -> tuple[Any, ...]:
+    """What keys or values of further tokens have in common with those before: dtype, batch, heads and width."""
+    return (x.dtype, *x.shape[:-2], x.shape[-1])
 
 
 def _both(mask: Any, visible: Any) -> Any:
