@@ -215,8 +215,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
         parser.error(f"--positions must be learned, sinusoidal or rotary, got {settings['positions']!r}")
     if settings["width"] % settings["heads"]:
         parser.error(f"--width must be a multiple of --heads, got {settings['width']} and {settings['heads']}")
-    if settings["positions"] != "learned" and settings["width"] // settings["heads"] % 2:
-        parser.error(f"{settings['positions']} positions need an even --width / --heads, got {settings['width']}")
+    if settings["positions"] == "rotary" and settings["width"] // settings["heads"] % 2:
+        parser.error(f"rotary positions need an even --width / --heads, got {settings['width'] // settings['heads']}")
+    if settings["positions"] == "sinusoidal" and settings["width"] % 2:
+        parser.error(f"sinusoidal positions need an even --width, got {settings['width']}")
     if not 0 < settings["lr"] < math.inf:
         parser.error(f"--lr must be positive and finite, got {settings['lr']}")
     if not 0 <= settings["dropout"] < 1:

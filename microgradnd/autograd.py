@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from heapq import heappop, heappush
 from operator import attrgetter
 from sys import getrefcount
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .inplace import changed_since, changes, next_order
-
-if TYPE_CHECKING:
-    from .primitive import Operation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -153,7 +150,7 @@ def backpropagate(
         edges = node.edges
         if edges is None:
             raise _freed(node)
-        if node.order > changes.latest:
+        if node.order > changes.latest:  # orders fall: the node is older than the latest change
             _refuse_changed(node)
         op = node.op
         vjps = op.vjps
@@ -171,6 +168,7 @@ def backpropagate(
                 gx = _sum_to(gx, parent.shape, op, index)
             if gx.dtype is not parent.dtype and gx.dtype != parent.dtype:
                 gx = _cast(gx, parent.dtype, op, index)
+            # Results are kept until the end, the gradients of other nodes until their turn.
             is_result = parent.__class__ is Leaf if targets is None else parent in targets
             sums = found if is_result else grads
             if parent in sums:
@@ -228,7 +226,7 @@ def _leading_to(targets: frozenset[Any], root: Node | Leaf) -> set[Any]:
     return needed
 
 
-def _sum_to(g: Any, shape: tuple[int, ...], op: Operation, index: int) -> Any:
+def _sum_to(g: Any, shape: tuple[int, ...], op: Any, index: int) -> Any:
     """Undo broadcasting: the sum of ``g`` over every axis along which ``shape`` was stretched."""
     extra = len(g.shape) - len(shape)
     if extra == 1 and g.shape[1:] == shape:
@@ -243,7 +241,7 @@ def _sum_to(g: Any, shape: tuple[int, ...], op: Operation, index: int) -> Any:
     return g.reshape(shape) if stretched else g
 
 
-def _cast(g: Any, dtype: Any, op: Operation, index: int) -> Any:
+def _cast(g: Any, dtype: Any, op: Any, index: int) -> Any:
     """A gradient has its tensor's dtype; a complex one can't be cast to real without losing half of it."""
     if g.dtype.kind == "c":
         raise TypeError(
@@ -255,13 +253,20 @@ def _cast(g: Any, dtype: Any, op: Operation, index: int) -> Any:
 
 def _refuse_changed(node: Node) -> None:
     """Raise if an array saved by ``node`` has been changed in place since it was saved."""
+    for index, array in saved_arrays(node):
+        if changed_since(array, node.order):
+            raise RuntimeError(
+                f"backward: {node.op.name} saved an array of shape {array.shape} for the gradient with respect "
+                f"to {node.op.arguments[index]}, and its values have been changed in place since; call "
+                "backward() before the optimiser's step(), or assign a new array (t.data = t.data - ..., "
+                "not t.data -= ...)"
+            )
+
+
+def saved_arrays(node: Node) -> Iterator[tuple[int, Any]]:
+    """The arrays that a node saved, each with the index of the argument whose gradient needs it."""
     for _, index, saved in node.edges or ():
         for value in saved:
             for array in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(array, "shape") and changed_since(array, node.order):
-                    raise RuntimeError(
-                        f"backward: {node.op.name} saved an array of shape {array.shape} for the gradient with respect "
-                        f"to {node.op.arguments[index]}, and its values have been changed in place since; call "
-                        "backward() before the optimiser's step(), or assign a new array (t.data = t.data - ..., "
-                        "not t.data -= ...)"
-                    )
+                if hasattr(array, "shape"):
+                    yield index, array

@@ -46,6 +46,9 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
 
     >>> mg.value_and_grad(lambda x, y: (x * y).sum(), argnums=(0, 1))(2.0, 5.0)
     (tensor(10., dtype=float64), (tensor(5., dtype=float64), tensor(2., dtype=float64)))
+
+    Returns a function that gives the value, a tensor of shape (), and the gradient, a tuple for a tuple of
+    ``argnums``. It raises what :func:`grad` raises.
     """
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
     if not all(isinstance(position, int) for position in positions):
@@ -92,6 +95,7 @@ def _gradients(
         raise ValueError(f"grad: {name} must return a scalar, got shape {out.shape}; reduce it first (sum, mean)")
     if out._node is None:
         return tuple(zeros_like(x) for x in variables), False
+    # Orders fall: what has a larger one was there before this call.
     outside = any(node.order > start for node in reachable(out._node))
     create_graph = outside and tracked
     one = ones_like(out)

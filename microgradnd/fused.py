@@ -37,11 +37,15 @@ def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callabl
 
 
 class FusedOperation(Operation):
-    """An operation whose gradients come from its kernel's pullback, and in higher orders from its definition."""
+    """An operation whose gradients come from its kernel's pullback, and in higher orders from its definition.
+
+    Its generated text takes the pullback along with the result and leaves it in the node, saves all arguments, and
+    hands a call over to the definition where an argument needs a gradient that the kernel does not give.
+    """
 
     __slots__ = ()
-    results = "out, _pullback"
-    pullback = "_pullback"
+    results_text = "out, _pullback"
+    pullback_text = "_pullback"
 
     def __init__(
         self, reference: Callable[..., Tensor], kernel: Callable[..., Any], differentiated: tuple[str, ...]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Node, enable_grad, no_grad, reachable
-from .backends import NAMESPACES
+from .backends import as_array
 from .functional import grad
 from .tensor import Tensor
 
@@ -38,7 +38,7 @@ def check_grads(f: Callable[..., Tensor], *args: Any, order: int = 2, rtol: floa
         TypeError: if no argument is floating-point, or ``f`` does not return a floating-point tensor.
         ValueError: for an order below 1.
 
-    The cost is four evaluations per element of the arguments, times that at each further order.
+    The cost is four evaluations per element of the arguments at each order.
     """
     if order < 1:
         raise ValueError(f"check_grads: order must be at least 1, got {order}")
@@ -131,4 +131,4 @@ def _differences(f: Callable[..., Tensor], values: list[Any], i: int) -> Any:
 
 
 def _on_the_device_of(tensor: Tensor, array: Any) -> Tensor:
-    return Tensor(NAMESPACES[type(tensor.data)].asarray(array))
+    return Tensor(as_array(array, like=tensor.data))

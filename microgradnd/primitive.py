@@ -63,8 +63,8 @@ def primitive(**vjps: Vjp | None) -> Callable[[Callable[Concatenate[Any, P], Any
 class Operation:
     """What is known of one operation: its name, its array arguments, their vjps and what these save."""
 
-    results = "out"  # what the array function returns, as the generated text assigns it
-    pullback = "None"  # what of it computes all gradients at once, if anything
+    results_text = "out"  # what the array function returns, as the generated text assigns it
+    pullback_text = "None"  # what of it computes all gradients at once, if anything
     __slots__ = (
         "arguments",
         "definition",
@@ -170,7 +170,28 @@ class Operation:
     def source(self) -> str:
         """The text of the wrapper: unwrap the tensors, call, record what the vjps need, wrap the result.
 
-        It says _op instead of the operation's name, so that operations of one form share one text.
+        It says _op instead of the operation's name, so that operations of one form share one text. That of ``exp``,
+        which ``print(mg.exp.operation.source())`` shows whole::
+
+            def operation(x):
+                _x_node = None
+                if x.__class__ is _Tensor:
+                    _x_node = x._node
+                    x = x._data
+                else:
+                    x = _array_operand(x, _op, 'x')
+                xp = _NAMESPACES.get(x.__class__) or _numpy
+                ...                                             # errors get the operation's name
+                    out = _function(xp, x)
+                if (_x_node is None) or not _grad_mode.enabled:
+                    _node = None
+                else:
+                    _edges = ((_x_node, 0, (out,)),)            # the vjp of exp names out
+                    _node = _new(_Node)
+                    ...
+                _tensor._data = out
+                _tensor._node = _node
+                return _tensor
         """
         lines = [*self._unwrapping(), *self._calling()]
         if any(self.vjps):
@@ -224,7 +245,7 @@ class Operation:
         return [
             f"xp = {' or '.join(namespaces)} or _numpy",
             "try:",
-            f"    {self.results} = _function(xp, {self._passed_on()})",
+            f"    {self.results_text} = _function(xp, {self._passed_on()})",
             "    if out.__class__ not in _NAMESPACES:",
             "        out = _as_array(out)",
             "except _Exception as _error:",
@@ -249,7 +270,7 @@ class Operation:
                 lines.append(f"        _edges += ((_{x}_node, {index}, ({saved})),)")
         # Node.__init__, written out: a call less.
         lines += ["    _node = _new(_Node)", "    _node.op = _op", "    _node.edges = _edges"]
-        lines += [f"    _node.pullback = {self.pullback}"]
+        lines += [f"    _node.pullback = {self.pullback_text}"]
         lines += ["    _node.order = _next_order()", "    _node.shape = out.shape", "    _node.dtype = out.dtype"]
         return lines
 

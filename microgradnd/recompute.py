@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from .autograd import Node, backpropagate, enable_grad, grad_mode
+from .autograd import Node, backpropagate, enable_grad, grad_mode, saved_arrays
 from .backends import NAMESPACES
 from .fused import taken
 from .inplace import next_order
@@ -27,7 +27,8 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     Gradients, of every order, are those of ``f``; tensors that ``f`` uses without getting them as arguments, such
     as the parameters of a layer, get theirs too. Memory for a chain of n blocks falls from n blocks' to that of
-    one block and n inputs, for one more forward pass (Griewank and Walther, 2000; Chen et al., 2016).
+    one block and n inputs, for one more forward pass (Griewank and Walther, 2000; Chen et al., 2016); with
+    ``create_graph``, for one per tensor that ``f`` depends on.
 
     Args:
         f: a function or layer that returns one tensor, and the same one when it is called again: it may draw random
@@ -40,17 +41,20 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """
     name = getattr(f, "__name__", type(f).__name__)
 
+    def returned(out: Any) -> Tensor:
+        if not isinstance(out, Tensor):
+            raise TypeError(f"checkpoint: {name} must return a tensor, got {out!r}")
+        return out
+
     @functools.wraps(f, updated=())  # a layer's attributes are no attributes of the function
     def checkpointed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         if not grad_mode.enabled:
-            return f(*args, **kwargs)
+            return returned(f(*args, **kwargs))
         start = next_order()
         with recorded() as draws:
-            out = f(*args, **kwargs)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"checkpoint: {name} must return a tensor, got {out!r}")
+            out = returned(f(*args, **kwargs))
         node = out._node
-        if not isinstance(node, Node) or node.order > start:  # nothing was recorded
+        if not isinstance(node, Node) or node.order > start:  # nothing was recorded (orders fall)
             return out
         out._node = None
         outer, arrays = _outside(node, start)
@@ -72,11 +76,9 @@ def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[
     seen: set[Any] = {root}
     stack: list[Any] = [root]
     while stack:
-        for parent, _, saved in stack.pop().edges:
-            for value in saved:
-                for array in value if isinstance(value, tuple | list) else (value,):
-                    if array.__class__ in NAMESPACES:
-                        arrays.append(weakref.ref(array))
+        node = stack.pop()
+        arrays += [weakref.ref(array) for _, array in saved_arrays(node) if array.__class__ in NAMESPACES]
+        for parent, _, _ in node.edges:
             if parent in seen:
                 continue
             seen.add(parent)
@@ -109,23 +111,31 @@ class Recomputation:
         self.vjps = tuple(taken(i) for i in range(len(outer)))
 
     def pullback(self, g: Any) -> tuple[Any, ...]:
-        found = backpropagate(self.root(), g, targets=frozenset(self.outer))
-        return tuple(found[parent] for parent in self.outer)
+        return self.gradients(g, self.outer, create_graph=False)
 
     def vjp_of_tensors(self, node: Node, index: int, saved: tuple[Any, ...], g: Tensor) -> Any:
-        target = self.outer[index]
-        return backpropagate(self.root(), g, create_graph=True, targets=frozenset([target]))[target]
+        return self.gradients(g, (self.outer[index],), create_graph=True)[0]
+
+    def gradients(self, g: Any, targets: tuple[Any, ...], create_graph: bool) -> tuple[Any, ...]:
+        """The gradients of the result, weighted with g, for some of the nodes that it was computed from."""
+        found = backpropagate(self.root(), g, create_graph=create_graph, targets=frozenset(targets))
+        if any(target not in found for target in targets):
+            raise self._unlike()
+        return tuple(found[target] for target in targets)
 
     def root(self) -> Node:
         """The node of the result, with its graph recorded anew."""
         with repeated(self.draws), enable_grad():
             out = self.repeat()
         if not isinstance(out._node, Node) or not self._agrees(_sample(out)):
-            raise RuntimeError(
-                f"backward: {self.name} gave another result when it was repeated; it must not depend on anything that "
-                "changes, such as random numbers that neither mg.dropout nor a layer draws"
-            )
+            raise self._unlike()
         return out._node
+
+    def _unlike(self) -> RuntimeError:
+        return RuntimeError(
+            f"backward: {self.name} gave another result when it was repeated; it must not depend on anything that "
+            "changes, such as random numbers that neither mg.dropout nor a layer draws"
+        )
 
     def _agrees(self, sample: Any) -> bool:
         if self.sample is None or sample is None:

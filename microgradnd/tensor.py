@@ -118,6 +118,9 @@ class Tensor:
         keeps the old values. After an in-place change such as ``t.data -= step``, a backward that needs
         the old values raises RuntimeError instead of giving a wrong gradient. (Writing through an index,
         ``t.data[0] = 1``, goes unnoticed.)
+
+        Raises, when assigned to, RuntimeError for the result of an operation that needs a gradient, ValueError
+        for another shape, TypeError for values that can't be converted.
         """
         return self._data
 
@@ -125,17 +128,22 @@ class Tensor:
     def data(self, value: Operand) -> None:
         if value is self._data:
             record_of(value)[1] = next_change()
-            if isinstance(self._node, Node):
-                raise RuntimeError(
-                    f"data: a tensor made by {self._node.op.name} was changed in place, and its gradients with it; "
-                    "change leaves only, or compute a new tensor"
-                )
+        if isinstance(self._node, Node):
+            raise RuntimeError(
+                f"data: a tensor made by {self._node.op.name} was given other values, or changed in place, and its "
+                "gradients belong to the old ones; change leaves only, or compute a new tensor"
+            )
+        if value is self._data:
             return
         self._data = self._matching(value, "data")
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient that backward accumulated, for leaves with ``requires_grad``; otherwise None."""
+        """The gradient that backward accumulated, for leaves with ``requires_grad``; otherwise None.
+
+        Assigning takes the array as it is, without a copy. Raises then RuntimeError for a tensor that is no leaf
+        with ``requires_grad``, ValueError for another shape, TypeError for values that can't be converted.
+        """
         if not isinstance(self._node, Leaf) or self._node.grad is None:
             return None
         self._node.grad = constant(self._node.grad)  # one tensor from now on, so that its data can be assigned
@@ -167,7 +175,10 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether gradients flow to this tensor. Can be set on leaves (tensors that no operation made)."""
+        """Whether gradients flow to this tensor. Can be set on leaves (tensors that no operation made).
+
+        Raises, when set, RuntimeError for results of operations, TypeError for dtypes that are not floating-point.
+        """
         return self._node is not None
 
     @requires_grad.setter
@@ -236,6 +247,7 @@ class Tensor:
             RuntimeError: if this tensor needs no gradient, the graph has been freed, or a value saved for
                 a gradient has been changed in place. No ``.grad`` has changed then.
             ValueError: if ``grad`` is missing for several elements, or has another shape.
+            TypeError: if ``grad`` can't be converted to this tensor's dtype, for example from complex numbers.
         """
         if self._node is None:
             raise RuntimeError(

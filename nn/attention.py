@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 import microgradnd as mg
-from microgradnd.backends import NAMESPACES
+from microgradnd.backends import NAMESPACES, as_array
 
 from .embedding import RotaryPositions
 from .init import lecun_normal
@@ -157,7 +157,7 @@ class MultiHeadAttention(Module):
         mask = self._mask(key_padding_mask, attn_mask)
         if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
             seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
-            mask, is_causal = _both(mask, NAMESPACES[type(q.data)].asarray(seen)), False
+            mask, is_causal = _both(mask, as_array(seen, like=q.data)), False
         dropout = self.dropout if self.training else 0.0
         out = self.out_proj(self._joined(self._attend(q, k, v, mask, is_causal, dropout)))
         if not need_weights:

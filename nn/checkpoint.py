@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ def save_checkpoint(path: str | os.PathLike[str], **parts: Any) -> None:
 
     Raises:
         TypeError: for values of other types, naming them.
+        ValueError: for two arrays that would have the same name.
+        ImportError: where the package safetensors is not installed.
         OSError: where the file can't be written; the old one is still there then.
     """
     arrays: dict[str, np.ndarray] = {}
@@ -67,6 +68,7 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
 
     Raises:
         ValueError: naming the file, where it is damaged, no checkpoint, or does not fit ``parts``; nothing has changed.
+        ImportError: where the package safetensors is not installed.
         OSError: where it can't be read.
     """
     tree, arrays = _read(path)
@@ -79,6 +81,8 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
             kind, state = _state(part)
             if kind != tree[name]["kind"]:
                 raise ValueError(f"it is the state of a {tree[name]['kind']}, not of a {kind}")
+            if kind == VALUE:
+                raise TypeError(f"a {type(part).__name__} can't be changed in place; leave it out, values are returned")
             before.append((part, state))
             _restore(part, _unpacked(tree[name]["state"], arrays))
     except BaseException as error:
@@ -121,10 +125,8 @@ def _restore(part: Any, state: Any) -> None:
         part.load_state_dict(state["tensors"])
     elif isinstance(part, np.random.Generator):
         part.bit_generator.state = state
-    elif hasattr(part, "load_state_dict"):
-        part.load_state_dict(state)
     else:
-        raise TypeError(f"expected an object with load_state_dict, or a generator, got {part!r}")
+        part.load_state_dict(state)
 
 
 def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -132,6 +134,8 @@ def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, Tensor):
         value = value.data
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
+        if path in arrays:
+            raise ValueError(f"save_checkpoint: two arrays have the name {path}; dots in the keys of dicts join names")
         arrays[path] = np.ascontiguousarray(value.get() if hasattr(value, "get") else value).reshape(value.shape)
         return {"tensor": path}
     if isinstance(value, np.generic):
@@ -218,19 +222,9 @@ def replace_file(path: str | os.PathLike[str], blob: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    with _directory(target.parent) as descriptor:
-        if descriptor is not None:
+    if os.name == "posix":  # elsewhere a directory can't be opened
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def _directory(path: Path) -> Iterator[int | None]:
-    """A descriptor of a directory, where the system has such."""
-    if os.name != "posix":
-        yield None
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)

@@ -35,16 +35,16 @@ class Sequential(Module):
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:
-        fused = None
+        applied = None  # a layer before its turn
         layers: list[Any] = self.layers
         for layer, following in pairwise([*layers, None]):
-            if layer is fused:  # done together with the layer before
-                fused = None
+            if layer is applied:  # together with the layer before
+                applied = None
             elif layer.__class__ is not Linear or "forward" in layer.__dict__:
                 x = layer(x)
             elif following.__class__ is ReLU and "forward" not in following.__dict__:
                 x = mg.linear_relu(x, layer.weight, layer.bias)  # one operation instead of two
-                fused = following
+                applied = following
             else:
                 x = mg.linear(x, layer.weight, layer.bias)  # two calls less than layer(x)
         return x

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import microgradnd as mg
-from microgradnd.backends import NAMESPACES, as_array
+from microgradnd.backends import as_array
 
 from .init import normal
 from .module import Module
@@ -59,8 +59,7 @@ class Embedding(Module):
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
 
     def forward(self, tokens: Any) -> mg.Tensor:
-        index = tokens.data if isinstance(tokens, mg.Tensor) else as_array(tokens)
-        index = NAMESPACES[type(self.weight.data)].asarray(index)
+        index = as_array(tokens.data if isinstance(tokens, mg.Tensor) else tokens, like=self.weight.data)
         if index.dtype.kind not in "iu":
             raise TypeError(f"Embedding: tokens must be integers, got {index.dtype}")
         if index.size and not (index.min() >= 0 and index.max() < self.num_embeddings):
@@ -81,6 +80,11 @@ class LearnedPositions(Module):
     """A learned vector for each position, added: (..., T, d_model) -> (..., T, d_model) (Gehring et al., 2017).
 
     Raises ValueError, in forward, for positions of ``max_len`` and more.
+
+    Args:
+        max_len: how many positions there are.
+        d_model: width of the vectors.
+        init, dtype, rng: as for :class:`Linear`.
     """
 
     def __init__(
@@ -107,6 +111,10 @@ class SinusoidalPositions(Module):
 
     At position t element 2i gets sin(t / 10000^(2i / d_model)) and element 2i + 1 the cosine of the same. No
     parameters. Raises ValueError for an odd ``d_model``, and in forward for positions of ``max_len`` and more.
+
+    Args:
+        max_len: how many positions there are.
+        d_model: width of the vectors.
     """
 
     def __init__(self, max_len: int, d_model: int) -> None:
@@ -130,6 +138,11 @@ class RotaryPositions(Module):
     t / base^(2i / head_dim), so that products of queries and keys depend on the distance of their positions alone.
     (The pairing of GPT-NeoX and of LLaMA in Hugging Face's layout.) No parameters. Raises ValueError for an odd
     ``head_dim``, and in forward for positions of ``max_len`` and more.
+
+    Args:
+        max_len: how many positions there are.
+        head_dim: width of the queries and keys of one head.
+        base: larger ones make the slowest angles slower, for longer texts.
     """
 
     def __init__(self, max_len: int, head_dim: int, base: float = 10000.0) -> None:
@@ -162,4 +175,4 @@ def _positions(module: Module, x: mg.Tensor, start: int, max_len: int) -> slice:
 
 
 def _on_device(table: np.ndarray, x: mg.Tensor) -> mg.Tensor:
-    return mg.tensor(NAMESPACES[type(x.data)].asarray(table, x.dtype))
+    return mg.tensor(as_array(table, x.dtype, like=x.data))

@@ -164,7 +164,7 @@ class Optimizer:
                         f"load_state_dict: {name} has {value.dtype} {value.shape}, expected {parameter.dtype} "
                         f"{parameter.shape}"
                     )
-                value = NAMESPACES[type(parameter.data)].array(value)
+                value = NAMESPACES[type(parameter.data)].array(value, order="C")
             loaded[name] = value
         return loaded
 

@@ -54,12 +54,16 @@ def load_pytorch(path: str | os.PathLike[str], module: Module) -> None:
     except Exception as error:
         raise ValueError(f"load_pytorch: {os.fspath(path)} can't be read: {type(error).__name__}: {error}") from error
     ours: dict[str, Any] = {}
+    known = []
     for name, theirs, _, transposed in _counterparts(module):
+        known.append(theirs)
         if theirs in state:
             array = state.pop(theirs)
             ours[name] = array.T if transposed and array.ndim == 2 else array
     try:
-        module.load_state_dict(ours | state)
+        if state:
+            raise ValueError(f"unexpected {', '.join(state)}; {type(module).__name__} has {', '.join(known) or 'none'}")
+        module.load_state_dict(ours)
     except (ValueError, TypeError) as error:
         raise type(error)(f"load_pytorch: {os.fspath(path)}: {error}") from None
 
@@ -68,17 +72,19 @@ def _counterparts(module: Module) -> Iterator[tuple[str, str, Tensor, bool]]:
     """Each tensor's name here, its name in PyTorch, the tensor, and whether PyTorch holds its transpose."""
     listed = dict(module.named_tensors())
     names = {id(tensor): name for name, tensor in listed.items()}
-    for theirs, tensor, transposed in _walk(module):
+    for theirs, tensor, transposed in _named_there(module, frozenset()):
         if id(tensor) in names:
             yield names.pop(id(tensor)), theirs, tensor, transposed
 
 
-def _walk(module: Module) -> Iterator[tuple[str, Tensor, bool]]:
+def _named_there(module: Module, outer: frozenset[int]) -> Iterator[tuple[str, Tensor, bool]]:
+    outer |= {id(module)}  # a part may point back to what it is a part of
     renamed: dict[str, str] = getattr(module, "pytorch_names", {})
     for name, part in children(module):
         found = [(name, part, False)] if isinstance(part, Tensor) else []
-        if isinstance(part, Module):
-            found = [(f"{name}.{inner}", tensor, transposed) for inner, tensor, transposed in _walk(part)]
+        if isinstance(part, Module) and id(part) not in outer:
+            inside = _named_there(part, outer)
+            found = [(f"{name}.{inner}", tensor, transposed) for inner, tensor, transposed in inside]
         for path, tensor, transposed in found:
             for ours, theirs in renamed.items():
                 if path.startswith(ours):

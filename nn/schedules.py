@@ -42,20 +42,30 @@ class LRScheduler:
         self._set()
 
     def _set(self) -> None:
-        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = float(self.rate(base_lr, self.last_step))
+        rates = [float(self.rate(base_lr, self.last_step)) for base_lr in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on from here."""
-        return {"base_lrs": list(self.base_lrs), "last_step": self.last_step}
+        return {"schedule": type(self).__name__, "base_lrs": list(self.base_lrs), "last_step": self.last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where the schedule stood. Raises ValueError, and changes nothing, for another's state."""
-        groups = self.optimizer.param_groups
-        if set(state) != {"base_lrs", "last_step"} or len(state["base_lrs"]) != len(groups):
-            raise ValueError(f"load_state_dict: this is no state of a {type(self).__name__} of {len(groups)} groups")
+        name, groups = type(self).__name__, self.optimizer.param_groups
+        if (
+            set(state) != {"schedule", "base_lrs", "last_step"}
+            or state["schedule"] != name
+            or len(state["base_lrs"]) != len(groups)
+        ):
+            raise ValueError(f"load_state_dict: this is no state of a {name} of {len(groups)} groups")
+        before = self.base_lrs, self.last_step
         self.base_lrs, self.last_step = [float(lr) for lr in state["base_lrs"]], int(state["last_step"])
-        self._set()
+        try:
+            self._set()
+        except ValueError:
+            self.base_lrs, self.last_step = before
+            raise
 
 
 class StepLR(LRScheduler):

@@ -42,6 +42,8 @@ class FeedForward(Module):
         gated: whether the activation goes to a second projection, which scales the first.
         bias: whether the linear layers have one.
         init, dtype, rng: as for :class:`Linear`; ``rng`` also draws the dropout.
+
+    Raises ValueError for sizes below 1 and a dropout out of range.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class TransformerBlock(Module):
         dropout: the share that training drops: of attention weights, of inner elements, of what sublayers add.
         norm: makes the normalisation from ``d_model`` and ``dtype``.
         bias, init, dtype, rng: as for :class:`FeedForward`.
+
+    Raises ValueError for sizes that do not fit, and a dropout out of range.
     """
 
     pytorch_names: ClassVar = {"feed_forward.": ""}  # see nn.pytorch

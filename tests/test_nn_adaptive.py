@@ -248,3 +248,30 @@ def test_decay_groups() -> None:
     assert len(decaying["params"]) + len(others["params"]) == len(names)
     assert [names[id(p)] for p in decaying["params"]][:2] == ["embedding.weight", "positions.weight"]
     assert len(nn.decay_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+
+
+def test_state_in_any_layout_is_taken_and_updated() -> None:
+    states = []
+    for layout in (np.ascontiguousarray, np.asfortranarray):
+        w = mg.tensor(np.ones((3, 4)), requires_grad=True)
+        optimizer = nn.Adam([w], lr=0.1)
+        (w * np.arange(12.0).reshape(3, 4)).sum().backward()
+        optimizer.step()
+        state = optimizer.state_dict()
+        state["state"][0]["exp_avg"] = layout(state["state"][0]["exp_avg"])
+        optimizer.load_state_dict(state)
+        optimizer.step()
+        states.append(optimizer.state_dict()["state"][0]["exp_avg"])
+    np.testing.assert_array_equal(states[0], states[1])
+
+
+def test_the_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
+    optimizer = nn.SGD([mg.tensor(1.0, requires_grad=True)], lr=0.1)
+    one_cycle = nn.OneCycleLR(optimizer, 0.5, 10)
+    lr = optimizer.param_groups[0]["lr"]
+    other = nn.StepLR(nn.SGD([mg.tensor(1.0, requires_grad=True)], lr=0.1), 3).state_dict()
+    for state in (other, one_cycle.state_dict() | {"last_step": 99}):
+        with pytest.raises(ValueError, match="OneCycleLR"):
+            one_cycle.load_state_dict(state)
+        assert one_cycle.last_step == 0
+        assert optimizer.param_groups[0]["lr"] == lr

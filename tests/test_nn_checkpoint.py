@@ -332,3 +332,37 @@ def test_the_header_is_json_without_pickles(tmp_path: Path) -> None:
     header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
     assert set(header["__metadata__"]) == {"format", "parts", "sha256"}
     assert set(json.loads(header["__metadata__"]["parts"])) == {"model", "optimizer", "schedule", "rng"}
+
+
+def test_a_value_can_not_be_loaded_into_and_nothing_changes(tmp_path: Path) -> None:
+    run, other = Run(), Run(1)
+    nn.save_checkpoint(tmp_path / "c.safetensors", **run.parts(), step=7)
+    before = other.fingerprint()
+    with pytest.raises(ValueError, match=r"c\.safetensors: step does not fit, and nothing was loaded: a int can't"):
+        nn.load_checkpoint(tmp_path / "c.safetensors", model=other.model, step=0)
+    assert other.fingerprint() == before
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"two arrays have the name h\.a\.b"):
+        nn.save_checkpoint(tmp_path / "c.safetensors", h={"a.b": np.ones(2), "a": {"b": np.zeros(2)}})
+
+
+def test_a_model_stays_on_its_device(tmp_path: Path, device: Any) -> None:
+    model, expected = nn.Linear(3, 2, rng=0), nn.Linear(3, 2, rng=1)
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 0
+    moved = nn.Linear(3, 2, rng=0)
+    for name in ("weight", "bias"):
+        data = device.array(getattr(moved, name).data)
+        setattr(moved, name, mg.tensor(data, requires_grad=True))
+    optimizer = nn.Adam(moved.parameters(), lr=0.1)
+    moved(mg.tensor(device.array(np.ones((4, 3), np.float32)))).sum().backward()
+    optimizer.step()
+    nn.save_checkpoint(tmp_path / "c.safetensors", model=expected, optimizer=optimizer)
+    nn.load_checkpoint(tmp_path / "c.safetensors", model=moved, optimizer=optimizer)
+    assert type(moved.weight.data) is device.xp.ndarray
+    np.testing.assert_array_equal(device.host(moved.weight.data), expected.weight.data)
+    moved(mg.tensor(device.array(np.ones((4, 3), np.float32)))).sum().backward()
+    optimizer.step()
+    assert type(moved.weight.data) is device.xp.ndarray

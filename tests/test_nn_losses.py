@@ -207,3 +207,24 @@ def test_mse_loss_refuses_to_broadcast(a, b):
     message = f"mse_loss: expected equal shapes, got predictions {a} and targets {b}"
     with pytest.raises(ValueError, match=re.escape(message)):
         nn.mse_loss(mg.tensor(np.zeros(a)), np.zeros(b))
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(12_000, 502), (70_000, 3)])
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+def test_float16_of_many_rows(rows, classes, kind):
+    logits = np.random.default_rng(0).standard_normal((rows, classes)).astype(np.float16)
+    labels = np.arange(rows) % classes
+    targets = labels if kind == "indices" else np.eye(classes, dtype=np.float16)[labels]
+    half, double = (mg.tensor(logits, dtype, requires_grad=True) for dtype in (np.float16, np.float64))
+    losses = [nn.cross_entropy(x, targets) for x in (half, double)]
+    assert losses[0].dtype == np.float16
+    np.testing.assert_allclose(losses[0].item(), losses[1].item(), rtol=1e-3)
+    for loss in losses:
+        loss.backward(1000.0)
+    assert half.grad.dtype == np.float16
+    np.testing.assert_allclose(half.grad.data, double.grad.data, rtol=0.01, atol=1e-6)
+
+
+def test_a_class_given_as_a_number_has_second_derivatives():
+    x = np.array([0.3, -0.2, 0.9])
+    mg.check_grads(lambda t: nn.cross_entropy(t, 1), x)

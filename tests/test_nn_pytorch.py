@@ -463,3 +463,30 @@ def test_schedules() -> None:
     ):
         n = 15 if "Warmup" in str(ours.__code__.co_names) else 19
         np.testing.assert_allclose(rates(ours, nn, leaf, n), rates(theirs, torch.optim, their_leaf, n), rtol=1e-12)
+
+
+def test_names_of_ours_in_a_file_of_theirs_are_refused(tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    w, model = np.arange(4.0).reshape(2, 2), nn.Sequential(nn.Linear(2, 2, bias=False, rng=0))
+    safetensors.numpy.save_file({"layers.0.weight": w}, tmp_path / "w.safetensors")
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=r"w\.safetensors: unexpected layers\.0\.weight; Sequential has 0\.weight"):
+        nn.load_pytorch(tmp_path / "w.safetensors", model)
+    np.testing.assert_array_equal(model.state_dict()["layers.0.weight"], before["layers.0.weight"])
+
+
+def test_a_part_that_points_back_to_the_whole(tmp_path: Path) -> None:
+    class Child(nn.Module):
+        def __init__(self, parent: nn.Module) -> None:
+            self.parent, self.linear = parent, nn.Linear(2, 2, rng=0)
+
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            self.child = Child(self)
+
+    ours, other = Parent(), Parent()
+    other.child.linear.weight.data = other.child.linear.weight.data * 2
+    nn.save_pytorch(tmp_path / "w.safetensors", ours)
+    nn.load_pytorch(tmp_path / "w.safetensors", other)
+    np.testing.assert_array_equal(other.child.linear.weight.data, ours.child.linear.weight.data)

@@ -170,3 +170,21 @@ def test_without_anything_to_record() -> None:
     assert mg.checkpoint(lambda x: x)(x) is x
     with pytest.raises(TypeError, match=r"checkpoint: <lambda> must return a tensor, got \("):
         mg.checkpoint(lambda x: (x, x))(x)  # type: ignore[arg-type, return-value]
+
+
+def test_a_repetition_that_does_not_use_an_argument_is_refused() -> None:
+    calls: list[int] = []
+
+    def changing(x: mg.Tensor, y: mg.Tensor) -> mg.Tensor:
+        calls.append(1)
+        return x + y if len(calls) == 1 else x + mg.tensor(y.data)
+
+    x, y = (mg.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    out = mg.checkpoint(changing)(x, y)
+    with pytest.raises(RuntimeError, match="gave another result"):
+        out.sum().backward()
+
+
+def test_without_recording_a_tensor_is_expected_too() -> None:
+    with mg.no_grad(), pytest.raises(TypeError, match="must return a tensor"):
+        mg.checkpoint(lambda x: (x, x))(mg.tensor(1.0))  # type: ignore[arg-type,return-value]

@@ -31,7 +31,8 @@ def as_array(x: Any, dtype: Any = None, like: Any = None) -> Any:
             _register_cupy()
         elif isinstance(x, np.ma.MaskedArray):
             raise TypeError("got a masked array, whose mask would be lost; fill it first: x.filled(value)")
-    xp = NAMESPACES.get(x.__class__) or NAMESPACES.get(like.__class__) or numpy_backend.namespace
+    own = None if x.__class__ is np.ndarray and like is not None else NAMESPACES.get(x.__class__)
+    xp = own or NAMESPACES.get(like.__class__) or numpy_backend.namespace
     array = xp.asarray(x, dtype)
     if array.dtype.kind not in "biufc":
         raise TypeError(f"got {_described(x)}; expected numbers")

@@ -20,6 +20,7 @@ import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
 LARGEST = 1 << 28  # bytes of a block that is kept; larger ones go back to the system at once
+LARGEST_OF_OLD = 1 << 25  # what older releases of glibc take at most
 KEPT = 1 << 30  # bytes that may lie unused at the end of the heap
 MARGIN = 1 << 24  # bytes that the heap grows by at least
 
@@ -28,14 +29,11 @@ _OTHERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory, unless the environment says otherwise; whether it was told so."""
-    if sys.platform != "linux" or os.environ.get("MICROGRADND_KEEP_MEMORY") == "0" or _set_by_the_user():
+    unwanted = os.environ.get("MICROGRADND_KEEP_MEMORY") == "0" or any(name in os.environ for name in _OTHERS)
+    if sys.platform != "linux" or unwanted:
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    told = [libc.mallopt(*x) for x in ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, MARGIN))]
-    return all(told)
-
-
-def _set_by_the_user() -> bool:
-    return any(name in os.environ for name in _OTHERS)
+    largest = libc.mallopt(M_MMAP_THRESHOLD, LARGEST) or libc.mallopt(M_MMAP_THRESHOLD, LARGEST_OF_OLD)
+    return all([largest, libc.mallopt(M_TRIM_THRESHOLD, KEPT), libc.mallopt(M_TOP_PAD, MARGIN)])

@@ -20,14 +20,20 @@ def rows(x: Any) -> Any:
     return x if x.ndim == 2 else x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
+def affine(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
+    """x weight + bias for a matrix x, with the bias added in place."""
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[1:]):
+        raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
+    out = x.dot(weight)
+    if bias is None:
+        return out
+    return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
+
+
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
-    if weight.ndim != 2 or (bias is not None and bias.ndim != 1):
-        raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
     x_rows = rows(x)
-    out = x_rows.dot(weight)
-    if bias is not None:
-        out = xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
+    out = affine(xp, x_rows, weight, bias)
     out = xp.relu(out, out=out)
 
     def pullback(g: Any) -> tuple[Any, ...]:
@@ -52,7 +58,7 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     """x Phi(x), with Phi + x Phi' for its derivative; keeps Phi."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    z = _wide(x)
+    z = x.astype(np.float64) if x.dtype.kind in "biu" else _wide(x)
     if approximate == "tanh":
         phi = z * z
         phi *= 0.044715 * ROOT_2_OVER_PI
@@ -131,17 +137,15 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 
 
 def _wide(x: Any) -> Any:
-    """float16 as float32: squares of more than 255 and sums of them are beyond its range."""
+    """float16 as float32: squares of more than 255 and sums of thousands of elements are beyond its range."""
     return x.astype(np.float32) if x.dtype.char == "e" else x
 
 
-def _narrow(out: Any, x: Any, *parameters: Any) -> Any:
+def _narrow(out: Any, x: Any, *others: Any) -> Any:
     """The result in the dtype that it would have without :func:`_wide`."""
-    return (
-        out.astype(np.result_type(x.dtype, *(p.dtype for p in parameters if p is not None)))
-        if x.dtype.char == "e"
-        else out
-    )
+    if x.dtype.char != "e":
+        return out
+    return out.astype(np.result_type(x.dtype, *(y.dtype for y in others if y is not None)))
 
 
 def _normalized(x: Any, *parameters: Any) -> int:
@@ -161,7 +165,7 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     if count == 0:
         raise ValueError("there are no rows to average over")
     axis = 0 if classes <= FEW_CLASSES else 1  # the axis of the classes in what follows
-    z = _matrix(xp, logits, count, classes, axis)
+    z = _matrix(xp, _wide(logits), count, classes, axis)
     z = z - xp.max(z, axis=axis, keepdims=True)
     e = xp.exp(z)
     total = xp.sum(e, axis=axis, keepdims=axis == 1)
@@ -186,10 +190,10 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
             return p
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        p = gradient(g[()] / count)  # NumPy divides its scalars faster than 0-d arrays
+        p = gradient(_wide(g)[()] / count)  # NumPy divides its scalars faster than 0-d arrays
         return ((p.T if axis == 0 else p).reshape(logits.shape),)
 
-    return loss / count, pullback
+    return _narrow(loss / count, logits, targets if targets.dtype.kind == "f" else None), pullback
 
 
 def _matrix(xp: Any, x: Any, count: int, classes: int, axis: int) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends import NAMESPACES
+from ..backends import as_array
 from ..primitive import primitive
 from ..randomness import generator
 from ..tensor import Tensor
@@ -36,4 +36,4 @@ def dropout(x: Operand, p: float = 0.5, rng: Rng = None) -> Tensor:
         raise ValueError(f"dropout: p must lie between 0 and 1, got {p}")
     x = x if isinstance(x, Tensor) else Tensor(x)
     kept = generator(rng).random(x.shape, np.float32) >= p
-    return _dropout(x, NAMESPACES[type(x.data)].asarray(kept), 1 / (1 - p) if p < 1 else 0.0)
+    return _dropout(x, as_array(kept, like=x.data), 1 / (1 - p) if p < 1 else 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..fused import fused
 from ..kernels import array_kernels
-from ..kernels.array_kernels import rows
+from ..kernels.array_kernels import affine, rows
 from ..primitive import primitive
 from ..tensor import Tensor
 from .activations import relu
@@ -73,14 +73,7 @@ def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) ->
 
     Rows are multiplied in one product, whatever the leading axes. Raises ValueError for other shapes.
     """
-    if weight.ndim != 2 or (bias is not None and bias.ndim != 1):
-        raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
-    out = rows(x).dot(weight)
-    if bias is not None:
-        if bias.dtype == out.dtype:
-            out += bias
-        else:
-            out = out + bias
+    out = affine(xp, rows(x), weight, bias)
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1]))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..backends import as_array
 from ..fused import fused
 from ..kernels import array_kernels
 from ..tensor import Tensor
@@ -30,6 +31,7 @@ def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
         IndexError: for a class index outside of 0 to classes - 1.
         ValueError: for other shapes of ``targets``, and for no rows at all.
     """
+    targets = as_array(targets) if isinstance(targets, int) else targets
     log_p = log_softmax(logits)
     count = prod(log_p.shape[:-1])
     if targets.shape == log_p.shape:

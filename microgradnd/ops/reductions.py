@@ -98,7 +98,6 @@ def _logsumexp(g, xp, x, x_shape, out, axis, keepdims):
 @primitive(x=_logsumexp)
 def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) over ``axis``, shifted by the maximum so that exp cannot overflow."""
-    x = xp.asarray(x)
     shift = _finite(xp, xp.max(x, axis=axis, keepdims=True))
     total = xp.sum(xp.exp(x - shift), axis=axis, keepdims=True)
     out = xp.log(total) + shift

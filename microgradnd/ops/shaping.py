@@ -59,12 +59,12 @@ def broadcast_to(xp: Any, x: Operand, shape: Shape) -> Any:
 
 @primitive(x=lambda g: g)
 def _to_floating(xp: Any, x: Operand, dtype: Any) -> Any:
-    return xp.asarray(x).astype(dtype)
+    return x.astype(dtype)
 
 
 @primitive(x=None)
 def _to_constant(xp: Any, x: Operand, dtype: Any) -> Any:
-    return xp.asarray(x).astype(dtype)
+    return x.astype(dtype)
 
 
 def astype(x: Operand, dtype: npt.DTypeLike) -> Tensor:
