@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, ParamSpec
 
+import numpy as np
+
 from .autograd import Node, backpropagate
 from .operands import attached
 from .primitive import Operation
@@ -67,8 +69,18 @@ class FusedOperation(Operation):
     def composed(self, values: tuple[Any, ...], nodes: dict[str, Any]) -> Tensor:
         """The result by the definition, for arrays that belong to ``nodes``."""
         tensors = [attached(value, nodes.get(name)) for name, value in zip(self.names, values, strict=True)]
-        result: Tensor = self.definition(**dict(zip(self.names, tensors, strict=True)))
-        return result
+        return self.defined(dict(zip(self.names, tensors, strict=True)))
+
+    def defined(self, inputs: dict[str, Any]) -> Tensor:
+        """The result by the definition; of float16 tensors computed in float32, as kernels do."""
+        from .ops import astype
+
+        floats = [x for x in inputs.values() if isinstance(x, Tensor) and x.dtype.kind == "f"]
+        halves = [x for x in floats if x.dtype.char == "e"]
+        if not halves:
+            return self.definition(**inputs)  # type: ignore[no-any-return]
+        wide = {name: astype(x, np.float32) if any(x is half for half in halves) else x for name, x in inputs.items()}
+        return astype(self.definition(**wide), np.result_type(*(x.dtype for x in floats)))
 
     def vjp_of_tensors(self, node: Node, index: int, saved: tuple[Any, ...], g: Tensor) -> Any:
         from .ops import alias
@@ -77,7 +89,7 @@ class FusedOperation(Operation):
         parents = self.parents(node)
         inputs = {n: attached(value, parents.get(n)) for n, value in zip(self.names, saved, strict=True)}
         inputs[name] = alias(inputs[name])  # where the definition's gradient is read off
-        out = self.definition(**inputs)
+        out = self.defined(inputs)
         target = inputs[name]._node
         assert out._node is not None
         return backpropagate(out._node, g, create_graph=True, targets=frozenset([target]))[target]

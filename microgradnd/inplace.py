@@ -44,6 +44,11 @@ def changed_since(array: Any, order: int) -> bool:
     return record is not None and record[1] < order
 
 
+def is_changed_in_place(array: Any) -> bool:
+    """Whether the memory of ``array`` has been changed in place before."""
+    return id(_owner(array)) in changes.records
+
+
 def _owner(array: Any) -> Any:
     """The array whose memory ``array`` is, or is a view of."""
     while hasattr(base := getattr(array, "base", None), "shape"):

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from .autograd import Node, backpropagate, enable_grad, grad_mode, saved_arrays
+from .autograd import Leaf, Node, backpropagate, enable_grad, grad_mode, saved_arrays
 from .backends import NAMESPACES
 from .fused import taken
 from .inplace import next_order
@@ -93,7 +93,7 @@ def _sample(out: Tensor) -> Any:
     """Some elements of the result, spread over it; None on a device, which would have to be waited for."""
     if not isinstance(out.data, np.ndarray):
         return None
-    return out.data.reshape(-1)[:: max(1, out.size // SAMPLES)].copy()
+    return out.data.reshape(-1)[:: max(1, out.size // SAMPLES) | 1].copy()  # an odd step goes through all columns
 
 
 class Recomputation:
@@ -106,6 +106,7 @@ class Recomputation:
         self.repeat = repeat
         self.draws = draws
         self.outer = outer
+        self.order = next_order()
         self.sample = sample
         self.arguments = tuple(f"tensor {i} that it depends on" for i in range(len(outer)))
         self.vjps = tuple(taken(i) for i in range(len(outer)))
@@ -125,6 +126,11 @@ class Recomputation:
 
     def root(self) -> Node:
         """The node of the result, with its graph recorded anew."""
+        if any(isinstance(leaf, Leaf) and leaf.assigned < self.order for leaf in self.outer):  # orders fall
+            raise RuntimeError(
+                f"backward: a tensor that {self.name} depends on was given other values since, by an assignment or by "
+                "an optimiser's step; call backward() before"
+            )
         with repeated(self.draws), enable_grad():
             out = self.repeat()
         if not isinstance(out._node, Node) or not self._agrees(_sample(out)):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .autograd import Leaf, Node, backpropagate, enable_grad
 from .backends import NAMESPACES, as_array
-from .inplace import next_change, record_of
+from .inplace import is_changed_in_place, next_change, next_order, record_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -135,7 +135,11 @@ class Tensor:
             )
         if value is self._data:
             return
-        self._data = self._matching(value, "data")
+        array = self._matching(value, "data")
+        # An array that somebody changes in place, as an optimiser does with its own, is not shared.
+        self._data = array.copy() if is_changed_in_place(array) else array
+        if self._node is not None:
+            self._node.assigned = next_order()
 
     @property
     def grad(self) -> Tensor | None:

@@ -48,7 +48,7 @@ class Adam(Optimizer):
         weight_decay: at least 0.
     """
 
-    limits: ClassVar = {"lr": math.inf, "betas": 1, "eps": math.inf, "weight_decay": math.inf}
+    limits: ClassVar = {"lr": math.inf, "betas": (1, 1), "eps": math.inf, "weight_decay": math.inf}
     decoupled = False
 
     def __init__(
@@ -59,8 +59,6 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        if len(betas) != 2:
-            raise ValueError(f"{type(self).__name__}: betas must be two numbers, got {betas}")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
@@ -129,7 +127,7 @@ class RMSprop(Optimizer):
     """
 
     limits: ClassVar = {
-        "lr": math.inf, "alpha": 1, "eps": math.inf, "weight_decay": math.inf, "momentum": 1, "centered": 2,
+        "lr": math.inf, "alpha": 1, "eps": math.inf, "weight_decay": math.inf, "momentum": 1, "centered": bool,
     }  # fmt: skip
 
     def __init__(
@@ -163,7 +161,7 @@ class RMSprop(Optimizer):
                     mean = others[0]
                     mean *= alpha
                     mean += (1 - alpha) * d
-                    step = v - mean * mean
+                    step = (v - mean * mean).clip(0)  # rounding may take it below
                 step = d / (step**0.5 + eps)
                 if momentum:
                     others[-1] *= momentum

@@ -148,13 +148,15 @@ class MultiHeadAttention(Module):
         Returns:
             (..., L, d_model), or a pair with ``need_weights``.
         """
+        if any(x is not None and x.ndim < 2 for x in (query, key, value)):
+            raise ValueError(f"MultiHeadAttention: expected queries (..., L, d_model), got shape {query.shape}")
         q, k, v = (self._heads(x) for x in self._projected(query, key, value))
         start = 0 if cache is None else cache.length
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = self._mask(key_padding_mask, attn_mask)
+        mask = self._mask(key_padding_mask, attn_mask, k)
         if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
             seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
             mask, is_causal = _both(mask, as_array(seen, like=q.data)), False
@@ -187,7 +189,7 @@ class MultiHeadAttention(Module):
         x = mg.swapaxes(x, -2, -3)
         return mg.reshape(x, (*x.shape[:-2], self.num_heads * self.head_dim))
 
-    def _mask(self, key_padding_mask: Any, attn_mask: Any) -> Any:
+    def _mask(self, key_padding_mask: Any, attn_mask: Any, k: mg.Tensor) -> Any:
         """Both masks as one: True where a query may attend, or numbers to add."""
         if attn_mask is not None:
             attn_mask = attn_mask if isinstance(attn_mask, mg.Tensor) else mg.tensor(attn_mask)
@@ -201,6 +203,13 @@ class MultiHeadAttention(Module):
         padding = mg.tensor(key_padding_mask)
         if padding.dtype.kind != "b":
             raise TypeError(f"MultiHeadAttention: key_padding_mask must be boolean, got {padding.dtype}")
+        expected = (*k.shape[:-3], k.shape[-2])
+        if padding.ndim > len(expected) or any(
+            n not in (1, m) for n, m in zip(padding.shape, expected[-padding.ndim :], strict=True)
+        ):
+            raise ValueError(
+                f"MultiHeadAttention: key_padding_mask must broadcast to {expected}, got shape {padding.shape}"
+            )
         return _both(attn_mask, ~padding[..., None, None, :])  # (..., heads, queries, keys)
 
     def _attend(

@@ -8,8 +8,11 @@ package ``safetensors`` (``pip install 'microgradnd[checkpoints]'``).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +121,7 @@ def _restore(part: Any, state: Any) -> None:
             saved, own = (", ".join(names) or "none" for names in (state["generators"], generators))
             raise ValueError(f"the file has the generators {saved}, the module {own}")
         for name, array in state["tensors"].items():
-            if name in tensors and tensors[name].dtype != array.dtype:
+            if name in tensors and tensors[name].dtype.newbyteorder("=") != array.dtype:
                 raise ValueError(f"{name} is {array.dtype} in the file, {tensors[name].dtype} in the module")
         for name, generator in generators.items():
             generator.bit_generator.state = state["generators"][name]
@@ -134,12 +137,14 @@ def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, Tensor):
         value = value.data
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
-        if path in arrays:
-            raise ValueError(f"save_checkpoint: two arrays have the name {path}; dots in the keys of dicts join names")
+        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8 or isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"save_checkpoint: {path}: a {type(value).__name__} of {value.dtype} can't be saved")
+        if path in arrays or path == "__metadata__":
+            raise ValueError(f"save_checkpoint: {path} can't be the name of this array, it is taken; dots join names")
         arrays[path] = np.ascontiguousarray(value.get() if hasattr(value, "get") else value).reshape(value.shape)
         return {"tensor": path}
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError(f"save_checkpoint: {path}: the keys of a dict must be strings, got {list(value)}")
@@ -209,14 +214,23 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nd
 
 
 def replace_file(path: str | os.PathLike[str], blob: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even after a kill or a power failure."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.tmp")  # one name, so that killed runs leave one file at most
+    """Write a file that is there as a whole or not at all, even after a kill or a power failure.
+
+    A killed process may leave a file ``.NAME.XXXXXXXX.tmp`` beside it. Raises OSError where the file can't be
+    written, or is there already and no regular file.
+    """
+    target = Path(os.path.realpath(os.fsdecode(path)))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
+    # A name of its own: two processes may write to one path at a time.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(blob)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):

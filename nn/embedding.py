@@ -11,7 +11,7 @@ import numpy as np
 import microgradnd as mg
 from microgradnd.backends import as_array
 
-from .init import normal
+from .init import drawn, normal
 from .module import Module
 
 if TYPE_CHECKING:
@@ -48,12 +48,10 @@ class Embedding(Module):
     ) -> None:
         self.num_embeddings = operator.index(num_embeddings)
         self.embedding_dim = operator.index(embedding_dim)
-        if min(self.num_embeddings, self.embedding_dim) < 1:
-            raise ValueError(f"Embedding: sizes must be at least 1, got {num_embeddings} and {embedding_dim}")
+        self.padding_idx = padding_idx
+        weight = drawn("Embedding", init, (self.num_embeddings, self.embedding_dim), rng, dtype)
         if padding_idx is not None and not 0 <= padding_idx < self.num_embeddings:
             raise ValueError(f"Embedding: padding_idx must lie in 0 to {self.num_embeddings - 1}, got {padding_idx}")
-        self.padding_idx = padding_idx
-        weight = np.array(init((self.num_embeddings, self.embedding_dim), rng, dtype))
         if padding_idx is not None:
             weight[padding_idx] = 0
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
@@ -96,11 +94,12 @@ class LearnedPositions(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        self.weight = mg.tensor(init((max_len, d_model), rng, dtype), dtype, requires_grad=True)
+        weight = drawn("LearnedPositions", init, (max_len, d_model), rng, dtype)
+        self.weight = mg.tensor(weight, dtype, requires_grad=True)
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
-        return x + self.weight[_positions(self, x, start, self.weight.shape[0])]
+        return x + self.weight[_positions(self, x, start, self.weight.shape)]
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
@@ -125,7 +124,7 @@ class SinusoidalPositions(Module):
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
-        return x + _on_device(self.table[_positions(self, x, start, len(self.table))], x)
+        return x + _on_device(self.table[_positions(self, x, start, self.table.shape)], x)
 
     def extra_repr(self) -> str:
         return f"{self.table.shape[0]}, {self.table.shape[1]}"
@@ -152,9 +151,7 @@ class RotaryPositions(Module):
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
-        positions = _positions(self, x, start, len(self.cos))
-        if x.shape[-1] != 2 * self.cos.shape[1]:
-            raise ValueError(f"RotaryPositions: expected vectors of {2 * self.cos.shape[1]}, got {x.shape[-1]}")
+        positions = _positions(self, x, start, (len(self.cos), 2 * self.cos.shape[1]))
         return mg.rotate_halves(x, _on_device(self.cos[positions], x), _on_device(self.sin[positions], x))
 
     def extra_repr(self) -> str:
@@ -163,16 +160,22 @@ class RotaryPositions(Module):
 
 def _waves(max_len: int, width: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine, each (max_len, width / 2), of t / base^(2i / width)."""
+    if max_len < 1 or width < 2 or not base > 0:
+        raise ValueError(f"positions: max_len, width and base must be positive, got {max_len}, {width} and {base}")
     angles = np.arange(max_len)[:, None] / base ** (np.arange(0, width, 2) / width)
     return np.cos(angles), np.sin(angles)
 
 
-def _positions(module: Module, x: mg.Tensor, start: int, max_len: int) -> slice:
+def _positions(module: Module, x: mg.Tensor, start: int, shape: tuple[int, ...]) -> slice:
+    """Where the positions of x lie in a table of this shape, (max_len, width)."""
+    name, (max_len, width) = type(module).__name__, shape
+    if x.ndim < 2 or x.shape[-1] != width:
+        raise ValueError(f"{name}: expected (..., T, {width}), got shape {x.shape}")
     stop = start + x.shape[-2]
     if not 0 <= start <= stop <= max_len:
-        raise ValueError(f"{type(module).__name__}: there are {max_len} positions, got {start} to {stop}")
+        raise ValueError(f"{name}: there are {max_len} positions, got {start} to {stop}")
     return slice(start, stop)
 
 
 def _on_device(table: np.ndarray, x: mg.Tensor) -> mg.Tensor:
-    return mg.tensor(as_array(table, x.dtype, like=x.data))
+    return mg.tensor(as_array(table, x.dtype if x.dtype.kind == "f" else None, like=x.data))

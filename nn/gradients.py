@@ -27,9 +27,13 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm: max_norm must be at least 0, got {max_norm}")
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    tensors = [parameter for parameter in parameters if parameter.grad is not None]
+    if isinstance(parameters, Module):
+        raise TypeError("clip_grad_norm: expected tensors, got a module: give model.parameters()")
+    everything = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for parameter in everything:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"clip_grad_norm: expected tensors, got {parameter!r}")
+    tensors = [parameter for parameter in everything if parameter.grad is not None]
     arrays: list[Any] = [tensor.grad.data for tensor in tensors]  # type: ignore[union-attr]
     if not arrays:
         return mg.tensor(0.0)

@@ -8,6 +8,7 @@ None draws a new seed from the operating system.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -61,3 +62,13 @@ def _normal(shape: tuple[int, int], divisor: float, rng: Rng, dtype: npt.DTypeLi
 
 def _uniform(shape: tuple[int, int], bound: float, rng: Rng, dtype: npt.DTypeLike) -> Array:
     return np.random.default_rng(rng).uniform(-bound, bound, shape).astype(dtype)
+
+
+def drawn(name: str, init: Callable[..., Any], shape: tuple[int, ...], rng: Rng, dtype: npt.DTypeLike) -> Any:
+    """An array of initial values for the layer ``name``. Raises ValueError for sizes below 1 and for other shapes."""
+    if min(shape) < 1:
+        raise ValueError(f"{name}: sizes must be at least 1, got {' and '.join(map(str, shape))}")
+    values = init(shape, rng, dtype)
+    if np.shape(values) != shape:
+        raise ValueError(f"{name}: init gave the shape {np.shape(values)}, expected {shape}")
+    return np.array(values)

@@ -10,7 +10,7 @@ import numpy as np
 
 import microgradnd as mg
 
-from .init import lecun_normal
+from .init import drawn, lecun_normal
 from .module import Module
 
 if TYPE_CHECKING:
@@ -50,12 +50,7 @@ class Linear(Module):
     ) -> None:
         self.in_features = operator.index(in_features)
         self.out_features = operator.index(out_features)
-        if min(self.in_features, self.out_features) < 1:
-            raise ValueError(f"Linear: sizes must be at least 1, got {in_features} and {out_features}")
-        shape = (self.in_features, self.out_features)
-        weight = init(shape, rng, dtype)
-        if np.shape(weight) != shape:
-            raise ValueError(f"Linear: init gave the shape {np.shape(weight)}, expected {shape}")
+        weight = drawn("Linear", init, (self.in_features, self.out_features), rng, dtype)
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
         self.bias = mg.tensor(np.zeros(self.out_features, dtype), requires_grad=True) if bias else None
 

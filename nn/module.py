@@ -58,9 +58,8 @@ class Module:
     def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
         """The random generators among the attributes of this module and of those in it: the dropout layers'."""
         for path, value in _walk(self):
-            for name, part in vars(value).items() if isinstance(value, Module) else ():
-                if isinstance(part, np.random.Generator):
-                    yield (f"{path}.{name}" if path else name), part
+            for name, part in children(value, np.random.Generator) if isinstance(value, Module) else ():
+                yield (f"{path}.{name}" if path else name), part
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters (sets them to None)."""
@@ -93,6 +92,8 @@ class Module:
             ValueError: listing all missing, unexpected and mis-shaped names; nothing has changed then.
             TypeError: for values that can't be converted to the tensor's dtype; nothing has changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict: expected arrays by name, got {state!r}")
         tensors = dict(self.named_tensors())
         problems = [f"missing {name}" for name in tensors if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in tensors]
@@ -124,8 +125,8 @@ class Module:
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
-def children(value: Any) -> Iterator[tuple[str, Any]]:
-    """The named parts of a module or container; containers inside are opened, modules are not."""
+def children(value: Any, kinds: Any = Tensor | Module) -> Iterator[tuple[str, Any]]:
+    """The named parts of a module or container that are of some ``kinds``; containers inside it are opened."""
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, Module):
         items = vars(value).items()
@@ -134,10 +135,10 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
     else:
         items = enumerate(value)
     for name, part in items:
-        if isinstance(part, Tensor | Module):
+        if isinstance(part, kinds):
             yield str(name), part
         elif isinstance(part, Mapping | list | tuple):
-            for inner, value_inside in children(part):
+            for inner, value_inside in children(part, kinds):
                 yield f"{name}.{inner}", value_inside
 
 

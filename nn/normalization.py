@@ -71,6 +71,7 @@ class LayerNorm(_Norm):
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         weight = None if self.weight is None else self._flat(self.weight)
         bias = None if self.bias is None else self._flat(self.bias)
+        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
         out = mg.layer_norm(self._flat(x), weight, bias, self.eps)
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)
 
@@ -80,7 +81,8 @@ class RMSNorm(_Norm):
 
     Args:
         normalized_shape: of the last axes; an integer stands for the last one alone.
-        eps: keeps the quotient finite; None stands for the spacing of numbers around 1 in the dtype of the input.
+        eps: keeps the quotient finite; None stands for the spacing of numbers around 1 in the dtype of the input, in
+            float32 for float16, which is computed so.
         elementwise_affine: whether there is a weight, ones at first.
         dtype: of the weight.
 
@@ -99,8 +101,9 @@ class RMSNorm(_Norm):
         self.eps = None if eps is None else float(eps)
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
+        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
         weight = None if self.weight is None else self._flat(self.weight)
-        dtype = x.dtype if x.dtype.kind == "f" else np.float64
+        dtype = np.result_type(x.dtype, np.float32) if x.dtype.kind == "f" else np.float64
         eps = float(np.finfo(dtype).eps) if self.eps is None else self.eps
         out = mg.rms_norm(self._flat(x), weight, eps)
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
+
 from microgradnd import Tensor
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
@@ -50,7 +52,7 @@ class Optimizer:
         TypeError: for parameters that are no tensors or require no gradient, and for unknown settings.
     """
 
-    limits: ClassVar[dict[str, float]]  # of each setting: at least 0 and below this
+    limits: ClassVar[dict[str, Any]]  # of each setting: at least 0 and below this; a tuple of such; or bool
 
     def __init__(self, params: Params, **settings: Any) -> None:
         self.defaults = settings
@@ -62,11 +64,16 @@ class Optimizer:
         entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{self._name}: got no parameters; a generator can be used only once")
-        for group in entries if isinstance(entries[0], Mapping) else [{"params": entries}]:
+        grouped = isinstance(entries[0], Mapping)
+        if any(isinstance(entry, Mapping) != grouped for entry in entries):
+            raise TypeError(f"{self._name}: params must be tensors or groups, got both")
+        for group in entries if grouped else [{"params": entries}]:
             self.add_param_group(group)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Take more parameters: ``{"params": tensors, ...}`` with the settings in which they differ."""
+        if not isinstance(group, Mapping):
+            raise TypeError(f"{self._name}: a group is a mapping, got {group!r}")
         unknown = set(group) - {"params", *self.defaults}
         if unknown or "params" not in group:
             raise TypeError(
@@ -88,13 +95,21 @@ class Optimizer:
 
     def _checked(self, name: str, value: Any) -> Any:
         """The setting, as Python floats: a NumPy float64 would turn float32 gradients into float64 ones."""
-        upper = self.limits[name]
-        if isinstance(value, bool):
+        return self._within(self.limits[name], name, value)
+
+    def _within(self, limit: Any, name: str, value: Any) -> Any:
+        if limit is bool:
+            if not isinstance(value, bool):
+                raise TypeError(f"{self._name}: {name} must be True or False, got {value!r}")
             return value
-        if isinstance(value, tuple | list):
-            return tuple(self._checked(name, part) for part in value)
-        if not 0 <= value < upper:
-            raise ValueError(f"{self._name}: {name} must be at least 0 and below {upper}, got {value}")
+        if isinstance(limit, tuple):
+            if not isinstance(value, tuple | list) or len(value) != len(limit):
+                raise ValueError(f"{self._name}: {name} must be {len(limit)} numbers, got {value!r}")
+            return tuple(self._within(part, name, x) for part, x in zip(limit, value, strict=True))
+        if isinstance(value, str) or not hasattr(value, "__float__") or np.ndim(value):
+            raise TypeError(f"{self._name}: {name} must be a number, got {value!r}")
+        if not 0 <= value < limit:
+            raise ValueError(f"{self._name}: {name} must be at least 0 and below {limit}, got {value}")
         return float(value)
 
     def step(self) -> None:
@@ -110,6 +125,7 @@ class Optimizer:
                 p = parameter._data
                 if p is not slot.own:
                     p = parameter._data = slot.own = p.copy()
+                    leaf.assigned = order
                     slot.record = record_of(p)
                 work.append((p, g._data if g.__class__ is Tensor else g, slot.state))
                 slot.record[1] = order
@@ -140,6 +156,8 @@ class Optimizer:
         Raises ValueError, and changes nothing, for the state of other groups or shapes.
         """
         sizes = [len(slots) for slots in self._slots]
+        if not isinstance(state, Mapping) or set(state) != {"param_groups", "state"}:
+            raise ValueError(f"load_state_dict: expected what state_dict of {self._name} gives, got {_summary(state)}")
         saved_groups, saved_state = state["param_groups"], state["state"]
         if [len(group["params"]) for group in saved_groups] != sizes or len(saved_state) != sum(sizes):
             raise ValueError(f"load_state_dict: expected groups of {sizes} parameters for this {self._name}")
@@ -159,7 +177,7 @@ class Optimizer:
         loaded = {}
         for name, value in state.items():
             if hasattr(value, "shape"):
-                if value.shape != parameter.shape or value.dtype != parameter.dtype:
+                if value.shape != parameter.shape or value.dtype.newbyteorder("=") != parameter.dtype.newbyteorder("="):
                     raise ValueError(
                         f"load_state_dict: {name} has {value.dtype} {value.shape}, expected {parameter.dtype} "
                         f"{parameter.shape}"
@@ -174,6 +192,10 @@ class Optimizer:
             for slot in slots:
                 if slot.parameter._node is not None:
                     slot.parameter._node.grad = None  # type: ignore[union-attr]
+
+
+def _summary(state: Any) -> str:
+    return f"a mapping with {', '.join(map(str, state)) or 'nothing'}" if isinstance(state, Mapping) else repr(state)
 
 
 class SGD(Optimizer):
@@ -200,7 +222,7 @@ class SGD(Optimizer):
         lr: Any = None
         for p, d, state in work:
             if weight_decay:
-                d = d + weight_decay * p
+                d = d + float(weight_decay) * p
             if momentum:
                 v = state.get("momentum_buffer")
                 if v is None:
@@ -209,7 +231,8 @@ class SGD(Optimizer):
                     v *= momentum
                     v += d
                 d = v
-            if lr is None or lr.dtype is not p.dtype:
-                # NumPy multiplies by a 0-d array faster than by a number.
-                lr = NAMESPACES[p.__class__].asarray(group["lr"], p.dtype)
+            dtype = p.dtype
+            if lr is None or lr.dtype is not dtype:
+                # NumPy multiplies by a 0-d array faster than by a number. float16 has no small rates.
+                lr = NAMESPACES[p.__class__].asarray(group["lr"], np.float32 if dtype.char == "e" else dtype)
             p -= lr * d

@@ -34,6 +34,8 @@ def save_pytorch(path: str | os.PathLike[str], module: Module) -> None:
 
     ``torch_module.load_state_dict(safetensors.torch.load_file(path))`` reads them there.
     """
+    if not isinstance(module, Module):
+        raise TypeError(f"save_pytorch: expected a module, got {module!r}")
     arrays = {}
     for _, theirs, tensor, transposed in _counterparts(module):
         array = tensor.numpy()
@@ -47,10 +49,17 @@ def load_pytorch(path: str | os.PathLike[str], module: Module) -> None:
     Values are converted to the dtypes of the module's tensors. Raises ValueError, naming the file, for one that is
     damaged or does not fit, with the names that are missing, unexpected or mis-shaped; nothing has changed then.
     """
+    if not isinstance(module, Module):
+        raise TypeError(f"load_pytorch: expected a module, got {module!r}")
     try:
         state = safetensors_numpy().load(Path(path).read_bytes())
     except (OSError, ImportError, MemoryError):
         raise
+    except KeyError as error:  # a dtype that NumPy lacks
+        raise ValueError(
+            f"load_pytorch: {os.fspath(path)} holds values of dtype {error}, which NumPy lacks; save "
+            "torch_module.float().state_dict()"
+        ) from error
     except Exception as error:
         raise ValueError(f"load_pytorch: {os.fspath(path)} can't be read: {type(error).__name__}: {error}") from error
     ours: dict[str, Any] = {}

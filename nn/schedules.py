@@ -28,9 +28,8 @@ class LRScheduler:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"{type(self).__name__}: expected an optimiser, got {optimizer!r}")
         self.optimizer = optimizer
-        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self.last_step = 0
-        self._set()
+        self.base_lrs: list[float] = []
+        self._go_to(0)
 
     def rate(self, base_lr: float, step: int) -> float:
         """The learning rate in ``step`` of a group that began with ``base_lr``."""
@@ -38,13 +37,18 @@ class LRScheduler:
 
     def step(self) -> None:
         """Go on to the next step."""
-        self.last_step += 1
-        self._set()
+        self._go_to(self.last_step + 1)
 
-    def _set(self) -> None:
-        rates = [float(self.rate(base_lr, self.last_step)) for base_lr in self.base_lrs]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+    def _go_to(self, step: int) -> None:
+        """Set the rates of ``step``, all or none; groups that joined the optimiser since begin with theirs."""
+        groups = self.optimizer.param_groups
+        base_lrs = self.base_lrs + [group["lr"] for group in groups[len(self.base_lrs) :]]
+        rates = [float(self.rate(base_lr, step)) for base_lr in base_lrs]
+        if not all(0 <= rate < math.inf for rate in rates):
+            raise ValueError(f"{type(self).__name__}: learning rates must be at least 0 and finite, got {rates}")
+        for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
+        self.base_lrs, self.last_step = base_lrs, step
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on from here."""
@@ -54,17 +58,17 @@ class LRScheduler:
         """Go on from where the schedule stood. Raises ValueError, and changes nothing, for another's state."""
         name, groups = type(self).__name__, self.optimizer.param_groups
         if (
-            set(state) != {"schedule", "base_lrs", "last_step"}
+            not isinstance(state, dict)
+            or set(state) != {"schedule", "base_lrs", "last_step"}
             or state["schedule"] != name
             or len(state["base_lrs"]) != len(groups)
         ):
             raise ValueError(f"load_state_dict: this is no state of a {name} of {len(groups)} groups")
-        before = self.base_lrs, self.last_step
-        self.base_lrs, self.last_step = [float(lr) for lr in state["base_lrs"]], int(state["last_step"])
+        before, self.base_lrs = self.base_lrs, [float(lr) for lr in state["base_lrs"]]
         try:
-            self._set()
+            self._go_to(int(state["last_step"]))
         except ValueError:
-            self.base_lrs, self.last_step = before
+            self.base_lrs = before
             raise
 
 
@@ -131,6 +135,11 @@ class OneCycleLR(LRScheduler):
                 "OneCycleLR: expected 0 < pct_start < 1, total_steps of at least 2, and anneal_strategy 'cos' or "
                 f"'linear', got {pct_start}, {total_steps} and {anneal_strategy!r}"
             )
+        if not (max_lr > 0 and div_factor > 0 and final_div_factor > 0):
+            raise ValueError(
+                "OneCycleLR: expected a positive max_lr, div_factor and final_div_factor, got "
+                f"{max_lr}, {div_factor} and {final_div_factor}"
+            )
         self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
         self.anneal_strategy, self.div_factor, self.final_div_factor = anneal_strategy, div_factor, final_div_factor
         super().__init__(optimizer)
@@ -141,7 +150,7 @@ class OneCycleLR(LRScheduler):
             raise ValueError(f"OneCycleLR: the cycle ends after {self.total_steps} steps")
         low = self.max_lr / self.div_factor
         start, end, x = (
-            (low, self.max_lr, step / top) if step <= top else
+            (low, self.max_lr, step / top) if step < top else
             (self.max_lr, low / self.final_div_factor, (step - top) / (last - top))
         )  # fmt: skip
         return end + (start - end) * ((1 + math.cos(math.pi * x)) / 2 if self.anneal_strategy == "cos" else 1 - x)

@@ -228,6 +228,8 @@ class Transformer(Module):
         ``caches``, one per block, hold the tokens before: see :meth:`caches`. Raises ValueError for more than
         ``max_len`` tokens, those in the caches included.
         """
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ValueError(f"Transformer: expected a cache for each of {len(self.blocks)} blocks, got {len(caches)}")
         start = 0 if caches is None else caches[0].length
         x = self.embedding(tokens)  # (..., T, d_model)
         if x.ndim < 2:

@@ -128,7 +128,7 @@ def test_bad_settings_are_refused() -> None:
     p = parameter([1.0])
     for make, message in (
         (lambda: nn.Adam([p], betas=(0.9, 1.0)), "Adam: betas must be at least 0 and below 1, got 1.0"),
-        (lambda: nn.AdamW([p], betas=(0.9,)), "AdamW: betas must be two numbers"),
+        (lambda: nn.AdamW([p], betas=(0.9,)), "AdamW: betas must be 2 numbers"),
         (lambda: nn.Adam([p], eps=-1.0), "Adam: eps must be at least 0"),
         (lambda: nn.RMSprop([p], alpha=1.0), "RMSprop: alpha must be at least 0 and below 1"),
         (lambda: nn.RMSprop([p], momentum=math.nan), "RMSprop: momentum must be"),
@@ -275,3 +275,65 @@ def test_the_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
             one_cycle.load_state_dict(state)
         assert one_cycle.last_step == 0
         assert optimizer.param_groups[0]["lr"] == lr
+
+
+def test_a_centered_variance_does_not_fall_below_zero() -> None:
+    w = mg.tensor(np.zeros(200, np.float32), requires_grad=True)
+    optimizer = nn.RMSprop([w], lr=1e-3, centered=True)
+    gradient = np.random.default_rng(0).uniform(0.1, 1, 200).astype(np.float32)
+    for _ in range(1500):
+        w.grad = mg.tensor(gradient)
+        optimizer.step()
+    assert np.isfinite(w.data).all()
+
+
+def test_bad_settings_of_a_group_change_nothing() -> None:
+    p, q = parameter([1.0]), parameter([1.0])
+    for group, error, message in (
+        ({"betas": (0.9,)}, ValueError, "betas must be 2 numbers"),
+        ({"betas": 0.9}, ValueError, "betas must be 2 numbers"),
+        ({"lr": "0.1"}, TypeError, "lr must be a number, got '0.1'"),
+        ({"lr": [0.1, 0.2]}, TypeError, "lr must be a number"),
+        ({"lr": None}, TypeError, "lr must be a number, got None"),
+    ):
+        with pytest.raises(error, match=f"Adam: {message}"):
+            nn.Adam([{"params": [p]}, {"params": [q], **group}])
+    with pytest.raises(TypeError, match="RMSprop: centered must be True or False, got 1"):
+        nn.RMSprop([p], centered=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="SGD: params must be tensors or groups, got both"):
+        nn.SGD([{"params": [p]}, q], lr=0.1)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="expected what state_dict of SGD gives, got a mapping with nothing"):
+        nn.SGD([p], lr=0.1).load_state_dict({})
+
+
+def test_groups_that_join_later_follow_the_schedule() -> None:
+    p, q = parameter([1.0]), parameter([1.0])
+    optimizer = nn.SGD([p], lr=1.0)
+    schedule = nn.StepLR(optimizer, 1, gamma=0.5)
+    optimizer.add_param_group({"params": [q], "lr": 4.0})
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 2.0]
+
+
+def test_one_cycle_ends_and_stays_at_its_end() -> None:
+    schedule = nn.OneCycleLR(nn.SGD([parameter([1.0])], lr=1.0), 1.0, 10, pct_start=0.1)  # the top is step 0
+    assert schedule.optimizer.param_groups[0]["lr"] == 1.0
+    for _ in range(9):
+        schedule.step()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the cycle ends after 10 steps"):
+            schedule.step()
+    assert schedule.last_step == 9
+    schedule.load_state_dict(schedule.state_dict())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_assigned_array_of_another_parameter_is_copied(groups: int) -> None:
+    p, q = parameter([1.0, 1.0]), parameter([1.0, 1.0])
+    optimizer = nn.SGD([{"params": [p]}, {"params": [q]}] if groups == 2 else [p], lr=1.0)
+    p.grad = mg.tensor(np.ones(2))
+    optimizer.step()
+    q.data = p.data
+    optimizer.step()
+    np.testing.assert_array_equal(p.data, [-1.0, -1.0])
+    np.testing.assert_array_equal(q.data, [0.0, 0.0])

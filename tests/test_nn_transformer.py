@@ -575,5 +575,95 @@ def test_positions_that_are_not_there(positions: nn.Module) -> None:
 
 
 def test_rotary_positions_of_another_width_are_refused() -> None:
-    with pytest.raises(ValueError, match="RotaryPositions: expected vectors of 2, got 4"):
+    with pytest.raises(ValueError, match=r"RotaryPositions: expected \(\.\.\., T, 2\), got shape \(3, 4\)"):
         nn.RotaryPositions(6, 2)(mg.tensor(np.zeros((3, 4))))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint64])
+def test_tokens_of_small_integer_dtypes(dtype):
+    embedding = nn.Embedding(300, 4, rng=0, dtype=np.float64)
+    tokens = np.array([1, 100, 1], dtype)
+    embedding(tokens).sum().backward()
+    expected = np.zeros((300, 4))
+    expected[1], expected[100] = 2, 1
+    np.testing.assert_array_equal(embedding.weight.grad.data, expected)
+
+
+@pytest.mark.parametrize("value", [100.1, 1000.1, 10000.1])
+@pytest.mark.parametrize("shape", [(1, 768), (4, 768), (4, 512), (2, 3, 1000)], ids=str)
+def test_layer_norm_of_equal_numbers_is_nearly_zero(value, shape):
+    out = mg.layer_norm(np.full(shape, value, np.float32))
+    assert np.abs(out.data).max() < 1e-4 * value / 100
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.bool_])
+@pytest.mark.parametrize("op", [mg.rms_norm, mg.layer_norm, mg.sigmoid, mg.silu, mg.gelu])
+def test_operations_of_integers_are_those_of_their_values(op, dtype):
+    x = np.array([[0, 1, 100, 7], [5, 50, 3, 127]]).astype(dtype)
+    found, expected = op(x), op(x.astype(np.float64))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.data, expected.data, rtol=1e-14)
+
+
+def test_positions_of_integers_are_no_integers():
+    x = np.arange(8).reshape(2, 4)
+    for positions in (nn.RotaryPositions(5, 4), nn.SinusoidalPositions(5, 4)):
+        np.testing.assert_array_equal(positions(mg.tensor(x)).data, positions(mg.tensor(x.astype(float))).data)
+
+
+def test_attention_in_half_precision_survives_many_keys_and_large_scores():
+    q, k, v = np.zeros((1, 4, 8)), np.zeros((1, 2048, 8)), np.full((1, 2048, 8), 40.0)
+    large = np.full((1, 3, 64), 100.0)
+    for arrays in ((q, k, v), (large, large, large[..., :2])):
+        half = [mg.tensor(x.astype(np.float16), requires_grad=True) for x in arrays]
+        out = mg.scaled_dot_product_attention(*half)
+        assert out.dtype == np.float16
+        np.testing.assert_allclose(out.data, mg.scaled_dot_product_attention(*arrays).data, rtol=2e-3)
+        out.sum().backward()
+        assert all(np.isfinite(x.grad.data).all() and x.grad.dtype == np.float16 for x in half)
+
+
+@pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
+def test_norms_in_half_precision_have_one_gradient_in_both_modes(norm):
+    values = (np.arange(8.0) * 100).astype(np.float16)[None]
+    weights = np.linspace(-1, 1, 8).astype(np.float16) ** 3
+    gradients = []
+    for create_graph in (False, True):
+        x = mg.tensor(values, requires_grad=True)
+        (norm(x) * weights).sum().backward(create_graph=create_graph)
+        gradients.append(x.grad.data)
+        x.zero_grad()
+    assert np.abs(gradients[0]).max() > 0
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=0.02, atol=1e-5)
+
+
+def test_arguments_that_are_numpy_numbers_keep_float32():
+    x = np.ones((2, 4), np.float32)
+    for out in (
+        mg.dropout(x, np.float64(0.5), 0),
+        mg.leaky_relu(x, np.float64(0.1)),
+        mg.rms_norm(x, eps=np.float64(1e-5)),
+        mg.layer_norm(x, eps=np.float64(1e-5)),
+    ):
+        assert out.dtype == np.float32
+
+
+def test_layers_say_what_they_expected():
+    x = mg.tensor(np.ones(4))
+    for call, message in (
+        (lambda: nn.LearnedPositions(3, 4, rng=0)(x), r"LearnedPositions: expected \(\.\.\., T, 4\), got shape \(4,\)"),
+        (lambda: nn.LearnedPositions(0, 5), "LearnedPositions: sizes must be at least 1, got 0 and 5"),
+        (lambda: nn.RotaryPositions(4, 4, base=0), "positions: max_len, width and base must be positive"),
+        (lambda: nn.Embedding(5, 2, init=lambda *_: np.zeros((3, 7))), r"Embedding: init gave the shape \(3, 7\)"),
+        (lambda: nn.MultiHeadAttention(4, 2, rng=0)(x), r"MultiHeadAttention: expected queries \(\.\.\., L, d_model\)"),
+        (lambda: transformer()(TOKENS, caches=[]), "Transformer: expected a cache for each of 2 blocks, got 0"),
+        (
+            lambda: nn.MultiHeadAttention(4, 2, rng=0)(
+                mg.tensor(np.ones((1, 3, 4))), key_padding_mask=np.ones((5, 3), bool)
+            ),
+            r"key_padding_mask must broadcast to \(1, 3\), got shape \(5, 3\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    np.testing.assert_allclose(nn.LayerNorm(4)([[1.0, 2, 3, 4]]).data, nn.LayerNorm(4)(np.arange(1.0, 5)[None]).data)

@@ -188,3 +188,25 @@ def test_a_repetition_that_does_not_use_an_argument_is_refused() -> None:
 def test_without_recording_a_tensor_is_expected_too() -> None:
     with mg.no_grad(), pytest.raises(TypeError, match="must return a tensor"):
         mg.checkpoint(lambda x: (x, x))(mg.tensor(1.0))  # type: ignore[arg-type,return-value]
+
+
+def test_every_column_of_the_result_is_compared() -> None:
+    noise = [np.zeros(64), np.r_[0, np.ones(63)]]
+    x = mg.tensor(np.ones((64, 64)), requires_grad=True)
+    out = mg.checkpoint(lambda x: mg.exp(x + noise.pop(0)))(x)
+    with pytest.raises(RuntimeError, match="gave another result"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("how", ["assigned", "optimiser"])
+def test_tensors_given_other_values_before_backward_are_refused(how: str) -> None:
+    w, x = mg.tensor(1.0, requires_grad=True), mg.tensor(np.zeros(4), requires_grad=True)
+    optimizer = nn.SGD([w], lr=0.5)
+    w.grad = mg.tensor(1.0)
+    out = mg.checkpoint(lambda x: x * w)(x)
+    if how == "assigned":
+        w.data = np.array(1000.0)
+    else:
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="was given other values since"):
+        out.sum().backward()

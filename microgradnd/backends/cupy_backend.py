@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cupy
+import numpy as np
 from cupyx.scipy.special import erf, ndtr
 
 from .numpy_backend import scatter_add
@@ -30,7 +31,8 @@ def masked(x: Any, mask: Any) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)); of integers in float64."""
+    x = x.astype(np.float64) if x.dtype.kind in "biu" else x
     return 1 / (1 + cupy.exp(-x))
 
 

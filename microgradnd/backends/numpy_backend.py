@@ -25,6 +25,7 @@ def scatter_add(xp: Any, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
 
 def _add_rows(out: Any, index: Any, x: Any) -> None:
     """Add each part of x to the row of ``out`` that ``index`` names: sorted by row, a tenth of the time of add.at."""
+    index = index.astype(np.intp)  # the sum below may not fit into the index's own dtype
     index = np.where(index < 0, index + len(out), index)
     order = np.argsort(index, kind="stable")
     index = index[order]
@@ -109,7 +110,9 @@ def masked(x: Any, mask: Any) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)); of integers in float64."""
+    if x.dtype.kind in "biu":
+        x = x.astype(np.float64)  # -x would wrap around
     with np.errstate(over="ignore"):  # exp(-x) is infinite far below 0, and its reciprocal 0 as it should be
         out = np.exp(-x)
         out += 1

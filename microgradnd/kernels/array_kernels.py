@@ -49,16 +49,16 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
 
 def silu(xp: Any, x: Any) -> tuple[Any, Any]:
     """x sigmoid(x), with s + x s (1 - s) for its derivative."""
-    s = xp.sigmoid(x)
+    s = xp.sigmoid(_wide(x))
     out = x * s
-    return out, lambda g: (g * (s + out * (1 - s)),)
+    return _narrow(out, x), lambda g: (g * (s + out * (1 - s)),)
 
 
 def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     """x Phi(x), with Phi + x Phi' for its derivative; keeps Phi."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    z = x.astype(np.float64) if x.dtype.kind in "biu" else _wide(x)
+    z = _wide(x)
     if approximate == "tanh":
         phi = z * z
         phi *= 0.044715 * ROOT_2_OVER_PI
@@ -93,7 +93,8 @@ def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any
     n = _normalized(x, weight, bias)
     x_rows = _wide(rows(x))
     normal = x_rows - (xp.sum(x_rows, axis=1) / n)[:, None]
-    scale = 1 / xp.sqrt(xp.sum(normal * normal, axis=1) / n + eps)[:, None]  # of each row
+    normal -= (xp.sum(normal, axis=1) / n)[:, None]  # what rounding left: 1 / sqrt(eps) times of it would be seen
+    scale = 1 / xp.sqrt(xp.sum(normal * normal, axis=1) / n + float(eps))[:, None]  # of each row
     normal *= scale
     out = normal if weight is None else normal * weight
     out = out if bias is None else out + bias
@@ -118,7 +119,7 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     """The last axis with mean square 1, scaled."""
     n = _normalized(x, weight)
     x_rows = _wide(rows(x))
-    scale = 1 / xp.sqrt(xp.sum(x_rows * x_rows, axis=1) / n + eps)[:, None]
+    scale = 1 / xp.sqrt(xp.sum(x_rows * x_rows, axis=1) / n + float(eps))[:, None]
     normal = x_rows * scale
     out = normal if weight is None else normal * weight
 
@@ -137,7 +138,9 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 
 
 def _wide(x: Any) -> Any:
-    """float16 as float32: squares of more than 255 and sums of thousands of elements are beyond its range."""
+    """float16 as float32, integers as float64: squares and sums would be beyond their range."""
+    if x.dtype.kind in "biu":
+        return x.astype(np.float64)
     return x.astype(np.float32) if x.dtype.char == "e" else x
 
 

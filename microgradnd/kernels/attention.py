@@ -65,7 +65,9 @@ def attention(
         raise ValueError("query and key must have the same width, key and value the same number of keys")
     if attn_mask is not None and any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
         raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}")
-    dtype = np.result_type(query.dtype, key.dtype, value.dtype, np.float16)
+    result_dtype = np.result_type(query.dtype, key.dtype, value.dtype, np.float16)
+    dtype = np.result_type(result_dtype, np.float32)  # float16 ends at 65504, which sums of many keys go beyond
+    query, key, value = (x.astype(dtype, copy=False) for x in (query, key, value))
     out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
     largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
     total = xp.ones((*shape[:-1], 1), dtype)
@@ -131,7 +133,7 @@ def attention(
             dk[seen] += xp.matmul(xp.swapaxes(ds, -1, -2), q)
         return dq, dk, dv
 
-    return out, pullback
+    return out.astype(result_dtype, copy=False), pullback
 
 
 def _part(x: Any, batch: slice) -> Any:

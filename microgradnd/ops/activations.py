@@ -21,10 +21,10 @@ def relu(xp: Any, x: Operand) -> Any:
     return xp.relu(x)
 
 
-@primitive(x=lambda g, xp, x, negative_slope: xp.where(x > 0, g, negative_slope * g))
+@primitive(x=lambda g, xp, x, negative_slope: xp.where(x > 0, g, float(negative_slope) * g))
 def leaky_relu(xp: Any, x: Operand, negative_slope: float = 0.01) -> Any:
     """x where it is positive and negative_slope x elsewhere (Maas et al., 2013); the gradient at 0 is the slope."""
-    return xp.where(x > 0, x, negative_slope * x)
+    return xp.where(x > 0, x, float(negative_slope) * x)
 
 
 @primitive(x=lambda g, out: g * out * (1.0 - out))

@@ -16,7 +16,7 @@ from ..tensor import Tensor
 from .arithmetic import where
 from .linalg import matmul
 from .reductions import softmax
-from .shaping import reshape, swapaxes
+from .shaping import astype, reshape, swapaxes
 
 if TYPE_CHECKING:
     from ..randomness import Rng
@@ -102,7 +102,7 @@ def _scaled_dot_product_attention(
         visible = attn_mask & visible
     elif attn_mask is not None:
         visible = (attn_mask != -math.inf) & visible
-        scores = scores + where(visible, attn_mask, 0.0)
+        scores = scores + astype(where(visible, attn_mask, 0.0), scores.dtype)
     # Not minus infinity, from which a query that sees nothing would get NaN.
     weights = softmax(where(visible, scores, float(np.finfo(scores.dtype).min) / 2))
     weights = where(visible, weights, 0.0)

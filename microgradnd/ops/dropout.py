@@ -34,6 +34,6 @@ def dropout(x: Operand, p: float = 0.5, rng: Rng = None) -> Tensor:
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must lie between 0 and 1, got {p}")
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x, p = x if isinstance(x, Tensor) else Tensor(x), float(p)
     kept = generator(rng).random(x.shape, np.float32) >= p
     return _dropout(x, as_array(kept, like=x.data), 1 / (1 - p) if p < 1 else 0.0)
