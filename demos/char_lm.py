@@ -131,14 +131,16 @@ def plot(history: dict[str, list], maps: np.ndarray, text: str, out: Path) -> No
     from matplotlib.figure import Figure
 
     layers, heads = maps.shape[:2]
-    figure = Figure(figsize=(6 + 1.6 * heads, max(4.5, 1.55 * layers + 0.6)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(5.5, 1.6 * heads))
+    maps_width = max(4.0, 1.9 * heads)
+    figure = Figure(figsize=(6 + maps_width, max(4.5, 1.8 * layers + 0.6)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(5.5, maps_width))
     axis = left.subplots()
     train = np.array(history["train"])
     axis.plot(np.arange(1, len(train) + 1), train, color="tab:blue", alpha=0.3, linewidth=0.8, label="each batch")
     width = max(1, len(train) // 40)
     means = train[: len(train) // width * width].reshape(-1, width).mean(axis=1)
-    axis.plot(width * (np.arange(len(means)) + 0.5), means, color="tab:blue", label=f"mean of {width} batches")
+    middles = width * (np.arange(len(means)) + 0.5) + 0.5
+    axis.plot(middles, means, color="tab:blue", label=f"mean of {width} batches")
     axis.plot(history["iterations"], history["validation"], "o-", color="tab:orange", label="validation")
     axis.set(xlabel="iteration", ylabel="loss in nats per character", title="loss")
     bits = axis.secondary_yaxis("right", functions=(lambda x: x / math.log(2), lambda x: x * math.log(2)))
@@ -147,14 +149,18 @@ def plot(history: dict[str, list], maps: np.ndarray, text: str, out: Path) -> No
     axis.grid(alpha=0.3)
 
     shown = [{" ": "␣", "\n": "⏎", "\t": "⇥"}.get(character, character) for character in text]
-    for (layer, head), cell in np.ndenumerate(right.subplots(layers, heads, squeeze=False)):
+    cells = right.subplots(layers, heads, squeeze=False)
+    for (layer, head), cell in np.ndenumerate(cells):
         seen = np.where(np.tri(len(shown), dtype=bool), maps[layer, head], np.nan)  # what comes later stays white
-        cell.imshow(seen, cmap="magma_r", vmin=0, vmax=1)
+        image = cell.imshow(seen, cmap="magma_r", vmin=0, vmax=1)
         cell.set_xticks(range(len(shown)), shown, fontsize=5)
         cell.set_yticks(range(len(shown)), shown, fontsize=5)
         cell.tick_params(length=0, pad=1)
+        for label in cell.get_yticklabels()[1::2]:
+            label.set_x(-0.06)  # in two columns, so that each can be read
         cell.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
-    right.suptitle("where each head looks: from the character on the left to those below", fontsize=9)
+    right.colorbar(image, ax=cells, label="attention", shrink=0.5)
+    right.suptitle("where each head looks:\nfrom the character on the left to those below", fontsize=9)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a character that the font lacks is drawn as a box
         figure.savefig(out, dpi=150)
@@ -316,6 +322,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint} to write from")
     elif args.resume:
         print(f"there is no checkpoint {args.checkpoint} yet: starting anew")
+    elif args.checkpoint.exists():
+        kept = args.checkpoint.with_stem(args.checkpoint.stem + "_before")
+        args.checkpoint.replace(kept)
+        print(f"{args.checkpoint} is of another run (--resume goes on from it): kept as {kept}")
     settings, start = values["settings"], values["step"]
     trains = start < settings["iterations"]
     if trains:
@@ -324,7 +334,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"the text has {len(text)} characters: too few for --context {settings['context']}")
         digest = hashlib.sha256(text.encode()).hexdigest()
         if values.setdefault("text", digest) != digest:
-            raise ValueError(f"{args.checkpoint} was trained on another text: give the file again, or no file")
+            raise ValueError(
+                f"{args.checkpoint} was trained on another text{'' if args.text else ': give its file again'}"
+            )
         values.setdefault("characters", "".join(sorted(set(text))))
     elif settings["iterations"]:
         print(f"nothing to train: --iterations {settings['iterations']} are done")
@@ -361,5 +373,5 @@ if __name__ == "__main__":
         sys.exit(130)
     except ImportError as error:
         sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
-    except (ArithmeticError, OSError, ValueError) as error:
+    except (ArithmeticError, MemoryError, OSError, ValueError) as error:
         sys.exit(f"char_lm: {error}")

@@ -315,5 +315,5 @@ if __name__ == "__main__":
     except ImportError as error:
         extra = "cuda12" if error.name == "cupy" else "demos"
         sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[{extra}]' in the clone brings it")
-    except (ArithmeticError, OSError, RuntimeError) as error:
+    except (ArithmeticError, MemoryError, OSError, RuntimeError) as error:
         sys.exit(f"transformer_ffn: {error}")

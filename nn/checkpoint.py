@@ -171,7 +171,7 @@ def safetensors_numpy() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "checkpoints need the package safetensors: pip install 'microgradnd[checkpoints]'", name="safetensors"
+            "checkpoints need the package safetensors: pip install safetensors", name="safetensors"
         ) from error
     return safetensors.numpy
 

@@ -84,7 +84,11 @@ def contents(path):
 
 def test_script_trains_writes_draws_and_repeats_itself(folder):
     files = "--checkpoint", "run.safetensors", "--out", "run.png"
-    first, second, other = (python(SCRIPT, *RUN, *files, "--seed", seed) for seed in ("3", "3", "4"))
+    results = []
+    for seed in ("3", "3", "4"):
+        results.append(python(SCRIPT, *RUN, *files, "--seed", seed))
+        (folder / "run.safetensors").unlink()  # or it would be kept under another name, with a line that says so
+    first, second, other = results
     for result in (first, second, other):
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.startswith("1800 characters to train on, 200 to validate\n7 different ones; 3680 param")
@@ -116,6 +120,14 @@ def test_losses_are_those_of_the_model_in_the_checkpoint(main, monkeypatch):
     means = [np.mean(history["train"][start:stop]) for start, stop in ((0, 8), (8, 16), (12, 20))]
     for line, *losses in zip(lines, means, history["validation"], strict=True):
         assert line[1:3] == tuple(f"{loss:.4f}" for loss in losses)
+
+
+def test_a_new_run_keeps_the_checkpoint_of_another(main):
+    main(*RUN)
+    first = Path("char_lm.safetensors").read_bytes()
+    assert "kept as char_lm_before.safetensors" in main(*RUN, "--seed", "3")
+    assert Path("char_lm_before.safetensors").read_bytes() == first
+    assert Path("char_lm.safetensors").read_bytes() != first
 
 
 def test_a_text_that_repeats_itself_is_learned(folder, main):

@@ -246,6 +246,11 @@ def test_values_that_can_not_be_saved(tmp_path: Path) -> None:
         (object(), "save_checkpoint: value: a object can't be saved"),
         ([1, {2}], r"save_checkpoint: value\.1: a set can't be saved"),
         ({1: 2}, "save_checkpoint: value: the keys of a dict must be strings"),
+        (np.complex64(1j), "save_checkpoint: value: a complex can't be saved"),
+        (np.longdouble(1), "save_checkpoint: value: a "),
+        (np.ones(2, complex), "save_checkpoint: value: a ndarray of complex128 can't be saved"),
+        ([np.array(["a"])], r"save_checkpoint: value\.0: a ndarray of <U1 can't be saved"),
+        (np.ma.masked_array([1.0], [True]), "save_checkpoint: value: a MaskedArray of float64 can't be saved"),
     ):
         with pytest.raises(TypeError, match=message):
             nn.save_checkpoint(path, value=value)
