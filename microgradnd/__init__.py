@@ -3,6 +3,7 @@
 from .autograd import no_grad
 from .functional import grad, value_and_grad
 from .gradcheck import check_grads
+from .kernels import kernels
 from .ops import *  # noqa: F403
 from .ops import __all__ as _operations
 from .primitive import primitive
@@ -16,6 +17,7 @@ __all__ = [
     "check_grads",
     "checkpoint",
     "grad",
+    "kernels",
     "no_grad",
     "primitive",
     "tensor",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from microgradnd.backends import NAMESPACES
+from microgradnd.kernels import SMALL, compiled
 
 from .optim import Optimizer, Params
 
@@ -69,6 +70,10 @@ class Adam(Optimizer):
             averages = _state(state, parameter, "exp_avg", "exp_avg_sq")
             root = math.sqrt(1 - beta2**t)  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
+            if parameter.size > SMALL and (fast := compiled(parameter, gradient, *averages)):
+                added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
+                fast.adam(parameter, gradient, *averages, added, shrink, beta1, beta2, rate, eps * root)
+                continue
             for p, d, m, v in _blocks(parameter, gradient, *averages):
                 if decay and self.decoupled:
                     p *= 1 - lr * decay

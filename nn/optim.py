@@ -12,6 +12,7 @@ from microgradnd import Tensor
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
 from microgradnd.inplace import next_change, record_of
+from microgradnd.kernels import SMALL, compiled
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -221,10 +222,13 @@ class SGD(Optimizer):
         momentum, weight_decay = group["momentum"], group["weight_decay"]
         lr: Any = None
         for p, d, state in work:
+            v = state.get("momentum_buffer") if momentum else None
+            if p.size > SMALL and (v is not None or not momentum) and (fast := compiled(p, d, v)):
+                fast.sgd(p, d, v, weight_decay, momentum, group["lr"])
+                continue
             if weight_decay:
                 d = d + float(weight_decay) * p
             if momentum:
-                v = state.get("momentum_buffer")
                 if v is None:
                     v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(d)  # an array for a number too
                 else:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import SMALL, compiled
+
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
 
 
@@ -72,6 +74,7 @@ def attention(
     largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
     total = xp.ones((*shape[:-1], 1), dtype)
     all_chunks = list(chunks(shape, is_causal)) if 0 not in shape else []
+    fast = compiled(query, key, value) if math.prod(shape) > SMALL else None
 
     def scores(chunk: Chunk) -> tuple[Any, Any, Any]:
         """Scaled queries, keys and masked scores."""
@@ -85,7 +88,7 @@ def attention(
             mask = mask if mask.shape[-2] == 1 else mask[..., chunk.rows, :]
             mask = mask if mask.shape[-1] == 1 else mask[..., : chunk.keys]
             s += xp.where(mask, s.dtype.type(0), -math.inf) if mask.dtype.kind == "b" else mask
-        if is_causal:
+        if is_causal and fast is None:
             r = chunk.rows.start  # key j is hidden from query i where j > i: only among the last keys
             visible = xp.tri(s.shape[-2], max(0, chunk.keys - r), dtype=bool)
             s[..., r:] += xp.where(visible, s.dtype.type(0), -math.inf)  # faster than where(visible, s, -inf)
@@ -95,12 +98,15 @@ def attention(
     for chunk in all_chunks:
         q, k, s = scores(chunk)
         at = (chunk.batch, ..., chunk.rows, slice(None))
-        m = xp.max(s, axis=-1, keepdims=True)
-        largest[at] = xp.where(xp.isfinite(m), m, xp.zeros_like(m))  # -inf for a query that sees nothing
-        s -= largest[at]
-        e = xp.exp(s, out=s)
-        m = xp.sum(e.reshape(-1, chunk.keys), axis=1).reshape(m.shape)
-        total[at] = xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
+        if fast is not None:
+            e, largest[at], total[at] = fast.attention_weights(s, chunk.rows.start if is_causal else -1)
+        else:
+            m = xp.max(s, axis=-1, keepdims=True)
+            largest[at] = xp.where(xp.isfinite(m), m, xp.zeros_like(m))  # -inf for a query that sees nothing
+            s -= largest[at]
+            e = xp.exp(s, out=s)
+            m = xp.sum(e.reshape(-1, chunk.keys), axis=1).reshape(m.shape)
+            total[at] = xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
         kept = (q, k, e) if len(all_chunks) == 1 else None
         if dropout_p:
             e = e * dropout_factor(xp, chunk, e.shape, e.dtype, dropout_p, seed)
@@ -109,7 +115,10 @@ def attention(
     def again(chunk: Chunk) -> tuple[Any, Any, Any]:
         """Scaled queries, keys and exp(score - largest), as in forward."""
         q, k, s = scores(chunk)
-        s -= largest[chunk.batch, ..., chunk.rows, :]
+        m = largest[chunk.batch, ..., chunk.rows, :]
+        if fast is not None:
+            return q, k, fast.attention_weights_again(s, chunk.rows.start if is_causal else -1, m)
+        s -= m
         return q, k, xp.exp(s, out=s)
 
     def pullback(g: Any) -> tuple[Any, ...]:
@@ -127,8 +136,11 @@ def attention(
                 dv[seen] += xp.matmul(xp.swapaxes(e * factor, -1, -2), g[at])
             else:
                 dv[seen] += xp.matmul(xp.swapaxes(e, -1, -2), g[at])
-            de -= along[at]
-            ds = xp.multiply(de, e, out=de)
+            if fast is not None:
+                ds = fast.score_gradient(de, e, along[at])
+            else:
+                de -= along[at]
+                ds = xp.multiply(de, e, out=de)
             dq[at] = xp.matmul(ds, k) * scale
             dk[seen] += xp.matmul(xp.swapaxes(ds, -1, -2), q)
         return dq, dk, dv

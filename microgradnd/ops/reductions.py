@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..autograd import no_grad
+from ..fused import fused
+from ..kernels import array_kernels
 from ..primitive import primitive
+from ..tensor import Tensor
+from .elementwise import exp, log
 
 if TYPE_CHECKING:
     from ..tensor import Axis, Operand
@@ -104,15 +109,22 @@ def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) ->
     return out if keepdims else xp.squeeze(out, axis=axis if axis is not None else tuple(range(x.ndim)))
 
 
-@primitive(x=lambda g, xp, out, axis: out * (g - xp.sum(g * out, axis=axis, keepdims=True)))
-def softmax(xp: Any, x: Operand, axis: Axis = -1) -> Any:
+@fused(array_kernels.softmax, "x")
+def softmax(x: Operand, axis: Axis = -1) -> Tensor:
     """exp(x) / sum(exp(x)) over ``axis``, shifted by the maximum so that exp cannot overflow."""
-    e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
-    return e / xp.sum(e, axis=axis, keepdims=True)
+    e: Any = exp(_shifted(x, axis))
+    return e / sum(e, axis=axis, keepdims=True)
 
 
-@primitive(x=lambda g, xp, out, axis: g - xp.exp(out) * xp.sum(g, axis=axis, keepdims=True))
-def log_softmax(xp: Any, x: Operand, axis: Axis = -1) -> Any:
+@fused(array_kernels.log_softmax, "x")
+def log_softmax(x: Operand, axis: Axis = -1) -> Tensor:
     """x - logsumexp(x) over ``axis``, shifted by the maximum so that exp cannot overflow."""
-    shifted = x - xp.max(x, axis=axis, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+    shifted = _shifted(x, axis)
+    return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))
+
+
+def _shifted(x: Any, axis: Axis) -> Any:
+    """x less its maximum, a constant: the gradient does not depend on it."""
+    with no_grad():
+        largest = max(x, axis=axis, keepdims=True)
+    return x - largest

@@ -1,0 +1,159 @@
+"""Fused operations by compiled kernels: what array_kernels computes, for float32 arrays on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import numba_kernels as kernels
+
+PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
+
+
+def _rows(x: Any) -> Any:
+    """x as a matrix in contiguous memory: (..., n) -> (prod(...), n)."""
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+def _flat(x: Any) -> Any:
+    """x in contiguous memory, without its axes."""
+    return np.ascontiguousarray(x).reshape(-1)
+
+
+def _elementwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]:
+    def operation(x: Any) -> tuple[Any, Any]:
+        x_flat = _flat(x)
+        out = np.empty_like(x_flat)
+        kernel(x.size, x_flat, out)
+
+        def pullback(g: Any) -> tuple[Any, ...]:
+            gx = np.empty_like(x_flat)
+            gradient(x.size, _flat(g), x_flat, gx)
+            return (gx.reshape(x.shape),)
+
+        return out.reshape(x.shape), pullback
+
+    return operation
+
+
+_gelu = {
+    "none": _elementwise(kernels.gelu, kernels.gelu_gradient),
+    "tanh": _elementwise(kernels.gelu_tanh, kernels.gelu_tanh_gradient),
+}
+silu = _elementwise(kernels.silu, kernels.silu_gradient)
+
+
+def gelu(x: Any, approximate: str) -> tuple[Any, Any]:
+    return _gelu[approximate](x)
+
+
+def _rowwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """Operations of rows whose gradient needs the result alone."""
+
+    def operation(x: Any) -> tuple[Any, Any]:
+        x_rows = _rows(x)
+        out = np.empty_like(x_rows)
+        kernel(x.size, x_rows, out)
+
+        def pullback(g: Any) -> tuple[Any, ...]:
+            gx = np.empty_like(out)
+            gradient(x.size, _rows(g), out, gx)
+            return (gx.reshape(x.shape),)
+
+        return out.reshape(x.shape), pullback
+
+    return operation
+
+
+softmax = _rowwise(kernels.softmax, kernels.softmax_gradient)
+log_softmax = _rowwise(kernels.log_softmax, kernels.log_softmax_gradient)
+
+
+def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
+    x_rows = _rows(x)
+    count, n = x_rows.shape
+    weight = np.ones(n, np.float32) if weight is None else np.ascontiguousarray(weight)
+    bias = np.zeros(n, np.float32) if bias is None else np.ascontiguousarray(bias)
+    out, mean, scale = np.empty_like(x_rows), np.empty(count, np.float32), np.empty(count, np.float32)
+    kernels.layer_norm(x.size, x_rows, weight, bias, np.float32(eps), out, mean, scale)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        gx, parts = np.empty_like(x_rows), np.zeros((2, min(PARTS, count), n), np.float32)
+        kernels.layer_norm_gradient(x.size, _rows(g), x_rows, weight, mean, scale, gx, *parts)
+        return gx.reshape(x.shape), parts[0].sum(axis=0), parts[1].sum(axis=0)
+
+    return out.reshape(x.shape), pullback
+
+
+def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+    x_rows = _rows(x)
+    count, n = x_rows.shape
+    weight = np.ones(n, np.float32) if weight is None else np.ascontiguousarray(weight)
+    out, scale = np.empty_like(x_rows), np.empty(count, np.float32)
+    kernels.rms_norm(x.size, x_rows, weight, np.float32(eps), out, scale)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        gx, parts = np.empty_like(x_rows), np.zeros((min(PARTS, count), n), np.float32)
+        kernels.rms_norm_gradient(x.size, _rows(g), x_rows, weight, scale, gx, parts)
+        return gx.reshape(x.shape), parts.sum(axis=0)
+
+    return out.reshape(x.shape), pullback
+
+
+def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
+    """For class indices, which have been checked."""
+    x = _rows(logits)
+    count, labels = len(x), np.ascontiguousarray(labels, np.intp).reshape(-1)
+    loss, largest, total = (np.empty(count, np.float32) for _ in range(3))
+    kernels.cross_entropy(x.size, x, labels, loss, largest, total)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        gx = np.empty_like(x)
+        kernels.cross_entropy_gradient(x.size, np.float32(g) / np.float32(count), x, labels, largest, total, gx)
+        return (gx.reshape(logits.shape),)
+
+    return loss.sum() / np.float32(count), pullback
+
+
+def attention_weights(scores: Any, first: int) -> tuple[Any, Any, Any]:
+    """exp(score - largest) in place of the scores (..., queries, keys), the largest ones, and the sums."""
+    rows = scores.reshape(-1, scores.shape[-1])
+    largest, total = (np.empty((*scores.shape[:-1], 1), np.float32) for _ in range(2))
+    kernels.attention_weights(scores.size, rows, scores.shape[-2], first, largest.reshape(-1), total.reshape(-1))
+    return scores, largest, total
+
+
+def attention_weights_again(scores: Any, first: int, largest: Any) -> Any:
+    """The same from the largest scores."""
+    rows = scores.reshape(-1, scores.shape[-1])
+    kernels.attention_weights_again(scores.size, rows, scores.shape[-2], first, _flat(largest))
+    return scores
+
+
+def score_gradient(de: Any, e: Any, along: Any) -> Any:
+    """(de - along) e in place of de, with one number of ``along`` for each row."""
+    n = e.shape[-1]
+    kernels.score_gradient(e.size, de.reshape(-1, n), e.reshape(-1, n), _flat(along))
+    return de
+
+
+def add_rows(out: Any, index: Any, x: Any) -> None:
+    """Add each row of x to the row of ``out`` that ``index`` names."""
+    kernels.add_rows(x.size, index, _rows(x), out)
+
+
+def adam(p: Any, g: Any, m: Any, v: Any, *settings: float) -> None:
+    """A step in place: see the kernel."""
+    p, m, v = (x.reshape(-1) for x in (p, m, v))
+    kernels.adam(p.size, p, _flat(g), m, v, *map(np.float32, settings))
+
+
+def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> None:
+    """A step in place, with momentum unless v is None."""
+    if v is None:
+        kernels.sgd(p.size, p.reshape(-1), _flat(g), np.float32(decay), np.float32(lr))
+    else:
+        settings = (np.float32(x) for x in (decay, momentum, lr))
+        kernels.sgd_momentum(p.size, p.reshape(-1), _flat(g), v.reshape(-1), *settings)

@@ -1,0 +1,284 @@
+"""Kernels in Numba, for float32 arrays in contiguous memory: one pass where NumPy needs one per operation.
+
+Functions of arrays: inputs first, results last, made by the caller. Rows are (rows, n), everything else is flat.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from .numba_compiler import Kernel
+from .numba_math import HALF, ONE, ZERO, exp, f4, largest, mills, sigmoid
+
+DENSITY = f4(1 / np.sqrt(2 * np.pi))
+CUBIC = f4(0.044715)
+COLUMNS = 64  # that one thread adds up at a time
+SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
+
+
+@Kernel
+def gelu(x, out):
+    for i in prange(x.size):
+        z = x[i]
+        tail = mills(abs(z)) * exp(-HALF * z * z)
+        out[i] = z * (tail if z < ZERO else ONE - tail)
+
+
+@Kernel
+def gelu_gradient(g, x, out):
+    for i in prange(x.size):
+        z = x[i]
+        e = exp(-HALF * z * z)
+        tail = mills(abs(z)) * e
+        out[i] = g[i] * ((tail if z < ZERO else ONE - tail) + z * DENSITY * e)
+
+
+@Kernel
+def gelu_tanh(x, out):
+    for i in prange(x.size):
+        z = x[i]
+        out[i] = z * sigmoid(SLOPE * (z + CUBIC * z * z * z))
+
+
+@Kernel
+def gelu_tanh_gradient(g, x, out):
+    for i in prange(x.size):
+        z = x[i]
+        phi = sigmoid(SLOPE * (z + CUBIC * z * z * z))
+        out[i] = g[i] * (phi + z * phi * (ONE - phi) * SLOPE * (ONE + f4(3) * CUBIC * z * z))
+
+
+@Kernel
+def silu(x, out):
+    for i in prange(x.size):
+        out[i] = x[i] * sigmoid(x[i])
+
+
+@Kernel
+def silu_gradient(g, x, out):
+    for i in prange(x.size):
+        s = sigmoid(x[i])
+        out[i] = g[i] * (s + x[i] * s * (ONE - s))
+
+
+@Kernel
+def softmax(x, out):
+    n = x.shape[1]
+    for r in prange(x.shape[0]):
+        m = largest(x, r, n)
+        total = ZERO
+        for i in range(n):
+            e = exp(x[r, i] - m)
+            out[r, i] = e
+            total += e
+        share = ONE / total
+        for i in range(n):
+            out[r, i] *= share
+
+
+@Kernel
+def softmax_gradient(g, p, out):
+    n = p.shape[1]
+    for r in prange(p.shape[0]):
+        along = ZERO
+        for i in range(n):
+            along += g[r, i] * p[r, i]
+        for i in range(n):
+            out[r, i] = p[r, i] * (g[r, i] - along)
+
+
+@Kernel
+def log_softmax(x, out):
+    n = x.shape[1]
+    for r in prange(x.shape[0]):
+        m = largest(x, r, n)
+        total = ZERO
+        for i in range(n):
+            total += exp(x[r, i] - m)
+        log_total = np.log(total)
+        for i in range(n):
+            out[r, i] = x[r, i] - m - log_total
+
+
+@Kernel
+def log_softmax_gradient(g, log_p, out):
+    n = log_p.shape[1]
+    for r in prange(log_p.shape[0]):
+        total = ZERO
+        for i in range(n):
+            total += g[r, i]
+        for i in range(n):
+            out[r, i] = g[r, i] - exp(log_p[r, i]) * total
+
+
+@Kernel
+def layer_norm(x, weight, bias, eps, out, mean, scale):
+    n = x.shape[1]
+    for r in prange(x.shape[0]):
+        total = ZERO
+        for i in range(n):
+            total += x[r, i]
+        m = total / f4(n)
+        total = ZERO
+        for i in range(n):
+            total += x[r, i] - m
+        m += total / f4(n)  # what rounding left: 1 / sqrt(eps) times of it would be seen
+        total = ZERO
+        for i in range(n):
+            total += (x[r, i] - m) * (x[r, i] - m)
+        s = ONE / np.sqrt(total / f4(n) + eps)
+        for i in range(n):
+            out[r, i] = (x[r, i] - m) * s * weight[i] + bias[i]
+        mean[r] = m
+        scale[r] = s
+
+
+@Kernel
+def layer_norm_gradient(g, x, weight, mean, scale, out, weight_parts, bias_parts):
+    """The sums over all rows are left in parts, as many as their first axis is long, each of neighbouring rows."""
+    rows, n = x.shape
+    parts = len(weight_parts)
+    for part in prange(parts):
+        for r in range(part * rows // parts, (part + 1) * rows // parts):
+            m, s = mean[r], scale[r]
+            total = along = ZERO
+            for i in range(n):
+                d = g[r, i] * weight[i]
+                total += d
+                along += d * (x[r, i] - m) * s
+            total /= f4(n)
+            along /= f4(n)
+            for i in range(n):
+                normal = (x[r, i] - m) * s
+                weight_parts[part, i] += g[r, i] * normal
+                bias_parts[part, i] += g[r, i]
+                out[r, i] = s * (g[r, i] * weight[i] - total - normal * along)
+
+
+@Kernel
+def rms_norm(x, weight, eps, out, scale):
+    n = x.shape[1]
+    for r in prange(x.shape[0]):
+        total = ZERO
+        for i in range(n):
+            total += x[r, i] * x[r, i]
+        s = ONE / np.sqrt(total / f4(n) + eps)
+        for i in range(n):
+            out[r, i] = x[r, i] * s * weight[i]
+        scale[r] = s
+
+
+@Kernel
+def rms_norm_gradient(g, x, weight, scale, out, weight_parts):
+    rows, n = x.shape
+    parts = len(weight_parts)
+    for part in prange(parts):
+        for r in range(part * rows // parts, (part + 1) * rows // parts):
+            s = scale[r]
+            along = ZERO
+            for i in range(n):
+                along += g[r, i] * weight[i] * x[r, i] * s
+            along /= f4(n)
+            for i in range(n):
+                normal = x[r, i] * s
+                weight_parts[part, i] += g[r, i] * normal
+                out[r, i] = s * (g[r, i] * weight[i] - normal * along)
+
+
+@Kernel
+def cross_entropy(x, labels, loss, shift, total):
+    n = x.shape[1]
+    for r in prange(x.shape[0]):
+        m = largest(x, r, n)
+        t = ZERO
+        for i in range(n):
+            t += exp(x[r, i] - m)
+        loss[r] = np.log(t) - (x[r, labels[r]] - m)
+        shift[r] = m
+        total[r] = t
+
+
+@Kernel
+def cross_entropy_gradient(g, x, labels, shift, total, out):
+    n = x.shape[1]
+    for r in prange(x.shape[0]):
+        share = g / total[r]
+        for i in range(n):
+            out[r, i] = exp(x[r, i] - shift[r]) * share
+        out[r, labels[r]] -= g
+
+
+@Kernel
+def attention_weights(scores, queries, first, shift, total):
+    """exp(score - the largest of its row) in place of the scores, 0 for keys that a query may not see.
+
+    Row r is query r % queries and sees ``first`` + r % queries + 1 keys, all where ``first`` is negative.
+    """
+    keys = scores.shape[1]
+    for r in prange(scores.shape[0]):
+        seen = keys if first < 0 else min(keys, first + r % queries + 1)
+        m = largest(scores, r, seen)
+        m = m if np.isfinite(m) else ZERO
+        t = ZERO
+        for i in range(seen):
+            e = exp(scores[r, i] - m)
+            scores[r, i] = e
+            t += e
+        for i in range(seen, keys):
+            scores[r, i] = ZERO
+        shift[r] = m
+        total[r] = ONE if t == ZERO else t
+
+
+@Kernel
+def attention_weights_again(scores, queries, first, shift):
+    keys = scores.shape[1]
+    for r in prange(scores.shape[0]):
+        seen = keys if first < 0 else min(keys, first + r % queries + 1)
+        m = shift[r]
+        for i in range(seen):
+            scores[r, i] = exp(scores[r, i] - m)
+        for i in range(seen, keys):
+            scores[r, i] = ZERO
+
+
+@Kernel
+def score_gradient(de, e, along):
+    for r in prange(e.shape[0]):
+        for i in range(e.shape[1]):
+            de[r, i] = (de[r, i] - along[r]) * e[r, i]
+
+
+@Kernel
+def add_rows(index, x, out):
+    """Columns are shared among the threads, so that the rows of one are added in their order."""
+    n = x.shape[1]
+    for part in prange((n + COLUMNS - 1) // COLUMNS):
+        for r in range(index.size):
+            for i in range(part * COLUMNS, min(n, (part + 1) * COLUMNS)):
+                out[index[r], i] += x[r, i]
+
+
+@Kernel
+def adam(p, g, m, v, decay, shrink, beta1, beta2, rate, eps):
+    """See nn.Adam: ``decay`` is added to the gradient, ``shrink`` multiplies the parameter."""
+    for i in prange(p.size):
+        x = p[i] * shrink
+        d = g[i] + decay * x
+        m[i] = beta1 * m[i] + (ONE - beta1) * d
+        v[i] = beta2 * v[i] + (ONE - beta2) * d * d
+        p[i] = x - rate * m[i] / (np.sqrt(v[i]) + eps)
+
+
+@Kernel
+def sgd(p, g, decay, lr):
+    for i in prange(p.size):
+        p[i] -= lr * (g[i] + decay * p[i])
+
+
+@Kernel
+def sgd_momentum(p, g, v, decay, momentum, lr):
+    for i in prange(p.size):
+        v[i] = momentum * v[i] + g[i] + decay * p[i]
+        p[i] -= lr * v[i]

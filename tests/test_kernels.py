@@ -1,0 +1,350 @@
+"""Compiled kernels against NumPy in float64: values and gradients, at sizes around the thresholds, in any layout."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from microgradnd import kernels as choice
+from microgradnd.kernels import SMALL
+
+numba = pytest.importorskip("numba", reason="Numba is not installed")
+from microgradnd.kernels import numba_compiler, numba_fused  # noqa: E402  (they import Numba)
+
+ROOT = Path(__file__).parents[1]
+ROWWISE = ["softmax", "log_softmax", "layer_norm", "rms_norm"]
+ELEMENTWISE = ["gelu", "gelu_tanh", "silu"]
+operations: dict[str, Callable[..., mg.Tensor]] = {
+    **{name: getattr(mg, name) for name in ["gelu", "silu", *ROWWISE]},
+    "gelu_tanh": lambda x: mg.gelu(x, "tanh"),
+}
+
+
+@pytest.fixture(params=["one thread", "all threads"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Kernels on one thread, then on all whatever the size."""
+    monkeypatch.setattr(numba_compiler, "PARALLEL", 0 if request.param == "all threads" else 1 << 40)
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def numba_kernels() -> Iterator[None]:
+    with mg.kernels("numba"):
+        yield
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 2.0) -> Any:
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def both(f: Callable[..., mg.Tensor], *arrays: Any) -> tuple[list[Any], list[Any]]:
+    """Result and gradients by kernels in float32, and by NumPy in float64."""
+    found = []
+    for kernels, dtype in (("numba", np.float32), ("numpy", np.float64)):
+        with mg.kernels(kernels):
+            xs = [mg.tensor(x if x.dtype == dtype else x.astype(dtype), requires_grad=True) for x in arrays]
+            out = f(*xs)
+            weights = np.random.default_rng(1).uniform(0.5, 1.5, out.shape).astype(dtype)
+            (out * weights).sum().backward()
+            assert out.dtype == dtype
+            found.append([out.data, *(x.grad.data for x in xs)])  # type: ignore[union-attr]
+    return found[0], found[1]
+
+
+def close(ours: list[Any], reference: list[Any], tolerance: float = 2e-6) -> None:
+    """Within ``tolerance`` of the largest element."""
+    for a, b in zip(ours, reference, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+SHAPES = [(1, SMALL + 1), (SMALL + 1, 1), (97, 131), (3, 5, 7, 103), (SMALL // 2 + 1, 2), (11, 1024)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", operations)
+def test_values_and_gradients(name: str, shape: tuple[int, ...], threads: str) -> None:
+    ours, reference = both(operations[name], normal(*shape))
+    if shape[-1] == 1 and name in ("layer_norm", "log_softmax"):  # exactly 0, and no gradient
+        assert np.abs([*ours, *reference]).max() < 1e-6
+    else:  # of rows of two that are nearly equal, 1 / deviation is large and takes what rounding left with it
+        close(ours, reference, 2e-4 if shape[-1] == 2 and name == "layer_norm" else 2e-6)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_relative_errors_far_from_zero(name: str) -> None:
+    """The relative error of e^(-u) is that of its argument, which grows with u."""
+    x = np.linspace(-13, 13, 4 * SMALL + 3).astype(np.float32)
+    z = x.astype(float)
+    u = 2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3) if name == "gelu_tanh" else z
+    phi = np.vectorize(math.erfc)(-z / math.sqrt(2)) / 2 if name == "gelu" else 1 / (1 + np.exp(-u))
+    exponent = z**2 / 2 if name == "gelu" else (3 if name == "gelu_tanh" else 1) * np.abs(u)
+    error = np.abs(operations[name](x).data - z * phi)
+    assert (error <= 2**-23 * (2 + exponent * (x < 0)) * np.abs(z * phi) + 1e-37).all()
+
+
+@pytest.mark.parametrize("name", operations)
+def test_layout_in_memory_does_not_matter(name: str) -> None:
+    x = normal(130, 128)
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    expected = operations[name](x).data
+    for same in (np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], x[::-1, ::-1].copy()[::-1, ::-1], read_only):
+        np.testing.assert_array_equal(operations[name](same).data, expected)
+
+
+@pytest.mark.parametrize("name", operations)
+def test_nan_and_infinity_stay_in_their_place(name: str, threads: str) -> None:
+    x = normal(100, 128)
+    x[3, 5], x[7, 127], x[50, 0], x[60] = np.nan, np.inf, -np.inf, np.nan
+    with np.errstate(all="ignore"):
+        ours, reference = (operations[name](y).data for y in (x, x.astype(np.float64)))
+        np.testing.assert_array_equal(np.isnan(ours), np.isnan(reference))
+        finite = np.isfinite(reference)
+        np.testing.assert_array_equal(np.isfinite(ours), finite)
+        np.testing.assert_allclose(ours[finite], reference[finite], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(ours[np.isinf(reference)], reference[np.isinf(reference)])
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_norms_with_parameters(name: str, threads: str) -> None:
+    arguments = [normal(5, 41, 70), *(normal(70, seed=i) for i in (1, 2))][: 3 if name == "layer_norm" else 2]
+    close(*both(getattr(mg, name), *arguments), 1e-5)
+
+
+def test_layer_norm_of_equal_numbers_is_nearly_zero() -> None:
+    for value in (100.1, 10000.1):
+        assert np.abs(mg.layer_norm(np.full((20, 768), value, np.float32)).data).max() < 1e-6 * value
+
+
+@pytest.mark.parametrize("shape", [(SMALL // 2, 3), (300, 40), (4, 30, 101)], ids=str)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_cross_entropy(shape: tuple[int, ...], dtype: Any, threads: str) -> None:
+    labels = np.random.default_rng(3).integers(0, shape[-1], shape[:-1]).astype(dtype)
+    close(*both(lambda x: mg.cross_entropy(x, labels), normal(*shape)))
+    labels[(0,) * labels.ndim] = shape[-1]
+    with pytest.raises(IndexError, match="class indices must lie in 0 to"):
+        mg.cross_entropy(normal(*shape), labels)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "padding", "added", "causal and padding"])
+@pytest.mark.parametrize("chunk", [1 << 18, 3000])
+def test_attention(mask: str, chunk: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from microgradnd.kernels import attention
+
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    q, k, v = (normal(2, 3, 45, 8, seed=i) for i in range(3))
+    attn_mask = None
+    if "padding" in mask:
+        attn_mask = np.random.default_rng(0).random((2, 1, 45, 45)) < 0.7
+        attn_mask[1, 0, 5] = False  # a query that sees nothing
+    elif mask == "added":
+        attn_mask = normal(3, 45, 45)
+    options = {"is_causal": "causal" in mask}
+    close(*both(lambda *x: mg.scaled_dot_product_attention(*x, attn_mask, **options), q, k, v), 2e-5)
+
+
+def test_attention_with_dropout_drops_the_same_with_either_kernels() -> None:
+    x = normal(2, 60, 60, seed=4)
+    close(*both(lambda q: mg.scaled_dot_product_attention(q, q, q, dropout_p=0.3, rng=5), x), 5e-5)
+
+
+def test_gradient_of_repeated_rows(threads: str) -> None:
+    tokens = np.random.default_rng(0).integers(-7, 7, 300)
+    close(*both(lambda w: w[tokens] * normal(300, 70, seed=2).astype(w.dtype), normal(7, 70)), 1e-5)
+
+
+OPTIMIZERS: list[Any] = [
+    lambda p: nn.SGD(p, 0.1),
+    lambda p: nn.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
+    lambda p: nn.SGD(p, 0.1, weight_decay=0.1),
+    lambda p: nn.Adam(p, 0.01, weight_decay=0.1),
+    lambda p: nn.AdamW(p, 0.01, weight_decay=0.1),
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimisers_step_like_numpy(optimizer: Any, threads: str) -> None:
+    weights = []
+    for kernels, dtype in (("numba", np.float32), ("numpy", np.float64)):
+        with mg.kernels(kernels):
+            w = mg.tensor(normal(130, 70).astype(dtype), requires_grad=True)
+            steps = optimizer([w])
+            for i in range(5):
+                w.grad = mg.tensor(np.asfortranarray(normal(130, 70, seed=i).astype(dtype)))
+                steps.step()
+            weights.append(w.data)
+    np.testing.assert_allclose(weights[0], weights[1], rtol=0, atol=3e-6)
+
+
+def test_a_model_learns_the_same_with_either_kernels() -> None:
+    losses = []
+    tokens = np.random.default_rng(0).integers(0, 50, (8, 65))
+    for kernels in ("numpy", "numba"):
+        with mg.kernels(kernels):
+            model = nn.Transformer(50, 64, 4, 2, 64, rng=0)
+            optimizer = nn.AdamW(nn.decay_groups(model, 0.1), lr=1e-3)
+            losses.append([])
+            for _ in range(10):
+                loss = nn.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses[-1].append(loss.item())
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert losses[1][-1] < losses[1][0] - 0.1
+
+
+def test_second_order_goes_through_the_definitions() -> None:
+    x = normal(90, 100)
+    for name, f in operations.items():
+        results = []
+        for kernels in ("numpy", "numba"):
+            with mg.kernels(kernels):
+                t = mg.tensor(x, requires_grad=True)
+                (mg.grad(lambda t, f=f: (f(t) ** 3).sum())(t) * x).sum().backward()
+                results.append(t.grad.data)  # type: ignore[union-attr]
+        np.testing.assert_allclose(results[1], results[0], rtol=0, atol=2e-4 * np.abs(results[0]).max(), err_msg=name)
+
+
+def test_small_arrays_and_float64_stay_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a compiled kernel was called")
+
+    monkeypatch.setattr(numba_compiler.Kernel, "__call__", refuse)
+    for x in (normal(SMALL // 16, 16), normal(100, 100).astype(np.float64), normal(100, 100).astype(np.float16)):
+        for f in operations.values():
+            t = mg.tensor(x, requires_grad=True)
+            f(t).sum().backward()
+    with pytest.raises(AssertionError, match="was called"):
+        mg.gelu(normal(100, 100))
+
+
+def test_the_choice() -> None:
+    assert choice.current == "numba"
+    with mg.kernels("numpy"):
+        assert choice.current == "numpy"
+        with mg.kernels("auto"):
+            assert choice.current == "auto"
+        assert choice.current == "numpy"
+    assert choice.current == "numba"
+    with pytest.raises(ValueError, match="expected any of numpy, numba, auto, got 'cuda'"):
+        mg.kernels("cuda")
+    assert choice.current == "numba"
+
+
+def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice, "_compiled", None)
+    with pytest.raises(ImportError, match=r"pip install 'numba"):
+        mg.kernels("numba")
+    with mg.kernels("auto"):
+        x = normal(100, 100)
+        found = mg.gelu(x).data
+    with mg.kernels("numpy"):
+        np.testing.assert_array_equal(found, mg.gelu(x).data)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_compiler, "PARALLEL", 0)
+    x, results = normal(200, 130), []
+    for count in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(count)
+        w = mg.tensor(np.ones(130, np.float32), requires_grad=True)
+        t = mg.tensor(x, requires_grad=True)
+        (mg.layer_norm(mg.gelu(t), w) * x).sum().backward()
+        results.append([t.grad.data, w.grad.data])  # type: ignore[union-attr]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def python(code: str, **environment: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_numba_is_not_imported_before_it_is_needed() -> None:
+    python(
+        "import sys, numpy as np, microgradnd as mg, nn\n"
+        "model = nn.MLP([64, 128, 10], rng=0)\n"
+        "optimizer = nn.Adam(model.parameters())\n"
+        "nn.cross_entropy(model(np.ones((32, 64), np.float32)), np.zeros(32, int)).backward()\n"
+        "optimizer.step()\n"
+        "assert 'numba' not in sys.modules\n"
+        "mg.gelu(np.ones(20000, np.float32))\n"
+        "assert 'numba' in sys.modules\n"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_threads_and_forks() -> None:
+    """Numba's own threads end the process when two threads call them at a time: calls take turns."""
+    python(
+        "import os, threading, numpy as np, microgradnd as mg\n"
+        "from microgradnd.kernels import numba_compiler\n"
+        "numba_compiler.PARALLEL = 0\n"
+        "x = np.linspace(-3, 3, 200_000).astype(np.float32)\n"
+        "expected, failed = mg.gelu(x).data, []\n"
+        "def work():\n"
+        "    for _ in range(200):\n"
+        "        if not (mg.gelu(x).data == expected).all(): failed.append(1)\n"
+        "threads = [threading.Thread(target=work) for _ in range(4)]\n"
+        "for t in threads: t.start()\n"
+        "for t in threads: t.join()\n"
+        "assert not failed\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if (mg.gelu(x).data == expected).all() else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+
+
+def test_without_a_place_for_the_cache() -> None:
+    scope: dict[str, Any] = {"prange": range}
+    exec(compile("def double(x):\n    for i in range(x.size):\n        x[i] += x[i]\n", "<no file>", "exec"), scope)
+    x = np.ones(5, np.float32)
+    numba_compiler.Kernel(scope["double"])(5, x)
+    np.testing.assert_array_equal(x, 2)
+
+
+def test_every_compiled_function_is_used() -> None:
+    """Kernels that nothing calls would not be tested here."""
+    from microgradnd.kernels import numba_kernels
+
+    text = Path(numba_fused.__file__).read_text()
+    names = [name for name, x in vars(numba_kernels).items() if isinstance(x, numba_compiler.Kernel)]
+    assert len(names) > 20
+    assert [name for name in names if f"kernels.{name}" not in text] == []
+
+
+def test_calls_from_several_threads_in_this_process() -> None:
+    x = normal(300, 128)
+    expected, found = mg.layer_norm(x).data, []
+    workers = [threading.Thread(target=lambda: found.append(mg.layer_norm(x).data)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4
+    for result in found:
+        np.testing.assert_array_equal(result, expected)
