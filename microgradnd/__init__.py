@@ -1,6 +1,7 @@
 """microgradnd: define-by-run automatic differentiation of N-dimensional arrays, on NumPy or CuPy."""
 
 from .autograd import no_grad
+from .config import show_config
 from .functional import grad, value_and_grad
 from .gradcheck import check_grads
 from .kernels import kernels
@@ -20,6 +21,7 @@ __all__ = [
     "kernels",
     "no_grad",
     "primitive",
+    "show_config",
     "tensor",
     "value_and_grad",
     *_operations,

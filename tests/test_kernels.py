@@ -348,3 +348,47 @@ def test_calls_from_several_threads_in_this_process() -> None:
     assert len(found) == 4
     for result in found:
         np.testing.assert_array_equal(result, expected)
+
+
+def test_what_is_in_use_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    mg.gelu(normal(100, 100))
+    mg.show_config()
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == ["microgradnd", "Python", "NumPy", "BLAS", "kernels", "CuPy"]
+    assert lines["NumPy"] == np.__version__
+    assert lines["kernels"] == f"'numba': Numba {numba.__version__}, {numba.get_num_threads()} threads"
+    with mg.kernels("numpy"):
+        mg.show_config()
+    assert "'numpy': NumPy\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [
+        ((2, 3, 45, 8), (2, 3, 45, 8)),
+        ((130, 7), (130, 7)),
+        ((2, 66, 6), (2, 71, 6)),
+        ((2, 2, 3, 50, 4), (2, 2, 1, 37, 4)),
+    ],
+    ids=str,
+)
+def test_attention_without_scores_in_memory(
+    queries: tuple[int, ...], keys: tuple[int, ...], causal: bool, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from microgradnd.kernels import attention
+
+    called, fused = [], numba_fused.attention
+    monkeypatch.setattr(attention, "CHUNK", 100)
+    monkeypatch.setattr(numba_fused, "attention", lambda *x: called.append(1) or fused(*x))
+    q, k, v = normal(*queries), normal(*keys, seed=1), normal(*keys[:-1], 5, seed=2)
+    close(*both(lambda *x: mg.scaled_dot_product_attention(*x, is_causal=causal), q, k, v), 1e-5)
+    assert called
+    half = [mg.tensor(x.astype(np.float16), requires_grad=True) for x in (q, k, v)]
+    out = mg.scaled_dot_product_attention(*half, is_causal=causal)
+    out.sum().backward()
+    assert out.dtype == half[0].grad.dtype == np.float16  # type: ignore[union-attr]
+    strided = [mg.tensor(np.repeat(x, 2, axis=-1)[..., ::2]) for x in (q, k, v)]
+    contiguous = [mg.tensor(x) for x in (q, k, v)]
+    a, b = (mg.scaled_dot_product_attention(*x, is_causal=causal).data for x in (strided, contiguous))
+    np.testing.assert_array_equal(a, b)

@@ -73,8 +73,12 @@ def attention(
     out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
     largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
     total = xp.ones((*shape[:-1], 1), dtype)
-    all_chunks = list(chunks(shape, is_causal)) if 0 not in shape else []
     fast = compiled(query, key, value) if math.prod(shape) > SMALL else None
+    if fast is not None and attn_mask is None and not dropout_p and math.prod(shape) > CHUNK:
+        found = fast.attention(query, key, value, is_causal, scale)
+        if found is not None:
+            return found[0].astype(result_dtype, copy=False), found[1]
+    all_chunks = list(chunks(shape, is_causal)) if 0 not in shape else []
 
     def scores(chunk: Chunk) -> tuple[Any, Any, Any]:
         """Scaled queries, keys and masked scores."""

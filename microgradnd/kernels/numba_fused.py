@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 
 PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
@@ -157,3 +158,36 @@ def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> Non
     else:
         settings = (np.float32(x) for x in (decay, momentum, lr))
         kernels.sgd_momentum(p.size, p.reshape(-1), _flat(g), v.reshape(-1), *settings)
+
+
+def _heads(x: Any) -> Any:
+    """x as (A, B, G, T, width) without copying: batches, heads, heads that share keys and values."""
+    return x[None, :, None] if x.ndim == 3 else x[:, :, None] if x.ndim == 4 else x
+
+
+def _like_heads(shape: tuple[int, ...]) -> Any:
+    """An array (A, B, G, T, width) in whose memory the heads of one position lie side by side, as they are joined."""
+    a, b, g, t, width = shape
+    return np.empty((a, t, b, g, width), np.float32).transpose(0, 2, 3, 1, 4)
+
+
+def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -> tuple[Any, Any] | None:
+    """Without a mask and dropout; None for leading axes that broadcast otherwise than groups of heads."""
+    leading = query.shape[:-2]
+    shared = (*leading[:2], 1) if len(leading) == 3 else leading
+    if len(leading) > 3 or key.shape[:-2] != shared or value.shape[:-2] != shared:
+        return None
+    q, k, v = _heads(query), _heads(key), _heads(value)
+    out = _like_heads((*q.shape[:-1], v.shape[-1]))
+    largest, total = (np.empty(q.shape[:-1], np.float32) for _ in range(2))
+    work = q.size * k.shape[-2]  # products, for scores alone
+    settings = np.float32(scale), is_causal
+    attention_kernels.attention(work, q, k, v, *settings, out, largest, total)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        dq, dk, dv = (_like_heads(x.shape) for x in (q, k, v))
+        g = _heads(g.astype(np.float32, copy=False))
+        attention_kernels.attention_gradient(work, g, q, k, v, *settings, out, largest, total, dq, dk, dv)
+        return dq.reshape(query.shape), dk.reshape(key.shape), dv.reshape(value.shape)
+
+    return out.reshape(query.shape[:-1] + value.shape[-1:]), pullback

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import resource
 import shutil
 from collections.abc import Callable, Mapping
@@ -94,7 +95,7 @@ def pytorch(workload: str, compiled: bool) -> Steps:
     model: Any
     if workload == "mlp":
         sizes = [784, 512, 256, 10]
-        layers = [torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
         model = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
         optimizer: Any = torch.optim.Adam(model.parameters(), fused=True)
         x, y = torch.from_numpy(normal(128, 784)), torch.arange(128) % 10
