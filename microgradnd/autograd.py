@@ -67,6 +67,21 @@ class Leaf:
         self.dtype = dtype
 
 
+class Part:
+    """A gradient that is zero but for the part ``index`` of its tensor, where it is ``g``: that of a basic index.
+
+    Several parts of one tensor are added into one array, instead of an array of zeros for each.
+    """
+
+    __slots__ = ("g", "index", "whole")
+    shape = None
+
+    def __init__(self, g: Any, index: Any, whole: Callable[[], Any]) -> None:
+        self.g = g
+        self.index = index
+        self.whole = whole  # makes the gradient with its zeros
+
+
 class _GradMode(threading.local):
     enabled = True
 
@@ -165,13 +180,21 @@ def backpropagate(
             except Exception as error:
                 error.add_note(f"(in the gradient of {op.name} with respect to {op.arguments[index]})")
                 raise
-            if shape != parent.shape:
-                gx = _sum_to(gx, parent.shape, op, index)
-            if gx.dtype is not parent.dtype and gx.dtype != parent.dtype:
-                gx = _cast(gx, parent.dtype, op, index)
             # Results are kept until the end, the gradients of other nodes until their turn.
             is_result = parent.__class__ is Leaf if targets is None else parent in targets
             sums = found if is_result else grads
+            if shape != parent.shape:
+                if gx.__class__ is Part:
+                    if parent in allocated:
+                        sums[parent][gx.index] += gx.g
+                        continue
+                    gx = gx.whole()
+                    if parent not in sums:
+                        allocated.add(parent)
+                else:
+                    gx = _sum_to(gx, parent.shape, op, index)
+            if gx.dtype is not parent.dtype and gx.dtype != parent.dtype:
+                gx = _cast(gx, parent.dtype, op, index)
             if parent in sums:
                 if parent in allocated:
                     sums[parent] += gx

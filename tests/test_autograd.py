@@ -13,6 +13,7 @@ import pytest
 import microgradnd as mg
 import nn
 from microgradnd import autograd
+from microgradnd.backends import NAMESPACES
 
 
 def leaf(value: Any = 2.0) -> mg.Tensor:
@@ -425,3 +426,36 @@ def test_after_an_unrelated_change_each_node_looks_at_its_own_arrays_once(monkey
     other.data -= 1.0
     y.sum().backward()
     assert len(looked_at) == 100
+
+
+@pytest.mark.parametrize("kind", ["leaf", "interior"])
+def test_parts_of_one_tensor_are_added_into_one_array(kind: str, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for namespace in NAMESPACES.values():
+        original = namespace.scatter_add
+        monkeypatch.setattr(namespace, "scatter_add", lambda *x, f=original: made.append(1) or f(*x))
+    x = mg.tensor(device.array(np.arange(12.0).reshape(3, 4)), requires_grad=True)
+    y = x if kind == "leaf" else x * 1.0
+    weights = device.array(np.arange(1.0, 5.0))
+    total = (y[0] * weights).sum() + (y[1:, ::2] * 2.0).sum() + y[-1, -1] * y[0, 0]
+    total.backward()
+    expected = np.zeros((3, 4))
+    expected[0] += np.arange(1.0, 5.0)
+    expected[1:, ::2] += 2
+    expected[-1, -1] += 0
+    expected[0, 0] += 11
+    np.testing.assert_array_equal(device.host(x.grad.data), expected)
+    assert len(made) == 1
+
+
+def test_a_part_does_not_change_what_others_hold() -> None:
+    x = leaf(np.ones((2, 3)))
+    g = np.full((2, 3), 5.0)
+    y = x.reshape((2, 3))
+    (y + x[0]).backward(g)
+    np.testing.assert_array_equal(g, 5.0)
+    np.testing.assert_array_equal(x.grad.data, [[15.0, 15, 15], [5, 5, 5]])
+    half = leaf(np.ones(4, np.float32))
+    (half[:2].astype(np.float64).sum() + half[1:].sum()).backward()
+    assert half.grad.dtype == np.float32
+    np.testing.assert_array_equal(half.grad.data, [1, 2, 1, 1])

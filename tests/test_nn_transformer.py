@@ -477,7 +477,7 @@ def test_each_further_token_costs_the_same_number_of_rows(monkeypatch):
         rows.clear()
         model.generate([1, 2, 3, 4], n, temperature=0)
         calls = len(rows) // n
-        assert calls == LAYERS * 6 + 1  # queries, keys, values, their output, two of the feed-forward; the head
+        assert calls == LAYERS * 4 + 1  # queries, keys and values; their output; two of the feed-forward; the head
         assert rows == [4] * calls + [1] * calls * (n - 1)
 
 

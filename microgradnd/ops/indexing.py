@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..autograd import Part
 from ..backends import NAMESPACES
+from ..backends.numpy_backend import is_basic
 from ..primitive import primitive
 from ..tensor import Tensor
 
@@ -15,7 +18,13 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@primitive(x=lambda g, xp, index, x_shape: xp.scatter_add(g, index, x_shape))
+def _spread_out(g, xp, index, x_shape):
+    if g.__class__ is Tensor or not is_basic(index):
+        return xp.scatter_add(g, index, x_shape)
+    return Part(g, index, functools.partial(xp.scatter_add, g, index, x_shape))
+
+
+@primitive(x=_spread_out)
 def _getitem(xp: Any, x: Operand, index: Any) -> Any:
     return x[index]
 
