@@ -10,7 +10,7 @@ import numpy as np
 
 import microgradnd as mg
 
-from .activations import ReLU
+from .activations import GELU, ReLU
 from .linear import Linear
 from .module import Module
 
@@ -35,7 +35,7 @@ class Sequential(Module):
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:
-        applied = None  # a layer before its turn
+        applied: Any = None  # a layer before its turn
         layers: list[Any] = self.layers
         for layer, following in pairwise([*layers, None]):
             if layer is applied:  # together with the layer before
@@ -44,6 +44,9 @@ class Sequential(Module):
                 x = layer(x)
             elif following.__class__ is ReLU and "forward" not in following.__dict__:
                 x = mg.linear_relu(x, layer.weight, layer.bias)  # one operation instead of two
+                applied = following
+            elif following.__class__ is GELU and "forward" not in following.__dict__:
+                x = mg.linear_gelu(x, layer.weight, layer.bias, following.approximate)
                 applied = following
             else:
                 x = mg.linear(x, layer.weight, layer.bias)  # two calls less than layer(x)

@@ -13,6 +13,7 @@ import microgradnd as mg
 
 from .activations import GELU
 from .attention import KVCache, MultiHeadAttention
+from .containers import Sequential
 from .dropout import Dropout
 from .embedding import Embedding, LearnedPositions, RotaryPositions, SinusoidalPositions
 from .init import lecun_normal, normal
@@ -68,8 +69,10 @@ class FeedForward(Module):
         self.linear2 = Linear(d_ff, d_model, **options)
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
-        inner = self.linear1(x)
-        inner = self.activation(inner) if self.gate is None else self.activation(self.gate(x)) * inner
+        if self.gate is None:
+            inner = Sequential(self.linear1, self.activation)(x)  # in one operation, where there is one for the two
+        else:
+            inner = self.activation(self.gate(x)) * self.linear1(x)
         out: mg.Tensor = self.linear2(self.dropout(inner))
         return out
 

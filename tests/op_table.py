@@ -205,6 +205,19 @@ def _quotients() -> tuple[Sample, ...]:
 AWAY_FROM_WHOLE_QUOTIENTS = tuple(Sample(tuple(map(np.asarray, sample.args))) for sample in _quotients())
 _INDEX = np.array([[2, 0], [2, -1]])
 
+
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    return x * (1 + (_erf(x / np.sqrt(2)) if approximate == "none" else _tanh_form(x))) / 2
+
+
+LINEAR_SAMPLES = (
+    shapes((5, 3), (3, 4), (4,)),
+    shapes((2, 5, 3), (3, 4), (4,)),
+    shapes((3,), (3, 4), (4,)),
+    shapes((5, 3), (3, 4)),
+    shapes((0, 3), (3, 4), (4,)),
+)
+
 OPS = (
     # arithmetic
     binary("add"),
@@ -299,7 +312,7 @@ OPS = (
     ),
     Op(
         "gelu",
-        lambda x, approximate="none": x * (1 + (_erf(x / np.sqrt(2)) if approximate == "none" else _tanh_form(x))) / 2,
+        _gelu,
         (*ELEMENTWISE, shapes((3, 4), approximate="tanh"), shapes((), approximate="tanh")),
         torch=lambda torch, x, approximate="none": torch.nn.functional.gelu(x, approximate=approximate),
     ),
@@ -554,28 +567,25 @@ OPS = (
     Op(
         "linear",
         lambda x, weight, bias=None: x @ weight + (0 if bias is None else bias),
-        (
-            shapes((5, 3), (3, 4), (4,)),
-            shapes((2, 5, 3), (3, 4), (4,)),
-            shapes((3,), (3, 4), (4,)),
-            shapes((5, 3), (3, 4)),
-            shapes((0, 3), (3, 4), (4,)),
-        ),
+        LINEAR_SAMPLES,
         differentiable=(0, 1, 2),
         torch=lambda torch, x, weight, bias=None: torch.nn.functional.linear(x, weight.T, bias),
     ),
     Op(
         "linear_relu",
         lambda x, weight, bias=None: np.maximum(x @ weight + (0 if bias is None else bias), 0),
-        (
-            shapes((5, 3), (3, 4), (4,)),
-            shapes((2, 5, 3), (3, 4), (4,)),
-            shapes((3,), (3, 4), (4,)),
-            shapes((5, 3), (3, 4)),
-            shapes((0, 3), (3, 4), (4,)),
-        ),
+        LINEAR_SAMPLES,
         differentiable=(0, 1, 2),
         torch=lambda torch, x, weight, bias=None: torch.relu(torch.nn.functional.linear(x, weight.T, bias)),
+    ),
+    Op(
+        "linear_gelu",
+        lambda x, weight, bias=None, approximate="none": _gelu(x @ weight + (0 if bias is None else bias), approximate),
+        (*LINEAR_SAMPLES, shapes((5, 3), (3, 4), (4,), approximate="tanh")),
+        differentiable=(0, 1, 2),
+        torch=lambda torch, x, weight, bias=None, approximate="none": torch.nn.functional.gelu(
+            torch.nn.functional.linear(x, weight.T, bias), approximate=approximate
+        ),
     ),
     Op(
         "einsum",

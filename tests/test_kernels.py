@@ -392,3 +392,11 @@ def test_attention_without_scores_in_memory(
     contiguous = [mg.tensor(x) for x in (q, k, v)]
     a, b = (mg.scaled_dot_product_attention(*x, is_causal=causal).data for x in (strided, contiguous))
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_gelu(bias: bool, threads: str) -> None:
+    arrays = [normal(3, 50, 60), normal(60, 90, seed=1, scale=0.3), *([normal(90, seed=2)] if bias else [])]
+    close(*both(mg.linear_gelu, *arrays), 5e-6)
+    with pytest.raises(ValueError, match="linear_gelu: weight must have two axes"):
+        mg.linear_gelu(arrays[0], arrays[1], normal(1))

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -149,13 +151,16 @@ def test_sequential_refuses_what_is_no_layer(layer):
         nn.Sequential(nn.ReLU(), layer)
 
 
-def test_sequential_computes_linear_and_relu_in_one_operation():
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, functools.partial(nn.GELU, "tanh")])
+def test_sequential_computes_linear_and_activation_in_one_operation(activation):
     rng = np.random.default_rng(0)
-    layers = nn.Linear(3, 4, rng=rng, dtype=np.float64), nn.ReLU(), nn.Linear(4, 2, bias=False, rng=rng), nn.ReLU()
+    layers = [nn.Linear(3, 4, rng=rng, dtype=np.float64), activation(), nn.Linear(4, 2, bias=False, rng=rng)]
+    layers.append(activation())
     x = mg.tensor(rng.standard_normal((5, 3)), requires_grad=True)
     fused = nn.Sequential(*layers)(x)
-    assert fused._node.op.name == "linear_relu"
-    assert fused._node.edges[0][0].op.name == "linear_relu"
+    name = "linear_relu" if activation is nn.ReLU else "linear_gelu"
+    assert fused._node.op.name == name
+    assert fused._node.edges[0][0].op.name == name
     one_by_one = x
     for layer in layers:
         one_by_one = layer(one_by_one)

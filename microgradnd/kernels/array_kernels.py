@@ -22,12 +22,12 @@ def rows(x: Any) -> Any:
     return x if x.ndim == 2 else x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-def affine(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
-    """x weight + bias for a matrix x, with the bias added in place."""
+def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> Any:
+    """x weight + bias for a matrix x, with the bias added in place; or without it, if somebody else adds it."""
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[1:]):
         raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
     out = x.dot(weight)
-    if bias is None:
+    if bias is None or not add_bias:
         return out
     return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
 
@@ -45,6 +45,27 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
             lambda: x_rows.T.dot(g),
             lambda: xp.sum(g, axis=0),
         )
+
+    return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
+
+
+def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
+    """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
+    x_rows = rows(x)
+    fast = compiled(x, weight, bias) if approximate == "none" and x.size > SMALL else None
+    inner = affine(xp, x_rows, weight, bias, add_bias=fast is None)
+    if fast is not None:
+        out, gelu_gradient = fast.bias_gelu(inner, bias)
+    else:
+        out, gelu_pullback = gelu(xp, inner, approximate)
+
+        def gelu_gradient(g: Any) -> tuple[Any, Any]:
+            (g,) = gelu_pullback(g)
+            return g, lambda: xp.sum(g, axis=0)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        g, bias_gradient = gelu_gradient(rows(g))
+        return lambda: g.dot(weight.T).reshape(x.shape), lambda: x_rows.T.dot(g), bias_gradient
 
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 

@@ -50,6 +50,21 @@ def gelu(x: Any, approximate: str) -> tuple[Any, Any]:
     return _gelu[approximate](x)
 
 
+def bias_gelu(inner: Any, bias: Any) -> tuple[Any, Any]:
+    """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias."""
+    count, n = inner.shape
+    bias = np.zeros(n, np.float32) if bias is None else np.ascontiguousarray(bias)
+    out = np.empty_like(inner)
+    kernels.bias_gelu(inner.size, inner, bias, out)
+
+    def gradient(g: Any) -> tuple[Any, Any]:
+        gx, parts = np.empty_like(inner), np.zeros((min(PARTS, count), n), np.float32)
+        kernels.bias_gelu_gradient(inner.size, _rows(g), inner, gx, parts)
+        return gx, lambda: parts.sum(axis=0)
+
+    return out, gradient
+
+
 def _rowwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]:
     """Operations of rows whose gradient needs the result alone."""
 

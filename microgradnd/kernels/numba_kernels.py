@@ -35,6 +35,33 @@ def gelu_gradient(g, x, out):
 
 
 @Kernel
+def bias_gelu(x, bias, out):
+    """The bias is added in place."""
+    for r in prange(x.shape[0]):
+        for i in range(x.shape[1]):
+            z = x[r, i] + bias[i]
+            x[r, i] = z
+            tail = mills(abs(z)) * exp(-HALF * z * z)
+            out[r, i] = z * (tail if z < ZERO else ONE - tail)
+
+
+@Kernel
+def bias_gelu_gradient(g, x, out, bias_parts):
+    """See layer_norm_gradient for the parts."""
+    rows, n = x.shape
+    parts = len(bias_parts)
+    for part in prange(parts):
+        for r in range(part * rows // parts, (part + 1) * rows // parts):
+            for i in range(n):
+                z = x[r, i]
+                e = exp(-HALF * z * z)
+                tail = mills(abs(z)) * e
+                d = g[r, i] * ((tail if z < ZERO else ONE - tail) + z * DENSITY * e)
+                out[r, i] = d
+                bias_parts[part, i] += d
+
+
+@Kernel
 def gelu_tanh(x, out):
     for i in prange(x.size):
         z = x[i]

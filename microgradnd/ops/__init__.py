@@ -30,7 +30,7 @@ from .attention import rotate_halves, scaled_dot_product_attention
 from .dropout import dropout
 from .elementwise import cos, erf, exp, log, sin, sqrt, tanh
 from .indexing import getitem, scatter_add
-from .linalg import einsum, linear, linear_relu, matmul
+from .linalg import einsum, linear, linear_gelu, linear_relu, matmul
 from .losses import cross_entropy
 from .nondifferentiable import (
     bitwise_and,
@@ -98,6 +98,7 @@ __all__ = [
     "less",
     "less_equal",
     "linear",
+    "linear_gelu",
     "linear_relu",
     "log",
     "log_softmax",

@@ -12,7 +12,7 @@ from ..kernels import array_kernels
 from ..kernels.array_kernels import affine, rows
 from ..primitive import primitive
 from ..tensor import Tensor
-from .activations import relu
+from .activations import gelu, relu
 
 if TYPE_CHECKING:
     from ..tensor import Operand
@@ -81,6 +81,12 @@ def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) ->
 def linear_relu(x: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:
     """max(x weight + bias, 0): :func:`linear` and the rectifier in one."""
     return relu(linear(x, weight, bias))
+
+
+@fused(array_kernels.linear_gelu, "x", "weight", "bias")
+def linear_gelu(x: Operand, weight: Operand, bias: Operand | None = None, approximate: str = "none") -> Tensor:
+    """gelu(x weight + bias): :func:`linear` and :func:`gelu`, with its ``approximate``, in one."""
+    return gelu(linear(x, weight, bias), approximate)
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
