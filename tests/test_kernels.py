@@ -258,6 +258,21 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(found, mg.gelu(x).data)
 
 
+def test_a_broken_numba_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ImportError("Numba needs NumPy 1.0")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    monkeypatch.setattr(choice, "_compiled", None)
+    with mg.kernels("auto"), pytest.warns(RuntimeWarning, match="NumPy is used: Numba needs NumPy 1.0"):
+        mg.gelu(normal(100, 100))
+    mg.kernels("auto")
+    mg.gelu(normal(100, 100))  # says it once
+    monkeypatch.setattr(choice, "_compiled", None)
+    with mg.kernels("numba"), pytest.raises(ImportError, match="Numba needs"):
+        mg.gelu(normal(100, 100))
+
+
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_compiler, "PARALLEL", 0)
     x, results = normal(200, 130), []

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from typing import Any
 
 import numpy as np
 
 CHOICES = ("numpy", "numba", "auto")
-SMALL = 1 << 13  # elements up to which NumPy is as fast: measured in tests/benchmarks/kernels.py
+# Up to so many elements NumPy computes. Compiled kernels win from a thousand on (tests/benchmarks/kernels.py), but a
+# program that has only small arrays shall not wait for Numba, which takes half a second to load.
+SMALL = 1 << 13
 
 
 class kernels:
@@ -62,5 +65,18 @@ def compiled(*arrays: Any) -> Any:
         if x is not None and not (x.__class__ is np.ndarray and x.dtype.char == "f" and x.dtype.isnative):
             return None
     if kernels._compiled is None:
-        kernels._compiled = importlib.import_module(".numba_fused", __name__) if installed() else False
+        kernels._compiled = _loaded()
     return kernels._compiled or None
+
+
+def _loaded() -> Any:
+    """The compiled functions; False without Numba."""
+    if not installed():
+        return False
+    try:
+        return importlib.import_module(".numba_fused", __name__)
+    except ImportError as error:
+        if kernels.current == "numba":
+            raise
+        warnings.warn(f"Numba is installed but can't be imported, NumPy is used: {error}", RuntimeWarning, stacklevel=2)
+        return False

@@ -51,7 +51,8 @@ def _fresh_lock() -> None:
     _launching = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_fresh_lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock)
 
 
 def _compiled(function: Any, variant: str, parallel: bool) -> Callable[..., None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, char_lm, depth, generation, import_time, memory, overhead, speed, tiny_mlp
+from . import attention, char_lm, depth, generation, import_time, kernels, memory, overhead, speed, tiny_mlp
 from .environment import print_environment
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "generation": generation,
     "char_lm": char_lm,
     "speed": speed,
+    "kernels": kernels,
 }
 
 
