@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, char_lm, depth, generation, import_time, kernels, memory, overhead, speed, tiny_mlp
+from . import (
+    attention,
+    char_lm,
+    depth,
+    generation,
+    import_time,
+    kernels,
+    memory,
+    overhead,
+    scaling,
+    speed,
+    startup,
+    tiny_mlp,
+)
 from .environment import print_environment
 
 BENCHMARKS = {
@@ -18,6 +31,8 @@ BENCHMARKS = {
     "char_lm": char_lm,
     "speed": speed,
     "kernels": kernels,
+    "startup": startup,
+    "scaling": scaling,
 }
 
 
