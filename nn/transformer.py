@@ -11,7 +11,7 @@ import numpy as np
 
 import microgradnd as mg
 
-from .activations import GELU
+from .activations import GELU, SiLU
 from .attention import KVCache, MultiHeadAttention
 from .containers import Sequential
 from .dropout import Dropout
@@ -71,6 +71,8 @@ class FeedForward(Module):
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         if self.gate is None:
             inner = Sequential(self.linear1, self.activation)(x)  # in one operation, where there is one for the two
+        elif self.activation.__class__ is SiLU and "forward" not in self.activation.__dict__:
+            inner = mg.swiglu(self.gate(x), self.linear1(x))
         else:
             inner = self.activation(self.gate(x)) * self.linear1(x)
         out: mg.Tensor = self.linear2(self.dropout(inner))

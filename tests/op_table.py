@@ -311,6 +311,19 @@ OPS = (
         torch=lambda torch, x, negative_slope=0.01: torch.nn.functional.leaky_relu(x, negative_slope),
     ),
     Op(
+        "swiglu",
+        lambda gate, x: gate / (1 + np.exp(-gate)) * x,
+        (
+            shapes((3, 4), (3, 4)),
+            shapes((2, 3, 4), (4,)),
+            shapes((), ()),
+            shapes((0, 3), (0, 3)),
+            shapes((3, 1), (1, 4)),
+        ),
+        differentiable=(0, 1),
+        torch=lambda torch, gate, x: torch.nn.functional.silu(gate) * x,
+    ),
+    Op(
         "gelu",
         _gelu,
         (*ELEMENTWISE, shapes((3, 4), approximate="tanh"), shapes((), approximate="tanh")),

@@ -415,3 +415,7 @@ def test_linear_gelu(bias: bool, threads: str) -> None:
     close(*both(mg.linear_gelu, *arrays), 5e-6)
     with pytest.raises(ValueError, match="linear_gelu: weight must have two axes"):
         mg.linear_gelu(arrays[0], arrays[1], normal(1))
+
+
+def test_swiglu(threads: str) -> None:
+    close(*both(mg.swiglu, normal(7, 11, 120), normal(7, 11, 120, seed=1)))

@@ -79,6 +79,14 @@ def silu(xp: Any, x: Any) -> tuple[Any, Any]:
     return _narrow(out, x), lambda g: (g * (s + out * (1 - s)),)
 
 
+def swiglu(xp: Any, gate: Any, x: Any) -> tuple[Any, Any]:
+    """silu(gate) x."""
+    if gate.shape == x.shape and x.size > SMALL and (fast := compiled(gate, x)):
+        return fast.swiglu(gate, x)
+    inner, silu_pullback = silu(xp, gate)
+    return inner * x, lambda g: (lambda: silu_pullback(g * x)[0], lambda: g * inner)
+
+
 def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     """x Phi(x), with Phi + x Phi' for its derivative; keeps Phi."""
     if approximate not in ("none", "tanh"):

@@ -50,6 +50,19 @@ def gelu(x: Any, approximate: str) -> tuple[Any, Any]:
     return _gelu[approximate](x)
 
 
+def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
+    gate_flat, x_flat = _flat(gate), _flat(x)
+    out = np.empty_like(x_flat)
+    kernels.swiglu(x.size, gate_flat, x_flat, out)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        gradients = np.empty_like(gate_flat), np.empty_like(x_flat)
+        kernels.swiglu_gradient(x.size, _flat(g), gate_flat, x_flat, *gradients)
+        return tuple(gx.reshape(x.shape) for gx in gradients)
+
+    return out.reshape(x.shape), pullback
+
+
 def bias_gelu(inner: Any, bias: Any) -> tuple[Any, Any]:
     """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias."""
     count, n = inner.shape

@@ -90,6 +90,20 @@ def silu_gradient(g, x, out):
 
 
 @Kernel
+def swiglu(gate, x, out):
+    for i in prange(x.size):
+        out[i] = gate[i] * sigmoid(gate[i]) * x[i]
+
+
+@Kernel
+def swiglu_gradient(g, gate, x, gate_out, x_out):
+    for i in prange(x.size):
+        s = sigmoid(gate[i])
+        x_out[i] = g[i] * gate[i] * s
+        gate_out[i] = g[i] * x[i] * (s + gate[i] * s * (ONE - s))
+
+
+@Kernel
 def softmax(x, out):
     n = x.shape[1]
     for r in prange(x.shape[0]):

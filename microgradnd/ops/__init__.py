@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..tensor import Tensor
-from .activations import gelu, leaky_relu, relu, sigmoid, silu
+from .activations import gelu, leaky_relu, relu, sigmoid, silu, swiglu
 from .arithmetic import (
     absolute,
     add,
@@ -133,6 +133,7 @@ __all__ = [
     "subtract",
     "sum",
     "swapaxes",
+    "swiglu",
     "tanh",
     "transpose",
     "var",

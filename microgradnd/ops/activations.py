@@ -39,6 +39,12 @@ def silu(x: Operand) -> Tensor:
     return sigmoid(x) * x
 
 
+@fused(array_kernels.swiglu, "gate", "x")
+def swiglu(gate: Operand, x: Operand) -> Tensor:
+    """silu(gate) x, elementwise: the inner part of a gated feed-forward sublayer (Shazeer, 2020)."""
+    return silu(gate) * x
+
+
 @fused(array_kernels.gelu, "x")
 def gelu(x: Operand, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit x Phi(x), elementwise; Phi is the normal distribution function.
