@@ -185,7 +185,7 @@ def backpropagate(
             sums = found if is_result else grads
             if shape != parent.shape:
                 if gx.__class__ is Part:
-                    if parent in allocated:
+                    if parent in allocated and parent.shape:  # sums of 0-d arrays are numbers
                         sums[parent][gx.index] += gx.g
                         continue
                     gx = gx.whole()

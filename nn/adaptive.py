@@ -72,7 +72,9 @@ class Adam(Optimizer):
             rate = lr / (1 - beta1**t) * root
             if parameter.size > SMALL and (fast := compiled(parameter, gradient, *averages)):
                 added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
-                fast.adam(parameter, gradient, *averages, added, shrink, beta1, beta2, rate, eps * root)
+                fast.adam(
+                    parameter, gradient, *averages, added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
+                )
                 continue
             for p, d, m, v in _blocks(parameter, gradient, *averages):
                 if decay and self.decoupled:

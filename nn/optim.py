@@ -230,7 +230,9 @@ class SGD(Optimizer):
                 d = d + float(weight_decay) * p
             if momentum:
                 if v is None:
-                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(d)  # an array for a number too
+                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(
+                        d, order="C"
+                    )  # an array for a number too
                 else:
                     v *= momentum
                     v += d

@@ -430,11 +430,10 @@ def test_after_an_unrelated_change_each_node_looks_at_its_own_arrays_once(monkey
 
 @pytest.mark.parametrize("kind", ["leaf", "interior"])
 def test_parts_of_one_tensor_are_added_into_one_array(kind: str, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    x, made = mg.tensor(device.array(np.arange(12.0).reshape(3, 4)), requires_grad=True), []
     for namespace in NAMESPACES.values():
         original = namespace.scatter_add
         monkeypatch.setattr(namespace, "scatter_add", lambda *x, f=original: made.append(1) or f(*x))
-    x = mg.tensor(device.array(np.arange(12.0).reshape(3, 4)), requires_grad=True)
     y = x if kind == "leaf" else x * 1.0
     weights = device.array(np.arange(1.0, 5.0))
     total = (y[0] * weights).sum() + (y[1:, ::2] * 2.0).sum() + y[-1, -1] * y[0, 0]
@@ -459,3 +458,13 @@ def test_a_part_does_not_change_what_others_hold() -> None:
     (half[:2].astype(np.float64).sum() + half[1:].sum()).backward()
     assert half.grad.dtype == np.float32
     np.testing.assert_array_equal(half.grad.data, [1, 2, 1, 1])
+
+
+@pytest.mark.parametrize("index", [(), ..., None])
+@pytest.mark.parametrize("kind", ["leaf", "interior"])
+def test_parts_of_a_scalar(index: Any, kind: str) -> None:
+    x = leaf(3.0)
+    y = x if kind == "leaf" else x * 1.0
+    z = y[index]
+    (y * 2.0 + y * 3.0 + z.sum() + y[index].sum()).backward()
+    assert x.grad.item() == 7.0

@@ -258,9 +258,10 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(found, mg.gelu(x).data)
 
 
-def test_a_broken_numba_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ImportError, SystemError])
+def test_a_broken_numba_is_done_without(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
-        raise ImportError("Numba needs NumPy 1.0")
+        raise kind("Numba needs NumPy 1.0")
 
     monkeypatch.setattr(importlib, "import_module", broken)
     monkeypatch.setattr(choice, "_compiled", None)
@@ -269,7 +270,7 @@ def test_a_broken_numba_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None
     mg.kernels("auto")
     mg.gelu(normal(100, 100))  # says it once
     monkeypatch.setattr(choice, "_compiled", None)
-    with mg.kernels("numba"), pytest.raises(ImportError, match="Numba needs"):
+    with mg.kernels("numba"), pytest.raises(kind, match="Numba needs"):
         mg.gelu(normal(100, 100))
 
 
@@ -289,7 +290,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
 def python(code: str, **environment: str) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env=os.environ | environment,
+        env={name: x for name, x in os.environ.items() if name != "NUMBA_THREADING_LAYER"} | environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -419,3 +420,100 @@ def test_linear_gelu(bias: bool, threads: str) -> None:
 
 def test_swiglu(threads: str) -> None:
     close(*both(mg.swiglu, normal(7, 11, 120), normal(7, 11, 120, seed=1)))
+
+
+def test_rows_out_of_bounds_are_refused() -> None:
+    for index in (10, -11, 10**8):
+        with pytest.raises(IndexError, match="out of bounds for an axis of length 10"):
+            mg.scatter_add(normal(200, 64), np.full(200, index), (10, 64))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("arrange", [lambda x: x.swapaxes(0, 1), np.asfortranarray, lambda x: x[:, ::-1]])
+def test_attention_of_other_layouts_in_chunks(arrange: Any, causal: bool, threads: str) -> None:
+    arrays = [arrange(normal(4, 4, 30, 8, seed=i)) for i in range(3)]
+    mask = np.random.default_rng(0).random((30, 30)) < 0.8
+    mask[:, 0] = True
+    for attn_mask in (None, mask):
+        ours, reference = both(
+            lambda *x, m=attn_mask: mg.scaled_dot_product_attention(*x, attn_mask=m, is_causal=causal), *arrays
+        )
+        close(ours, reference, 5e-6)
+
+
+def test_momentum_of_gradients_in_another_order() -> None:
+    results = []
+    for kernels in ("numpy", "numba"):
+        with mg.kernels(kernels):
+            w = mg.tensor(np.ones((100, 100), np.float32), requires_grad=True)
+            optimizer = nn.SGD([w], lr=0.1, momentum=0.9)
+            for _ in range(5):
+                w.grad = mg.tensor(np.asfortranarray(np.ones((100, 100), np.float32)))
+                optimizer.step()
+            results.append(w.data)
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta2", [0.9999, 0.999999, 0.99999999])
+def test_averages_of_nearly_all_steps(beta2: float) -> None:
+    results = []
+    for kernels in ("numpy", "numba"):
+        with mg.kernels(kernels):
+            w = mg.tensor(np.ones(10_000, np.float32), requires_grad=True)
+            optimizer = nn.Adam([w], lr=0.1, betas=(0.9, beta2))
+            for _ in range(3):
+                w.grad = mg.tensor(np.full(10_000, 0.5, np.float32))
+                optimizer.step()
+            results.append(w.data)
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
+
+
+def test_no_decay_of_infinite_parameters() -> None:
+    for make in OPTIMIZERS[:1]:
+        w = mg.tensor(np.full(10_000, np.inf, np.float32), requires_grad=True)
+        w.grad = mg.tensor(np.ones(10_000, np.float32))
+        make([w]).step()
+        assert (w.data == np.inf).all()
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e5])
+def test_layer_norm_far_from_zero(mean: float, threads: str) -> None:
+    x = (normal(100, 256, scale=1) + np.float32(mean)).astype(np.float32)
+    close(*both(mg.layer_norm, x), 3e-6)
+
+
+def test_keys_that_nobody_sees_do_not_matter() -> None:
+    arrays = [normal(2, 3, n, 8, seed=i) for i, n in enumerate((601, 604, 604))]
+    for x in arrays[1:]:
+        x[:, :, 601:] = np.nan
+    tensors = [mg.tensor(x, requires_grad=True) for x in arrays]
+    out = mg.scaled_dot_product_attention(*tensors, is_causal=True)
+    out.sum().backward()
+    for x in (out.data, *(t.grad.data for t in tensors)):  # type: ignore[union-attr]
+        assert np.isfinite(x).all()
+
+
+def test_a_damaged_cache_is_done_without(tmp_path: Path) -> None:
+    code = "import numpy as np, microgradnd as mg; mg.softmax(np.ones((100, 100), np.float32))"
+    python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    indices = list(tmp_path.rglob("*.nbi"))
+    assert indices
+    for index in indices:
+        index.write_bytes(b"")
+    python(code, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_numba_used_by_others_keeps_its_threads() -> None:
+    python(
+        "import numba, sys, microgradnd as mg, numpy as np\n"
+        "mg.gelu(np.ones(20000, np.float32))\n"
+        "from microgradnd.kernels import numba_compiler\n"
+        "assert numba_compiler.PARALLEL == sys.maxsize\n"
+        "assert numba.config.THREADING_LAYER == 'default'\n",
+    )
+    python(
+        "import microgradnd as mg, numpy as np\n"
+        "mg.gelu(np.ones(20000, np.float32))\n"
+        "import numba\n"
+        "assert numba.config.THREADING_LAYER == 'workqueue'\n",
+    )

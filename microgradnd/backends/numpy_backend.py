@@ -27,6 +27,8 @@ def scatter_add(xp: Any, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
 def _add_rows(out: Any, index: Any, x: Any) -> None:
     """Add each part of x to the row of ``out`` that ``index`` names: sorted by row, a tenth of the time of add.at."""
     index = index.astype(np.intp)  # the sum below may not fit into the index's own dtype
+    if index.min() < -len(out) or index.max() >= len(out):
+        raise IndexError(f"index {index.min()} to {index.max()} is out of bounds for an axis of length {len(out)}")
     index = np.where(index < 0, index + len(out), index)
     if x.size > SMALL and out.ndim == 2 and (fast := compiled(out, x)):
         return fast.add_rows(out, index, x)

@@ -74,8 +74,9 @@ def _loaded() -> Any:
     if not installed():
         return False
     try:
+        importlib.import_module(".numba_compiler", __name__)  # first: it sees whether the program has imported Numba
         return importlib.import_module(".numba_fused", __name__)
-    except ImportError as error:
+    except Exception as error:  # ImportError, or whatever a library raises that does not fit to the others
         if kernels.current == "numba":
             raise
         warnings.warn(f"Numba is installed but can't be imported, NumPy is used: {error}", RuntimeWarning, stacklevel=2)

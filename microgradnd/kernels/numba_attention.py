@@ -7,12 +7,17 @@ Arrays are (A, B, G, T, width): the G heads of queries of a group share one head
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import boolean, float32, njit, prange, types, void
 
 from .numba_compiler import SUMS, Kernel
 from .numba_math import ONE, ZERO, exp, f4, largest
 
 ROWS = 4  # queries at a time
+
+# Compiled once for all layouts in memory: that takes seconds.
+read = types.Array(float32, 5, "A", readonly=True)
+write = types.Array(float32, 5, "A")
+row = types.Array(float32, 4, "C")
 
 
 @njit(fastmath=SUMS, error_model="numpy")
@@ -70,7 +75,7 @@ def copied(x, a, b):
     return out
 
 
-@Kernel
+@Kernel.of(void(read, read, read, float32, boolean, write, row, row))
 def attention(q, k, v, scale, causal, out, shift, total):
     """See kernels.attention: the result, and per query the largest score and the sum of exp(score - largest)."""
     (A, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
@@ -81,11 +86,11 @@ def attention(q, k, v, scale, causal, out, shift, total):
         for g in range(G):
             for i in range(0, T, ROWS):
                 load(q_rows, q, a, b, g, i, scale)
-                seen = min(S, i + ROWS) if causal else S
+                seen = min(S, T, i + ROWS) if causal else S
                 p[:, :seen] = ZERO
                 add_products(p, q_rows, keys, D, seen)
                 for r in range(ROWS):
-                    own = min(S, i + r + 1) if causal else S
+                    own = min(seen, i + r + 1) if causal else S
                     m = largest(p, r, own)
                     m = m if np.isfinite(m) else ZERO
                     t = ZERO
@@ -106,7 +111,7 @@ def attention(q, k, v, scale, causal, out, shift, total):
                         out[a, b, g, i + r, d] = o_rows[r, d] * share
 
 
-@Kernel
+@Kernel.of(void(read, read, read, read, float32, boolean, read, row, row, write, write, write))
 def attention_gradient(grad, q, k, v, scale, causal, out, shift, total, dq, dk, dv):
     """The weights of ROWS queries are computed again, and what they add to every gradient."""
     (A, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
@@ -120,7 +125,7 @@ def attention_gradient(grad, q, k, v, scale, causal, out, shift, total, dq, dk, 
             for i in range(0, T, ROWS):
                 load(q_rows, q, a, b, g, i, scale)
                 load(g_rows, grad, a, b, g, i, ONE)
-                seen = min(S, i + ROWS) if causal else S
+                seen = min(S, T, i + ROWS) if causal else S
                 p[:, :seen] = ZERO
                 dp[:, :seen] = ZERO
                 add_products(p, q_rows, keys, D, seen)
@@ -130,7 +135,7 @@ def attention_gradient(grad, q, k, v, scale, causal, out, shift, total, dq, dk, 
                         g_rows[r, d] *= share
                 add_products(dp, g_rows, values, E, seen)
                 for r in range(ROWS):
-                    own = min(S, i + r + 1) if causal else S
+                    own = min(seen, i + r + 1) if causal else S
                     m = along = ZERO
                     if i + r < T:
                         m = shift[a, b, g, i + r]

@@ -5,41 +5,74 @@ A call on all threads costs some microseconds before it computes anything, so sm
 
 from __future__ import annotations
 
+import functools
 import os
+import pickle
+import sys
 import threading
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-import numba
+_imported_by_others = "numba" in sys.modules
+
+import numba  # noqa: E402
+
+PARALLEL = 1 << 20  # elements from which all threads are faster than one: measured in tests/benchmarks/kernels.py
 
 # Numba's own threads sleep while they wait. Those of OpenMP, which it would choose, go on turning for a while, as those
-# of OpenBLAS do: the step of a transformer took 4 times as long with both. NUMBA_THREADING_LAYER still chooses.
+# of OpenBLAS do: the step of a transformer took 4 times as long with both. NUMBA_THREADING_LAYER still chooses, and
+# beside somebody else's use of Numba its setting stays as it is, and kernels stay on one thread.
 if numba.config.THREADING_LAYER == "default":
-    numba.config.THREADING_LAYER = "workqueue"
+    if _imported_by_others:
+        PARALLEL = sys.maxsize
+    else:
+        numba.config.THREADING_LAYER = "workqueue"
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.
 SUMS = {"reassoc", "contract"}
 EXACT = {"contract"}
 
-PARALLEL = 1 << 20  # elements from which all threads are faster than one: measured in tests/benchmarks/kernels.py
-
 
 class Kernel:
-    """A function of arrays, compiled when it is first called with arrays of a kind."""
+    """A function of arrays, compiled when it is first called with arrays of a kind, or for those of a signature."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._serial = _compiled(function, "serial", parallel=False)
-        self._parallel = _compiled(function, "parallel", parallel=True)
+    def __init__(self, function: Callable[..., None], signature: Any = None) -> None:
+        self._function, self._signature = function, signature
+
+    @classmethod
+    def of(cls, signature: Any) -> Callable[[Callable[..., None]], Kernel]:
+        """A decorator for functions of arguments of these types."""
+        return lambda function: cls(function, signature)
 
     def __call__(self, elements: int, *args: Any) -> None:
         """Run it on ``args``, which have so many ``elements`` to go through."""
         if elements < PARALLEL:
-            self._serial(*args)
+            self._run("serial", args)
         else:
             with _launching:  # Numba's own threads take one call at a time
-                self._parallel(*args)
+                self._run("parallel", args)
+
+    def _run(self, variant: str, args: tuple[Any, ...]) -> None:
+        try:
+            self._compiled(variant)(*args)
+        except (EOFError, OSError, pickle.PickleError):  # the cache on disk is damaged, or the disk is full
+            self._compiled(variant, cache=False)(*args)
+
+    @functools.cache  # noqa: B019 (kernels live as long as the process)
+    def _compiled(self, variant: str, cache: bool = True) -> Callable[..., None]:
+        function = self._function
+        # Under a name of its own: Numba's cache on disk tells functions apart by name, not by options.
+        named: Any = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_{variant}")
+        named.__qualname__, named.__module__ = named.__name__, function.__module__
+        signature = () if self._signature is None else (self._signature,)
+        options: dict[str, Any] = {"fastmath": SUMS, "error_model": "numpy", "nogil": True}
+        options["parallel"] = variant == "parallel"
+        try:
+            return numba.njit(*signature, cache=cache, **options)(named)
+        except RuntimeError:  # there is no directory that could be written to
+            return numba.njit(*signature, **options)(named)
 
 
 _launching = threading.Lock()
@@ -53,14 +86,3 @@ def _fresh_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fresh_lock)
-
-
-def _compiled(function: Any, variant: str, parallel: bool) -> Callable[..., None]:
-    # Under a name of its own: Numba's cache on disk tells functions apart by name, not by options.
-    named = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_{variant}")
-    named.__qualname__, named.__module__ = named.__name__, function.__module__
-    options: dict[str, Any] = {"parallel": parallel, "fastmath": SUMS, "error_model": "numpy", "nogil": True}
-    try:
-        return numba.njit(cache=True, **options)(named)
-    except RuntimeError:  # there is no directory that could be written to
-        return numba.njit(**options)(named)

@@ -105,12 +105,12 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     count, n = x_rows.shape
     weight = np.ones(n, np.float32) if weight is None else np.ascontiguousarray(weight)
     bias = np.zeros(n, np.float32) if bias is None else np.ascontiguousarray(bias)
-    out, mean, scale = np.empty_like(x_rows), np.empty(count, np.float32), np.empty(count, np.float32)
-    kernels.layer_norm(x.size, x_rows, weight, bias, np.float32(eps), out, mean, scale)
+    out, statistics = np.empty_like(x_rows), np.empty((3, count), np.float32)
+    kernels.layer_norm(x.size, x_rows, weight, bias, np.float32(eps), out, *statistics)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gx, parts = np.empty_like(x_rows), np.zeros((2, min(PARTS, count), n), np.float32)
-        kernels.layer_norm_gradient(x.size, _rows(g), x_rows, weight, mean, scale, gx, *parts)
+        kernels.layer_norm_gradient(x.size, _rows(g), x_rows, weight, *statistics, gx, *parts)
         return gx.reshape(x.shape), parts[0].sum(axis=0), parts[1].sum(axis=0)
 
     return out.reshape(x.shape), pullback
@@ -147,25 +147,25 @@ def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
 
 
 def attention_weights(scores: Any, first: int) -> tuple[Any, Any, Any]:
-    """exp(score - largest) in place of the scores (..., queries, keys), the largest ones, and the sums."""
-    rows = scores.reshape(-1, scores.shape[-1])
+    """exp(score - largest) of scores (..., queries, keys), in their memory if that is contiguous; largest; sums."""
+    rows = _rows(scores)
     largest, total = (np.empty((*scores.shape[:-1], 1), np.float32) for _ in range(2))
     kernels.attention_weights(scores.size, rows, scores.shape[-2], first, largest.reshape(-1), total.reshape(-1))
-    return scores, largest, total
+    return rows.reshape(scores.shape), largest, total
 
 
 def attention_weights_again(scores: Any, first: int, largest: Any) -> Any:
     """The same from the largest scores."""
-    rows = scores.reshape(-1, scores.shape[-1])
+    rows = _rows(scores)
     kernels.attention_weights_again(scores.size, rows, scores.shape[-2], first, _flat(largest))
-    return scores
+    return rows.reshape(scores.shape)
 
 
 def score_gradient(de: Any, e: Any, along: Any) -> Any:
-    """(de - along) e in place of de, with one number of ``along`` for each row."""
-    n = e.shape[-1]
-    kernels.score_gradient(e.size, de.reshape(-1, n), e.reshape(-1, n), _flat(along))
-    return de
+    """(de - along) e, with one number of ``along`` for each row; in the memory of de if that is contiguous."""
+    rows = _rows(de)
+    kernels.score_gradient(e.size, rows, _rows(e), _flat(along))
+    return rows.reshape(de.shape)
 
 
 def add_rows(out: Any, index: Any, x: Any) -> None:
@@ -173,19 +173,25 @@ def add_rows(out: Any, index: Any, x: Any) -> None:
     kernels.add_rows(x.size, index, _rows(x), out)
 
 
+def _in_place(x: Any) -> Any:
+    """x without its axes, to be changed."""
+    if not x.flags.c_contiguous:
+        raise ValueError("expected an array in contiguous memory, of which a flat view can be made")
+    return x.reshape(-1)
+
+
 def adam(p: Any, g: Any, m: Any, v: Any, *settings: float) -> None:
     """A step in place: see the kernel."""
-    p, m, v = (x.reshape(-1) for x in (p, m, v))
-    kernels.adam(p.size, p, _flat(g), m, v, *map(np.float32, settings))
+    kernels.adam(p.size, _in_place(p), _flat(g), _in_place(m), _in_place(v), *map(np.float32, settings))
 
 
 def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> None:
     """A step in place, with momentum unless v is None."""
     if v is None:
-        kernels.sgd(p.size, p.reshape(-1), _flat(g), np.float32(decay), np.float32(lr))
+        kernels.sgd(p.size, _in_place(p), _flat(g), np.float32(decay), np.float32(lr))
     else:
         settings = (np.float32(x) for x in (decay, momentum, lr))
-        kernels.sgd_momentum(p.size, p.reshape(-1), _flat(g), v.reshape(-1), *settings)
+        kernels.sgd_momentum(p.size, _in_place(p), _flat(g), _in_place(v), *settings)
 
 
 def _heads(x: Any) -> Any:
@@ -209,7 +215,7 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
     out = _like_heads((*q.shape[:-1], v.shape[-1]))
     largest, total = (np.empty(q.shape[:-1], np.float32) for _ in range(2))
     work = q.size * k.shape[-2]  # products, for scores alone
-    settings = np.float32(scale), is_causal
+    settings = np.float32(scale), bool(is_causal)
     attention_kernels.attention(work, q, k, v, *settings, out, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:

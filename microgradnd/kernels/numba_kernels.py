@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 
 from .numba_compiler import Kernel
-from .numba_math import HALF, ONE, ZERO, exp, f4, largest, mills, sigmoid
+from .numba_math import HALF, ONE, ZERO, centred, exp, f4, largest, mills, sigmoid
 
 DENSITY = f4(1 / np.sqrt(2 * np.pi))
 CUBIC = f4(0.044715)
@@ -154,7 +154,8 @@ def log_softmax_gradient(g, log_p, out):
 
 
 @Kernel
-def layer_norm(x, weight, bias, eps, out, mean, scale):
+def layer_norm(x, weight, bias, eps, out, mean, rest, scale):
+    """What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant."""
     n = x.shape[1]
     for r in prange(x.shape[0]):
         total = ZERO
@@ -164,34 +165,34 @@ def layer_norm(x, weight, bias, eps, out, mean, scale):
         total = ZERO
         for i in range(n):
             total += x[r, i] - m
-        m += total / f4(n)  # what rounding left: 1 / sqrt(eps) times of it would be seen
+        d = total / f4(n)
         total = ZERO
         for i in range(n):
-            total += (x[r, i] - m) * (x[r, i] - m)
+            z = centred(x[r, i], m, d)
+            total += z * z
         s = ONE / np.sqrt(total / f4(n) + eps)
         for i in range(n):
-            out[r, i] = (x[r, i] - m) * s * weight[i] + bias[i]
-        mean[r] = m
-        scale[r] = s
+            out[r, i] = centred(x[r, i], m, d) * s * weight[i] + bias[i]
+        mean[r], rest[r], scale[r] = m, d, s
 
 
 @Kernel
-def layer_norm_gradient(g, x, weight, mean, scale, out, weight_parts, bias_parts):
+def layer_norm_gradient(g, x, weight, mean, rest, scale, out, weight_parts, bias_parts):
     """The sums over all rows are left in parts, as many as their first axis is long, each of neighbouring rows."""
     rows, n = x.shape
     parts = len(weight_parts)
     for part in prange(parts):
         for r in range(part * rows // parts, (part + 1) * rows // parts):
-            m, s = mean[r], scale[r]
+            m, left, s = mean[r], rest[r], scale[r]
             total = along = ZERO
             for i in range(n):
                 d = g[r, i] * weight[i]
                 total += d
-                along += d * (x[r, i] - m) * s
+                along += d * centred(x[r, i], m, left) * s
             total /= f4(n)
             along /= f4(n)
             for i in range(n):
-                normal = (x[r, i] - m) * s
+                normal = centred(x[r, i], m, left) * s
                 weight_parts[part, i] += g[r, i] * normal
                 bias_parts[part, i] += g[r, i]
                 out[r, i] = s * (g[r, i] * weight[i] - total - normal * along)
@@ -302,24 +303,24 @@ def add_rows(index, x, out):
 
 
 @Kernel
-def adam(p, g, m, v, decay, shrink, beta1, beta2, rate, eps):
-    """See nn.Adam: ``decay`` is added to the gradient, ``shrink`` multiplies the parameter."""
+def adam(p, g, m, v, decay, shrink, beta1, rest1, beta2, rest2, rate, eps):
+    """See nn.Adam: ``decay`` is added to the gradient, ``shrink`` multiplies the parameter; the rests are 1 - beta."""
     for i in prange(p.size):
         x = p[i] * shrink
-        d = g[i] + decay * x
-        m[i] = beta1 * m[i] + (ONE - beta1) * d
-        v[i] = beta2 * v[i] + (ONE - beta2) * d * d
+        d = g[i] if decay == ZERO else g[i] + decay * x
+        m[i] = beta1 * m[i] + rest1 * d
+        v[i] = beta2 * v[i] + rest2 * d * d
         p[i] = x - rate * m[i] / (np.sqrt(v[i]) + eps)
 
 
 @Kernel
 def sgd(p, g, decay, lr):
     for i in prange(p.size):
-        p[i] -= lr * (g[i] + decay * p[i])
+        p[i] -= lr * (g[i] if decay == ZERO else g[i] + decay * p[i])
 
 
 @Kernel
 def sgd_momentum(p, g, v, decay, momentum, lr):
     for i in prange(p.size):
-        v[i] = momentum * v[i] + g[i] + decay * p[i]
+        v[i] = momentum * v[i] + (g[i] if decay == ZERO else g[i] + decay * p[i])
         p[i] -= lr * v[i]

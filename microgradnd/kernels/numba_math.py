@@ -51,6 +51,12 @@ def exp(x):
 
 
 @inline
+def centred(x, mean, rest):
+    """x less its row's mean and what rounding left of that, in this order."""
+    return (x - mean) - rest
+
+
+@inline
 def sigmoid(x):
     """1 / (1 + e^-x)."""
     return ONE / (ONE + exp(-x))
