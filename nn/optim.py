@@ -222,17 +222,18 @@ class SGD(Optimizer):
         momentum, weight_decay = group["momentum"], group["weight_decay"]
         lr: Any = None
         for p, d, state in work:
-            v = state.get("momentum_buffer") if momentum else None
-            if p.size > SMALL and (v is not None or not momentum) and (fast := compiled(p, d, v)):
-                fast.sgd(p, d, v, weight_decay, momentum, group["lr"])
-                continue
+            if p.size > SMALL:
+                v = state.get("momentum_buffer") if momentum else None
+                if (v is not None or not momentum) and (fast := compiled(p, d, v)):
+                    fast.sgd(p, d, v, weight_decay, momentum, group["lr"])
+                    continue
             if weight_decay:
                 d = d + float(weight_decay) * p
             if momentum:
+                v = state.get("momentum_buffer")
                 if v is None:
-                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(
-                        d, order="C"
-                    )  # an array for a number too
+                    # An array for a number too, and one that can be gone through as if it were flat.
+                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(d, order="C")
                 else:
                     v *= momentum
                     v += d

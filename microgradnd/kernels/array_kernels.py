@@ -220,6 +220,10 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
     if targets.__class__ is int:
         targets = xp.asarray(targets)
+    if logits.dtype.char == "e":  # its sums over thousands of rows are beyond its range
+        loss, wide_pullback = cross_entropy(xp, _wide(logits), targets)
+        loss = _narrow(loss, logits, targets if targets.dtype.kind == "f" else None)
+        return loss, lambda g: wide_pullback(_wide(g))
     classes = logits.shape[-1]
     count = logits.size // max(classes, 1)
     if count == 0:
@@ -228,7 +232,7 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     if logits.size > SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
         _flat_index(xp, logits, targets, count, classes, axis)  # refuses classes out of range
         return fast.cross_entropy(logits, targets)
-    z = _matrix(xp, _wide(logits), count, classes, axis)
+    z = _matrix(xp, logits, count, classes, axis)
     z = z - xp.max(z, axis=axis, keepdims=True)
     e = xp.exp(z)
     total = xp.sum(e, axis=axis, keepdims=axis == 1)
@@ -253,10 +257,10 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
             return p
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        p = gradient(_wide(g)[()] / count)  # NumPy divides its scalars faster than 0-d arrays
+        p = gradient(g[()] / count)  # NumPy divides its scalars faster than 0-d arrays
         return ((p.T if axis == 0 else p).reshape(logits.shape),)
 
-    return _narrow(loss / count, logits, targets if targets.dtype.kind == "f" else None), pullback
+    return loss / count, pullback
 
 
 def _matrix(xp: Any, x: Any, count: int, classes: int, axis: int) -> Any:
