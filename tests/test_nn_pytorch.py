@@ -490,3 +490,34 @@ def test_a_part_that_points_back_to_the_whole(tmp_path: Path) -> None:
     nn.save_pytorch(tmp_path / "w.safetensors", ours)
     nn.load_pytorch(tmp_path / "w.safetensors", other)
     np.testing.assert_array_equal(other.child.linear.weight.data, ours.child.linear.weight.data)
+
+
+FROM_PYTORCH: dict[str, tuple[Callable[[], Any], Callable[[], nn.Module], Callable[..., Any], Any]] = {
+    "Linear": (lambda: torch.nn.Linear(3, 2), lambda: nn.Linear(3, 2, rng=0), lambda f, x: f(x), np.ones((4, 3))),
+    "LayerNorm": (lambda: torch.nn.LayerNorm(3), lambda: nn.LayerNorm(3), lambda f, x: f(x), np.eye(4, 3)),
+    "Embedding": (
+        lambda: torch.nn.Embedding(7, 3), lambda: nn.Embedding(7, 3, rng=0), lambda f, x: f(x), np.array([6, 0, 6]),
+    ),
+    "MultiheadAttention": (
+        lambda: torch.nn.MultiheadAttention(6, 2, batch_first=True),
+        lambda: nn.MultiHeadAttention(6, 2, rng=0),
+        lambda f, x: f(x, x, x)[0] if isinstance(f, torch.nn.Module) else f(x),
+        np.random.default_rng(0).standard_normal((2, 5, 6)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROM_PYTORCH)
+def test_weights_that_pytorch_saved(name: str, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    their_layer, our_layer, call, x = FROM_PYTORCH[name]
+    theirs, ours = their_layer(), our_layer()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.uniform_(-1, 1)
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    nn.load_pytorch(tmp_path / "theirs.safetensors", ours)
+    inputs = (x, torch.from_numpy(x)) if x.dtype.kind == "i" else (x.astype("f"), torch.from_numpy(x.astype("f")))
+    ours_out = call(ours, mg.tensor(inputs[0])).data
+    np.testing.assert_allclose(ours_out, call(theirs, inputs[1]).detach().numpy(), rtol=1e-5, atol=1e-6)
