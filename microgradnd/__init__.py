@@ -9,12 +9,14 @@ from .ops import *  # noqa: F403
 from .ops import __all__ as _operations
 from .primitive import primitive
 from .recompute import checkpoint
+from .recording import capture
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Tensor",
+    "capture",
     "check_grads",
     "checkpoint",
     "grad",

@@ -51,6 +51,7 @@ def is_changed_in_place(array: Any) -> bool:
 
 def _owner(array: Any) -> Any:
     """The array whose memory ``array`` is, or is a view of."""
+    array = getattr(array, "value", array)  # of one that is being recorded, the array itself
     while hasattr(base := getattr(array, "base", None), "shape"):
         array = base
     return array

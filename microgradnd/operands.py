@@ -27,9 +27,10 @@ def operand(x: Any, operation: Operation, argument: str) -> Any:
 
     Python numbers stay Python numbers, so that NumPy's promotion keeps the other operand's dtype.
     """
-    if NAMESPACES.get(x.__class__) and x.dtype.kind in "biufc":
-        return x
-    if x.__class__ in _NUMBERS or isinstance(x, (np.number, np.bool_)):
+    xp = NAMESPACES.get(x.__class__)
+    if xp is not None and x.dtype.kind in "biufc":
+        return xp.asarray(x)  # itself, or what stands for it in a recording
+    if x.__class__ in NUMBERS or isinstance(x, (np.number, np.bool_)):
         return x
     return array_operand(x, operation, argument)
 
@@ -89,4 +90,4 @@ _EXPLAINED = (
     ValueError,
     ZeroDivisionError,
 )
-_NUMBERS = frozenset({bool, int, float, complex})
+NUMBERS = {bool, int, float, complex}  # a recording has numbers of its own

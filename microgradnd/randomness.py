@@ -21,6 +21,13 @@ class Draws:
         self.unseeded: list[np.random.Generator] = []  # made for calls without a generator, in their order
 
 
+class _Wrapping:
+    wrap: Any = None  # while a step is recorded: what gives generators that note what they draw
+
+
+wrapping = _Wrapping()
+
+
 class _Recording(threading.local):
     draws: Draws | None = None
     repeating: Iterator[np.random.Generator] | None = None
@@ -33,6 +40,8 @@ def generator(rng: Rng) -> np.random.Generator:
     """``rng`` itself, or a generator of its own for a seed or None. Operations that draw numbers get theirs here."""
     if rng is None and _recording.repeating is not None:
         found = next(_recording.repeating)
+    elif wrapping.wrap is not None and (rng.__class__ is np.random.Generator or hasattr(rng, "variable")):
+        return wrapping.wrap(rng)  # type: ignore[no-any-return]
     else:
         found = np.random.default_rng(rng)
     draws = _recording.draws

@@ -11,7 +11,7 @@ import numpy as np
 from microgradnd.backends import NAMESPACES
 from microgradnd.kernels import SMALL, compiled
 
-from .optim import Optimizer, Params
+from .optim import Optimizer, Params, as_float
 
 BLOCK = 1 << 18  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
 
@@ -63,12 +63,12 @@ class Adam(Optimizer):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
-        lr, eps, decay = (float(group[name]) for name in ("lr", "eps", "weight_decay"))
-        beta1, beta2 = map(float, group["betas"])
+        lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
+        beta1, beta2 = map(as_float, group["betas"])
         for parameter, gradient, state in work:
             t = state["step"] = state.get("step", 0) + 1
             averages = _state(state, parameter, "exp_avg", "exp_avg_sq")
-            root = math.sqrt(1 - beta2**t)  # taken out of the quotient: two passes less
+            root = (1 - beta2**t) ** 0.5  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
             if parameter.size > SMALL and (fast := compiled(parameter, gradient, *averages)):
                 added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
@@ -153,7 +153,7 @@ class RMSprop(Optimizer):
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         lr, alpha, eps, decay, momentum = (
-            float(group[name]) for name in ("lr", "alpha", "eps", "weight_decay", "momentum")
+            as_float(group[name]) for name in ("lr", "alpha", "eps", "weight_decay", "momentum")
         )
         centered = group["centered"]
         names = ["square_avg", *(["grad_avg"] if centered else []), *(["momentum_buffer"] if momentum else [])]

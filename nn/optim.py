@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -17,10 +17,16 @@ from microgradnd.kernels import SMALL, compiled
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
 
+def as_float(x: Any) -> Any:
+    """A setting as Python's float, which changes no array's dtype; a number that is being recorded stays what it is."""
+    return x if hasattr(x, "variable") else float(x)
+
+
 class _Slot:
     """What an optimiser keeps for one parameter."""
 
     __slots__ = ("own", "parameter", "record", "state")
+    unwatched = ("record",)  # changes with every step, and mg.capture keeps it up to date
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
@@ -136,6 +142,14 @@ class Optimizer:
         """Change each array of ``work`` by its gradient, in place; its state keeps what the next step needs."""
         raise TypeError(f"{self._name} defines no _update")
 
+    def live_numbers(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Where numbers lie that change from step to step: ``mg.capture`` reads them anew each time."""
+        for group, slots in zip(self.param_groups, self._slots, strict=True):
+            yield group, "lr"
+            for slot in slots:
+                if "step" in slot.state:
+                    yield slot.state, "step"
+
     def state_dict(self) -> dict[str, Any]:
         """Copies of what the steps so far left, and the settings.
 
@@ -228,7 +242,7 @@ class SGD(Optimizer):
                     fast.sgd(p, d, v, weight_decay, momentum, group["lr"])
                     continue
             if weight_decay:
-                d = d + float(weight_decay) * p
+                d = d + as_float(weight_decay) * p
             if momentum:
                 v = state.get("momentum_buffer")
                 if v is None:

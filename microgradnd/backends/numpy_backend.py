@@ -44,6 +44,8 @@ _maximum: Any = np.maximum.reduce
 _minimum: Any = np.minimum.reduce
 
 
+dot: Any = np.dot
+
 CACHED = 16384  # elements at most in the constants kept below: 8 MiB in all
 
 
@@ -75,7 +77,7 @@ def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         if ndim == 2 and axis == 0:
             ones = _ones(len(x), x.dtype)
             if ones is not None:
-                return ones.dot(x)
+                return dot(ones, x)
         elif (ndim == 2 and axis == 1) or (ndim == 1 and axis is None):
             ones = _ones(x.shape[-1], x.dtype)
             if ones is not None and len(ones) <= FEW:

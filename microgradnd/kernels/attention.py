@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..noting import noted
 from . import SMALL, compiled
 
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
@@ -41,11 +42,12 @@ def chunks(shape: tuple[int, ...], is_causal: bool) -> Iterator[Chunk]:
             number += 1
 
 
-def dropout_factor(xp: Any, chunk: Chunk, shape: tuple[int, ...], dtype: Any, dropout_p: float, seed: int) -> Any:
-    """What dropout multiplies a chunk's weights with, 0 or 1 / (1 - p): the same at every call."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, chunk.number]))
+@noted
+def dropout_factor(number: int, shape: tuple[int, ...], dtype: Any, dropout_p: float, seed: int) -> Any:
+    """What dropout multiplies the weights of chunk ``number`` with, 0 or 1 / (1 - p): the same at every call."""
+    generator = np.random.Generator(np.random.Philox(key=[int(seed), number]))
     kept = generator.random(shape, np.float32) >= dropout_p
-    return xp.asarray(kept.astype(dtype) * dtype.type(1 / (1 - dropout_p)))
+    return kept.astype(dtype) * np.dtype(dtype).type(1 / (1 - dropout_p))
 
 
 def attention(
@@ -113,7 +115,7 @@ def attention(
             total[at] = xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
         kept = (q, k, e) if len(all_chunks) == 1 else None
         if dropout_p:
-            e = e * dropout_factor(xp, chunk, e.shape, e.dtype, dropout_p, seed)
+            e = e * xp.asarray(dropout_factor(chunk.number, e.shape, e.dtype, dropout_p, seed))
         out[at] = xp.matmul(e, _part(value, chunk.batch)[..., : chunk.keys, :]) / total[at]
 
     def again(chunk: Chunk) -> tuple[Any, Any, Any]:
@@ -135,7 +137,7 @@ def attention(
             seen = (chunk.batch, ..., slice(chunk.keys), slice(None))
             de = xp.matmul(g[at], xp.swapaxes(_part(value, chunk.batch)[..., : chunk.keys, :], -1, -2))
             if dropout_p:
-                factor = dropout_factor(xp, chunk, e.shape, e.dtype, dropout_p, seed)
+                factor = xp.asarray(dropout_factor(chunk.number, e.shape, e.dtype, dropout_p, seed))
                 de *= factor
                 dv[seen] += xp.matmul(xp.swapaxes(e * factor, -1, -2), g[at])
             else:

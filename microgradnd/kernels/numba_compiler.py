@@ -5,10 +5,13 @@ A call on all threads costs some microseconds before it computes anything, so sm
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import os
 import pickle
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from types import FunctionType
@@ -17,6 +20,9 @@ from typing import Any
 _imported_by_others = "numba" in sys.modules
 
 import numba  # noqa: E402
+import numpy as np  # noqa: E402
+
+from ..noting import hook  # noqa: E402
 
 PARALLEL = 1 << 20  # elements from which all threads are faster than one: measured in tests/benchmarks/kernels.py
 
@@ -46,8 +52,30 @@ class Kernel:
         """A decorator for functions of arguments of these types."""
         return lambda function: cls(function, signature)
 
+    @functools.cached_property
+    def __name__(self) -> str:
+        return self._function.__name__
+
+    @functools.cached_property
+    def writes(self) -> tuple[int, ...]:
+        """The positions of the arguments of a call, the number of elements first, that are written into."""
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(self._function))).body
+        targets = [target for x in ast.walk(definition) if isinstance(x, ast.Assign) for target in x.targets]
+        targets += [x.target for x in ast.walk(definition) if isinstance(x, ast.AugAssign)]
+        parts = [part for x in targets for part in (x.elts if isinstance(x, ast.Tuple) else [x])]
+        written = {x.value.id for x in parts if isinstance(x, ast.Subscript) and isinstance(x.value, ast.Name)}
+        names = self._function.__code__.co_varnames[: self._function.__code__.co_argcount]
+        return tuple(i + 1 for i, name in enumerate(names) if name in written)
+
     def __call__(self, elements: int, *args: Any) -> None:
-        """Run it on ``args``, which have so many ``elements`` to go through."""
+        """Run it on ``args``, which have so many ``elements`` to go through; numbers are taken in float32."""
+        if hook.call is not None:
+            return hook.call(self.__name__, self, (elements, *args))
+        self.run(elements, *args)
+
+    def run(self, elements: int, *args: Any) -> None:
+        """The same, unnoticed by a recording."""
+        args = tuple([np.float32(x) if x.__class__ is float else x for x in args])
         if elements < PARALLEL:
             self._run("serial", args)
         else:

@@ -13,14 +13,19 @@ from . import numba_kernels as kernels
 PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
 
 
+def contiguous(x: Any) -> Any:
+    """x, or a copy of it, with its elements in memory in the order of their indices."""
+    return x if x.flags.c_contiguous else x.copy()
+
+
 def _rows(x: Any) -> Any:
     """x as a matrix in contiguous memory: (..., n) -> (prod(...), n)."""
-    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    return contiguous(x).reshape(-1, x.shape[-1])
 
 
 def _flat(x: Any) -> Any:
     """x in contiguous memory, without its axes."""
-    return np.ascontiguousarray(x).reshape(-1)
+    return contiguous(x).reshape(-1)
 
 
 def _elementwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]:
@@ -66,12 +71,12 @@ def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
 def bias_gelu(inner: Any, bias: Any) -> tuple[Any, Any]:
     """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias."""
     count, n = inner.shape
-    bias = np.zeros(n, np.float32) if bias is None else np.ascontiguousarray(bias)
+    bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out = np.empty_like(inner)
     kernels.bias_gelu(inner.size, inner, bias, out)
 
     def gradient(g: Any) -> tuple[Any, Any]:
-        gx, parts = np.empty_like(inner), np.zeros((min(PARTS, count), n), np.float32)
+        gx, parts = np.empty_like(inner), np.zeros((min(PARTS, count), n), np.float32, like=inner)
         kernels.bias_gelu_gradient(inner.size, _rows(g), inner, gx, parts)
         return gx, lambda: parts.sum(axis=0)
 
@@ -103,13 +108,13 @@ log_softmax = _rowwise(kernels.log_softmax, kernels.log_softmax_gradient)
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     x_rows = _rows(x)
     count, n = x_rows.shape
-    weight = np.ones(n, np.float32) if weight is None else np.ascontiguousarray(weight)
-    bias = np.zeros(n, np.float32) if bias is None else np.ascontiguousarray(bias)
-    out, statistics = np.empty_like(x_rows), np.empty((3, count), np.float32)
-    kernels.layer_norm(x.size, x_rows, weight, bias, np.float32(eps), out, *statistics)
+    weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
+    bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
+    out, statistics = np.empty_like(x_rows), np.empty((3, count), np.float32, like=x_rows)
+    kernels.layer_norm(x.size, x_rows, weight, bias, eps, out, *statistics)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        gx, parts = np.empty_like(x_rows), np.zeros((2, min(PARTS, count), n), np.float32)
+        gx, parts = np.empty_like(x_rows), np.zeros((2, min(PARTS, count), n), np.float32, like=x)
         kernels.layer_norm_gradient(x.size, _rows(g), x_rows, weight, *statistics, gx, *parts)
         return gx.reshape(x.shape), parts[0].sum(axis=0), parts[1].sum(axis=0)
 
@@ -119,12 +124,12 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
 def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     x_rows = _rows(x)
     count, n = x_rows.shape
-    weight = np.ones(n, np.float32) if weight is None else np.ascontiguousarray(weight)
-    out, scale = np.empty_like(x_rows), np.empty(count, np.float32)
-    kernels.rms_norm(x.size, x_rows, weight, np.float32(eps), out, scale)
+    weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
+    out, scale = np.empty_like(x_rows), np.empty(count, np.float32, like=x_rows)
+    kernels.rms_norm(x.size, x_rows, weight, eps, out, scale)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        gx, parts = np.empty_like(x_rows), np.zeros((min(PARTS, count), n), np.float32)
+        gx, parts = np.empty_like(x_rows), np.zeros((min(PARTS, count), n), np.float32, like=x)
         kernels.rms_norm_gradient(x.size, _rows(g), x_rows, weight, scale, gx, parts)
         return gx.reshape(x.shape), parts.sum(axis=0)
 
@@ -134,13 +139,13 @@ def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
     """For class indices, which have been checked."""
     x = _rows(logits)
-    count, labels = len(x), np.ascontiguousarray(labels, np.intp).reshape(-1)
-    loss, largest, total = (np.empty(count, np.float32) for _ in range(3))
+    count, labels = len(x), _flat(labels.astype(np.intp, copy=False))
+    loss, largest, total = (np.empty(count, np.float32, like=x) for _ in range(3))
     kernels.cross_entropy(x.size, x, labels, loss, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gx = np.empty_like(x)
-        kernels.cross_entropy_gradient(x.size, np.float32(g) / np.float32(count), x, labels, largest, total, gx)
+        kernels.cross_entropy_gradient(x.size, g / np.float32(count), x, labels, largest, total, gx)
         return (gx.reshape(logits.shape),)
 
     return loss.sum() / np.float32(count), pullback
@@ -149,7 +154,7 @@ def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
 def attention_weights(scores: Any, first: int) -> tuple[Any, Any, Any]:
     """exp(score - largest) of scores (..., queries, keys), in their memory if that is contiguous; largest; sums."""
     rows = _rows(scores)
-    largest, total = (np.empty((*scores.shape[:-1], 1), np.float32) for _ in range(2))
+    largest, total = (np.empty((*scores.shape[:-1], 1), np.float32, like=rows) for _ in range(2))
     kernels.attention_weights(scores.size, rows, scores.shape[-2], first, largest.reshape(-1), total.reshape(-1))
     return rows.reshape(scores.shape), largest, total
 
@@ -182,16 +187,15 @@ def _in_place(x: Any) -> Any:
 
 def adam(p: Any, g: Any, m: Any, v: Any, *settings: float) -> None:
     """A step in place: see the kernel."""
-    kernels.adam(p.size, _in_place(p), _flat(g), _in_place(m), _in_place(v), *map(np.float32, settings))
+    kernels.adam(p.size, _in_place(p), _flat(g), _in_place(m), _in_place(v), *settings)
 
 
 def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> None:
     """A step in place, with momentum unless v is None."""
     if v is None:
-        kernels.sgd(p.size, _in_place(p), _flat(g), np.float32(decay), np.float32(lr))
+        kernels.sgd(p.size, _in_place(p), _flat(g), decay, lr)
     else:
-        settings = (np.float32(x) for x in (decay, momentum, lr))
-        kernels.sgd_momentum(p.size, _in_place(p), _flat(g), _in_place(v), *settings)
+        kernels.sgd_momentum(p.size, _in_place(p), _flat(g), _in_place(v), decay, momentum, lr)
 
 
 def _heads(x: Any) -> Any:
@@ -199,10 +203,10 @@ def _heads(x: Any) -> Any:
     return x[None, :, None] if x.ndim == 3 else x[:, :, None] if x.ndim == 4 else x
 
 
-def _like_heads(shape: tuple[int, ...]) -> Any:
+def _like_heads(x: Any, *shape: int) -> Any:
     """An array (A, B, G, T, width) in whose memory the heads of one position lie side by side, as they are joined."""
     a, b, g, t, width = shape
-    return np.empty((a, t, b, g, width), np.float32).transpose(0, 2, 3, 1, 4)
+    return np.empty((a, t, b, g, width), np.float32, like=x).transpose(0, 2, 3, 1, 4)
 
 
 def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -> tuple[Any, Any] | None:
@@ -212,14 +216,14 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
     if len(leading) > 3 or key.shape[:-2] != shared or value.shape[:-2] != shared:
         return None
     q, k, v = _heads(query), _heads(key), _heads(value)
-    out = _like_heads((*q.shape[:-1], v.shape[-1]))
-    largest, total = (np.empty(q.shape[:-1], np.float32) for _ in range(2))
+    out = _like_heads(q, *q.shape[:-1], v.shape[-1])
+    largest, total = (np.empty(q.shape[:-1], np.float32, like=q) for _ in range(2))
     work = q.size * k.shape[-2]  # products, for scores alone
-    settings = np.float32(scale), bool(is_causal)
+    settings = scale, bool(is_causal)
     attention_kernels.attention(work, q, k, v, *settings, out, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        dq, dk, dv = (_like_heads(x.shape) for x in (q, k, v))
+        dq, dk, dv = (_like_heads(x, *x.shape) for x in (q, k, v))
         g = _heads(g.astype(np.float32, copy=False))
         attention_kernels.attention_gradient(work, g, q, k, v, *settings, out, largest, total, dq, dk, dv)
         return dq.reshape(query.shape), dk.reshape(key.shape), dv.reshape(value.shape)

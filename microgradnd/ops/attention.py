@@ -72,7 +72,7 @@ def scaled_dot_product_attention(
     ndim = max([x.ndim for x in arrays if x is not None])
     q, k, v, mask = (None if x is None else _with_axes(x, max(ndim, 3)) for x in arrays)
     scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
-    seed = int(generator(rng).integers(2**63)) if dropout_p else 0
+    seed = generator(rng).integers(2**63) if dropout_p else 0
     out = _scaled_dot_product_attention(q, k, v, mask, is_causal, scale, dropout_p, seed)
     return reshape(out, out.shape[1:]) if ndim == 2 else out
 
@@ -116,7 +116,7 @@ def _dropout_factors(shape: tuple[int, ...], dtype: Any, is_causal: bool, dropou
     factors = np.zeros(shape, dtype)
     for chunk in kernels.chunks(shape, is_causal):
         at = (chunk.batch, ..., chunk.rows, slice(chunk.keys))
-        factors[at] = kernels.dropout_factor(np, chunk, factors[at].shape, dtype, dropout_p, seed)
+        factors[at] = kernels.dropout_factor(chunk.number, factors[at].shape, dtype, dropout_p, seed)
     return factors
 
 

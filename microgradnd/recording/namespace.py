@@ -1,0 +1,90 @@
+"""The array namespace of a step that is being recorded: NumPy's functions, and ours, that note what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..backends import numpy_backend
+from .arrays import CREATING, RecordedArray, RecordedNumber, Recorder, create, recorder
+
+# Written in terms of NumPy's functions: what they call is noted.
+COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "sum")
+# Noted as a call of their own.
+WHOLE = ("erf", "normal_cdf", "sigmoid")
+
+
+class RecordedNamespace:
+    """What ``xp`` is meanwhile, for arrays that are recorded and for those of NumPy."""
+
+    def __getattr__(self, name: str) -> Any:
+        plain = getattr(numpy_backend.namespace, name)
+        if name in COMPOSED or isinstance(plain, type) or not callable(plain):
+            return plain
+        function = _whole(name, plain) if name in WHOLE else _creating(plain) if plain in CREATING else plain
+        setattr(self, name, function)
+        return function
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """As np.asarray: recorded ones stay what they are, others become constants of the recording."""
+        if x.__class__ is RecordedArray:
+            if isinstance(x.value, np.ndarray) and (dtype is None or x.dtype == dtype):
+                return x
+            return recorder().call("function", "np.asarray", np.asarray, (x, dtype))
+        if x.__class__ is RecordedNumber:
+            return recorder().call("function", "np.asarray", np.asarray, (x, dtype))
+        if isinstance(x, list | tuple) and any(part.__class__ is RecordedArray for part in x):
+            return recorder().call("function", "np.array", np.array, (x, dtype))
+        if isinstance(x, bool | int | float) and _is_recording():
+            return create(np.asarray, (x, dtype), {})
+        array = np.asarray(x, dtype)
+        return (
+            recorder().given(array, "constant", "constant")
+            if _is_recording() and array.dtype.kind in "biufc"
+            else array
+        )
+
+    def scatter_add(self, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
+        """As that of NumPy's namespace."""
+        if numpy_backend.is_basic(index):
+            return numpy_backend.scatter_add(self, x, index, shape)
+        return _whole("scatter_add", numpy_backend.namespace.scatter_add)(x, index, shape)
+
+    def ascontiguousarray(self, x: Any) -> Any:
+        """As np.ascontiguousarray."""
+        if x.__class__ is RecordedArray and x.flags.c_contiguous and x.ndim:
+            return x
+        if x.__class__ is RecordedArray:
+            return recorder().call("function", "np.ascontiguousarray", np.ascontiguousarray, (x,))
+        return np.ascontiguousarray(x)
+
+    def array(self, x: Any, dtype: Any = None, order: str = "K") -> Any:
+        """As np.array: a copy."""
+        if x.__class__ in (RecordedArray, RecordedNumber):
+            return recorder().call("function", "np.array", np.array, (x, dtype), {"order": order})
+        return self.asarray(np.array(x, dtype, order=order))  # type: ignore[call-overload]
+
+
+def _is_recording() -> bool:
+    return Recorder.active is not None and Recorder.active.is_this_thread()
+
+
+def _whole(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        if any(x.__class__ is RecordedArray for part in args for x in (part if part.__class__ is tuple else (part,))):
+            return recorder().call("whole", name, function, args)
+        return function(*args)
+
+    return call
+
+
+def _creating(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return create(function, args, kwargs) if _is_recording() else function(*args, **kwargs)
+
+    return call
+
+
+namespace = RecordedNamespace()

@@ -1,0 +1,273 @@
+"""From what was recorded to what is replayed: what is needed, what is constant, and where in memory it lies.
+
+Memory is planned by whole arrays: the variables of one array and its views live and die together. Instructions keep
+their order, so a value that is changed in place is read before or after the change as it was in the recording.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .arrays import OPERATORS, CaptureError, Instruction, Variable
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+GIVEN = ("input", "argument", "constant")
+
+ELEMENTWISE = ("ufunc", "operator")  # kinds whose result may take the memory of an argument
+WITH_OUT = frozenset(
+    ["np.dot", "np.matmul", "np.concatenate", "np.sum", "np.mean", "np.max", "np.min", "np.amax", "np.amin", "np.prod",
+     "np.clip", "np.take", "np.cumsum", "np.ascontiguousarray", "np.asarray", "np.array"]
+)  # fmt: skip
+METHODS_WITH_OUT = frozenset(["dot", "sum", "mean", "max", "min", "prod", "astype", "copy", "clip"])
+SHAPING = frozenset(["reshape", "ravel", "flatten"])
+CREATED = ("np.empty", "np.zeros", "np.ones", "np.full")
+
+
+class Program:
+    """The instructions that are needed, and for each array made by them what it is.
+
+    Attributes:
+        first: instructions on numbers alone, which come before all others.
+        body: the others.
+        constant: roots that no replay changes.
+        planned: roots with a buffer of their own: (offset in the memory that they share, or None).
+        memory: bytes of the memory that is shared.
+        last: the position in ``body`` of the last instruction that uses a root.
+    """
+
+    def __init__(self, instructions: list[Instruction], outputs: list[Variable], kept: list[Variable]) -> None:
+        self.outputs, self.kept = outputs, kept
+        needed = _needed(instructions, outputs)
+        alone = _numbers_alone(needed)
+        self.first = [x for x in needed if x in alone]
+        self.body = [x for x in needed if x not in alone]
+        _refuse_late_branches(self.body)
+        self.draws_before_branch = _draws_before_branch(self.body)
+        self.constant = _constant(self.body, outputs)
+        self.makers = {variable.root: x for x in self.body for variable in x.results if variable.root is variable}
+        self.last = {
+            variable.root: i for i, x in enumerate(self.body) for variable in (*x.reads(), *x.results, *x.writes)
+        }
+        self.used = {variable for x in needed for variable in x.reads()} | set(outputs)
+        self.planned: dict[Variable, int | None] = {}
+        self.memory = 0
+        self._plan()
+
+    def is_static(self, variable: Variable) -> bool:
+        """Whether the array is the same object in every replay, so that views of it can be made beforehand."""
+        root = variable.root
+        if "argument" in (variable.kind, root.kind):
+            return False
+        return root.kind in ("input", "constant") or root in self.planned or root in self.constant
+
+    def is_view(self, instruction: Instruction) -> bool:
+        return (
+            bool(instruction.results)
+            and all(variable.shape is not None and variable.root is not variable for variable in instruction.results)
+            and not instruction.writes
+        )
+
+    def is_hoisted(self, instruction: Instruction) -> bool:
+        """Whether the instruction is run once, before all replays."""
+        if all(v.root in self.constant for v in (*instruction.results, *instruction.writes)) and (
+            instruction.results or instruction.writes
+        ):
+            return True
+        return self.is_view(instruction) and all(map(self.is_static, instruction.reads()))
+
+    def _plan(self) -> None:
+        """A place in memory for each array that an instruction can write into, free again after its last use."""
+        ends: dict[int, list[Variable]] = {}
+        for used, i in self.last.items():
+            ends.setdefault(i, []).append(used)
+        kept, leaving = set(self.kept), {v.root for v in self.outputs}
+        free = _Free()
+        root: Variable | None
+        for i, x in enumerate(self.body):
+            dying = [root for root in ends.get(i, []) if self.planned.get(root) is not None and root not in leaving]
+            root = x.results[0] if len(x.results) == 1 else None
+            if root is not None and root.root is root and root not in self.constant and can_write(x, root):
+                if root in kept:
+                    self.planned[root] = None
+                else:
+                    taken = self._in_place(x, root, dying)
+                    if taken is not None:
+                        self.planned[root] = self.planned[taken]
+                        dying.remove(taken)
+                    else:
+                        self.planned[root] = free.take(_size(root))
+            unread = root is not None and root in ends.get(i, []) and self.planned.get(root) is not None
+            if root is not None and unread and root not in leaving and root not in dying:
+                dying.append(root)
+            for dead in dying:
+                free.give(self.planned[dead], _size(dead))
+        self.memory = free.end
+
+    def _in_place(self, x: Instruction, root: Variable, dying: list[Variable]) -> Variable | None:
+        """An argument in whose memory the result can be written, since nobody reads it any more."""
+        if x.kind not in ELEMENTWISE or x.name == "matmul":
+            return None
+        reads = list(x.reads())
+        for other in dying:
+            same = (other.shape, other.strides, other.dtype.itemsize) == (root.shape, root.strides, root.dtype.itemsize)
+            if same and all(v.root is not other or (v.shape, v.strides) == (root.shape, root.strides) for v in reads):
+                return other
+        return None
+
+
+class _Free:
+    """Memory by offset: what is free of it, and where it ends."""
+
+    def __init__(self) -> None:
+        self.end = 0
+        self._blocks: list[tuple[int, int]] = []  # (offset, size), by offset, neighbours joined
+
+    def take(self, size: int) -> int:
+        fitting = [block for block in self._blocks if block[1] >= size]
+        if fitting:
+            offset, length = min(fitting, key=lambda block: (block[1], -block[0]))
+            self._blocks.remove((offset, length))
+            if length > size:
+                self._blocks.append((offset + size, length - size))
+            return offset
+        if self._blocks and sum(max(self._blocks)) == self.end:  # the last one is grown
+            offset, _ = block = max(self._blocks)
+            self._blocks.remove(block)
+        else:
+            offset = self.end
+        self.end = offset + size
+        return offset
+
+    def give(self, offset: int | None, size: int) -> None:
+        assert offset is not None
+        self._blocks.append((offset, size))
+        joined: list[tuple[int, int]] = []
+        for start, length in sorted(self._blocks):
+            if joined and sum(joined[-1]) == start:
+                joined[-1] = (joined[-1][0], joined[-1][1] + length)
+            else:
+                joined.append((start, length))
+        self._blocks = joined
+
+
+def _size(root: Variable) -> int:
+    return -int(-math.prod(root.shape) * root.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def is_dense(variable: Variable) -> bool:
+    """Whether the array fills its memory without gaps, in whatever order of its axes."""
+    expected = variable.dtype.itemsize
+    if variable.dtype.kind not in "biufc":
+        return False
+    for stride, n in sorted(zip(variable.strides, variable.shape, strict=True)):
+        if n == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= n
+    return 0 not in variable.shape
+
+
+def can_write(x: Instruction, root: Variable) -> bool:
+    """Whether the instruction can put its result into memory that is there."""
+    if root.shape is None or root.shape == () or not is_dense(root) or root.dtype.byteorder == ">":
+        return False
+    if x.kind == "operator":
+        return x.name in OPERATORS and (x.name != "pow" or root.dtype.kind == "f")
+    if x.kind in ("ufunc", "reduce", "kept"):
+        return "where" not in x.kwargs
+    if x.kind == "create":
+        return x.name in CREATED
+    if x.kind == "method":
+        return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and _in_order(root))
+    if x.kind == "draw":
+        return x.name in ("random", "standard_normal") and root.dtype.kind == "f" and _in_order(root)
+    if x.name == "np.reshape":
+        return _in_order(root)
+    if x.name in ("np.asarray", "np.array") and not isinstance(x.args[0], Variable):
+        return False
+    return x.kind == "function" and x.name in WITH_OUT and "where" not in x.kwargs
+
+
+def _in_order(variable: Variable) -> bool:
+    """Whether the elements lie in memory in the order of their indices."""
+    expected = variable.dtype.itemsize
+    for stride, n in zip(reversed(variable.strides), reversed(variable.shape), strict=True):
+        if n != 1 and stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[Instruction]:
+    """Those on which an output, an array that was there before, a branch or a generator depends."""
+    live: set[Variable] = set()
+
+    def read(found: Iterable[Variable]) -> None:
+        for variable in found:
+            live.update((variable, variable.root))
+
+    read(outputs)
+    needed = []
+    for x in reversed(instructions):
+        if (
+            x.kind in ("draw", "branch")
+            or any(variable in live for variable in x.results)
+            or any(variable.root in live or variable.root.kind in GIVEN for variable in x.writes)
+        ):
+            needed.append(x)
+            read(x.reads())
+            read(x.writes)
+    return needed[::-1]
+
+
+def _numbers_alone(instructions: list[Instruction]) -> set[Instruction]:
+    """Those that compute numbers from numbers, and the branches on these."""
+    known: set[Variable] = set()
+    made = {variable for x in instructions for variable in x.results}
+    found = set()
+    for x in instructions:
+        reads = list(x.reads())
+        computes = x.kind == "branch" or (x.kind == "operator" and all(v.kind == "number" for v in x.results))
+        if computes and reads and all(v in known or (v.kind == "number" and v not in made) for v in reads):
+            found.add(x)
+            known.update(x.results)
+    return found
+
+
+def _refuse_late_branches(body: list[Instruction]) -> None:
+    changed = False
+    for x in body:
+        if x.kind == "branch" and changed:
+            raise CaptureError(
+                "capture: the step branches on the value of a tensor after it has changed parameters or other arrays; "
+                "such a step can't be taken back where the branch goes another way. Branch before, or use mg.where"
+            )
+        changed = changed or any(variable.root.kind in GIVEN for variable in x.writes)
+
+
+def _draws_before_branch(body: list[Instruction]) -> bool:
+    drawn = False
+    for x in body:
+        if x.kind == "branch" and drawn:
+            return True
+        drawn = drawn or x.kind == "draw"
+    return False
+
+
+def _constant(body: list[Instruction], outputs: list[Variable]) -> set[Variable]:
+    """The arrays that come out the same in every replay, whatever there is before it."""
+    constant = {v.root for x in body for v in x.results if v.root.kind == "made" and v.root.shape is not None}
+    constant -= {variable.root for variable in outputs}
+    changing = True
+    while changing:
+        changing = False
+        for x in body:
+            touched = {v.root for v in (*x.results, *x.writes)}
+            if touched & constant and (
+                x.kind in ("draw", "branch") or not all(v.root in constant for v in (*x.reads(), *touched))
+            ):
+                constant -= touched
+                changing = True
+    return constant

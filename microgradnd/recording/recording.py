@@ -1,0 +1,380 @@
+"""One recording of a step: how it is made, when it holds, and how it is replayed."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Iterator
+from operator import attrgetter, is_
+from sys import getrefcount
+from typing import Any
+
+import numpy as np
+
+from ..autograd import grad_mode
+from ..backends import as_array
+from ..inplace import changes, next_change, record_of
+from ..kernels import kernels
+from ..tensor import Tensor, new
+from .arrays import CaptureError, RecordedArray, RecordedNumber, Variable
+from .program import Program
+from .reach import Place, Watch
+from .session import Session
+from .text import Text
+
+
+class Diverged(Exception):
+    """A replay has come to a branch that goes another way than in the recording."""
+
+
+def settings() -> tuple[Any, ...]:
+    """What a recording depends on besides what its step can reach."""
+    return kernels.current, grad_mode.enabled
+
+
+def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a recording depends on of the arguments: their structure, and the kind of array at each place."""
+    if not kwargs:
+        return [_layout(x) for x in args]
+    return [_layout(x) for x in args], {name: _layout(x) for name, x in kwargs.items()}
+
+
+def _layout(x: Any) -> Any:
+    kind = x.__class__
+    if kind is np.ndarray:
+        return x.shape, x.strides, x.dtype
+    if kind is Tensor:
+        data = x._data
+        return Tensor, data.shape, data.strides, data.dtype, x._node is None
+    if kind is float:
+        return float
+    if kind in (tuple, list):
+        return kind, [_layout(part) for part in x]
+    if kind is dict:
+        return dict, [(name, _layout(part)) for name, part in x.items()]
+    return kind, x
+
+
+def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arrays and floats in arguments, in order."""
+    found: list[Any] = []
+    for x in (*args, *kwargs.values()):
+        _collect(x, found)
+    return found
+
+
+def _collect(x: Any, found: list[Any]) -> None:
+    kind = x.__class__
+    if kind is np.ndarray or kind is float or isinstance(x, np.generic):
+        found.append(x)
+    elif kind is Tensor:
+        found.append(x._data)
+    elif kind in (tuple, list):
+        for part in x:
+            _collect(part, found)
+    elif kind is dict:
+        for part in x.values():
+            _collect(part, found)
+
+
+class Recording:
+    """What one call of a step did, as a program that does the same for other values.
+
+    Attributes:
+        result: what the step returned when it was recorded.
+        source: the program as text.
+        calls: how often it was replayed.
+        verified: whether a replay was compared with the step itself.
+    """
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.settings = settings()
+        self.layout = layout(args, kwargs)
+        self.calls = 0
+        self.verified = False
+        session = Session(function, args, kwargs)
+        self.result = session.result
+        self.structure = session.structure
+        self.reach = session.reach
+        self.generators = session.generators
+        self._sort(session)
+        self._compile(session, getattr(function, "__name__", type(function).__name__))
+        self._bind()
+
+    # Making
+
+    def _sort(self, session: Session) -> None:
+        """What the step left where: arrays assigned anew, gradients, numbers."""
+        self._results = [x.variable for x in outputs(self.structure)]
+        self._assigned: list[tuple[Place, Variable]] = []  # places of arrays that a replay replaces
+        self._numbers: dict[Variable, list[Place]] = {}
+        self._written_numbers: list[tuple[Place, Variable]] = []
+        loaded: list[tuple[Place, Variable]] = []  # places whose array a replay reads anew
+        for place, handle in session.replaced:
+            final = session.finals[id(place)]
+            if place.role == "array":
+                if final.__class__ is RecordedArray and final.variable is not handle.variable:
+                    self._assigned.append((place, final.variable))
+                    handle.variable.kind = "argument"
+                    loaded.append((place, handle.variable))
+            elif place.role == "gradient":
+                handle.variable.kind = "argument"
+                loaded.append((place, handle.variable))
+            elif place.role == "number":
+                self._numbers.setdefault(handle.variable, []).append(place)
+                if final.__class__ is RecordedNumber and final.variable is not handle.variable:
+                    self._written_numbers.append((place, final.variable))
+        self._loaded = loaded
+        self._leaves = list(self.reach.of_role("gradient"))
+        self._was_none = [place.value is None for place in self._leaves]
+        before = {id(place): handle.variable for place, handle in session.replaced}
+        self._new_gradients: list[tuple[Place, Variable]] = []
+        self._cleared: list[Place] = []
+        for place in self._leaves:
+            data = session.finals[id(place)]
+            if data is None:
+                self._cleared.append(place)
+            elif data.__class__ is RecordedArray and data.variable is not before.get(id(place)):
+                self._new_gradients.append((place, data.variable))
+            elif data.__class__ is not RecordedArray:
+                raise CaptureError(f"capture: the step gives {place.path} a gradient that was computed outside of it")
+
+    def _compile(self, session: Session, name: str) -> None:
+        gradients = [variable for _, variable in self._new_gradients]
+        assigned = [variable for _, variable in self._assigned]
+        alone = [v for v in gradients if v.root is v and gradients.count(v) == 1 and v not in self._results + assigned]
+        program = Program(session.instructions, [*self._results, *assigned, *gradients], alone)
+        used = set(program.last)
+        self._loaded = [(place, variable) for place, variable in self._loaded if variable.root in used]
+        self._kept = [(place, v) for place, v in self._new_gradients if v in program.planned and v in alone]
+        self._given_gradients = [
+            (place, v) for place, v in self._new_gradients if not (v in program.planned and v in alone)
+        ]
+        extra = [variable for _, variable in self._loaded]
+        returned = [*self._results, *assigned, *(v for _, v in self._given_gradients)]
+        mappings: dict[int, str] = {}
+        self._scope: dict[str, Any] = {"np": np, "Diverged": Diverged}
+
+        def text_of(place: Place) -> str:
+            if id(place.owner) not in mappings:
+                mappings[id(place.owner)] = wish = session.short(place.path.rpartition(".")[0]).replace(".", "_")
+                self._scope[wish] = place.owner
+            return f"{mappings[id(place.owner)]}[{place.key!r}]"
+
+        numbers = {
+            variable: text_of(places[0]) for variable, places in self._numbers.items() if variable in program.used
+        }
+        written = {text_of(place): variable for place, variable in self._written_numbers}
+        self._merged = [places for variable, places in self._numbers.items() if len(places) > 1]
+        wishes = {v: f"d_{session.short(place.path)}" for place, v in self._new_gradients}
+        text = Text(program, [*session.arguments, *extra], numbers, written, returned, name, set(self._scope), wishes)
+        self.source, self._text, self.program = text.source, text, program
+        self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
+        self._scope |= text.functions
+        for variable, name in text.names.items():
+            if variable.kind == "generator":
+                self._scope[name] = variable.array
+        self._by_variable = {handle.variable: place for place, handle in session.replaced if place.role == "array"}
+        filename = f"<captured {name} {len(linecache.cache)}>"
+        linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
+        self._code = compile(self.source, filename, "exec")
+        ignored = {id(place) for place, _ in self._assigned}
+        self._watch = Watch(self.reach, ignored)
+        written_arrays = {id(v.array): v.array for x in program.body for v in x.writes if v.array is not None}
+        self._written = list(written_arrays.values())
+
+    def _bind(self) -> None:
+        """Make the buffers and the function, for the arrays that are there now."""
+        for variable, place in self._by_variable.items():
+            if variable.kind == "input":
+                variable.array = place.value
+        scope = dict(self._scope)
+        scope.update((name, variable.array) for name, variable in self._inputs)
+        exec(self._code, scope)
+        self._step = scope["step"]
+        self._buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
+        self._kept_leaves = [place.owner for place, _ in self._kept]
+        del scope
+        self._held = [count + 1 for count in map(getrefcount, self._buffers)]  # by the gradient's leaf too
+        kept = set(map(id, self._kept_leaves))
+        others = [
+            (x.owner, none) for x, none in zip(self._leaves, self._was_none, strict=True) if id(x.owner) not in kept
+        ]
+        self._other_leaves = [leaf for leaf, _ in others]
+        self._others_none = [none for _, none in others]
+        self._records = [record_of(array) for array in self._written if id(_owner(array)) in changes.records]
+
+    # Holding
+
+    def holds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether everything is as it was left after the last replay: quick, and no for what needs a closer look."""
+        return (
+            layout(args, kwargs) == self.layout
+            and settings() == self.settings
+            and self._watch.unchanged()
+            and all(map(is_, map(_gradient, self._kept_leaves), self._buffers))
+            and list(map(getrefcount, self._buffers)) == self._held
+            and [leaf.grad is None for leaf in self._other_leaves] == self._others_none
+            and all(map(_are_equal, self._merged))
+        )
+
+    def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
+        if layout(args, kwargs) != self.layout:
+            return "the arguments"
+        if settings() != self.settings:
+            return "mg.kernels or mg.no_grad"
+        rebind = False
+        for place, path in self._watch.differences():
+            if place is None or place.role != "array":
+                return path
+            value = place.get()
+            if value.__class__ is not np.ndarray or _layout(value) != _layout(place.value):
+                return path
+            rebind = True
+        for place, none in zip(self._leaves, self._was_none, strict=True):
+            if (place.owner.grad is None) != none:
+                return f"the gradient of {place.path}"
+            if place.owner.grad.__class__ is Tensor and place.owner.grad._node is not None:
+                return f"the gradient of {place.path}"
+        for place, variable in (*self._assigned, *self._loaded):
+            value = place.get()
+            value = value._data if value.__class__ is Tensor else value
+            if value.__class__ is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
+                return place.path
+        if not all(map(_are_equal, self._merged)):
+            return "numbers of the optimiser that were equal"
+        self._watch.update()
+        for leaf, buffer, count in zip(self._kept_leaves, self._buffers, self._held, strict=True):
+            if getrefcount(buffer) - (leaf.grad is buffer) > count:  # one more for this loop's own variable
+                rebind = True  # somebody holds a gradient: it stays what it is
+        if rebind:
+            self._bind()
+        return None
+
+    # Replaying
+
+    def replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the step would do and return. Raises Diverged, with nothing changed, at a branch that goes elsewhere."""
+        arrays = leaves(args, kwargs)
+        for place, _ in self._loaded:
+            value = place.get()
+            arrays.append(value._data if value.__class__ is Tensor else value)
+        if self.program.draws_before_branch:
+            states = [generator.bit_generator.state for generator in self.generators]
+            try:
+                out = self._step(*arrays)
+            except Diverged:
+                for generator, state in zip(self.generators, states, strict=True):
+                    generator.bit_generator.state = state
+                raise
+        else:
+            out = self._step(*arrays)
+        if self._records:
+            order = next_change()
+            for record in self._records:
+                record[1] = order
+        for leaf, buffer in zip(self._kept_leaves, self._buffers, strict=True):
+            leaf.grad = buffer
+        for place in self._cleared:
+            place.owner.grad = None
+        self.calls += 1
+        count = len(self._results)
+        returned = self._assigned or self._given_gradients
+        if returned:
+            values = out if out.__class__ is tuple else (out,)
+            for (place, _), value in zip(self._assigned, values[count:], strict=False):
+                place.set(as_array(value))
+            for (place, _), value in zip(self._given_gradients, values[count + len(self._assigned) :], strict=True):
+                place.owner.grad = as_array(value)
+            return self._rebuilt(iter(values))
+        if self.structure.__class__ is Output:
+            return self.structure.rebuilt(out)
+        return self._rebuilt(iter(out if out.__class__ is tuple else (out,)))
+
+    def _rebuilt(self, values: Iterator[Any]) -> Any:
+        return _rebuilt(self.structure, values)
+
+    def values(self) -> dict[str, Any]:
+        """Copies of all that a step may change, by name: to compare two runs."""
+        found: dict[str, Any] = {}
+        for place in self.reach.places:
+            value = place.get() if place.role in ("array", "gradient", "number") else None
+            value = value._data if value.__class__ is Tensor else value
+            name = f"the gradient of {place.path}" if place.role == "gradient" else place.path
+            found[name] = value.copy() if isinstance(value, np.ndarray) else value
+        for i, generator in enumerate(self.generators):
+            found[f"random generator {i}"] = generator.bit_generator.state
+        return found
+
+    def snapshot(self) -> list[tuple[Any, Any, Any]]:
+        """Everything that a step may change, to be put back by :meth:`restore`."""
+        saved: list[tuple[Any, Any, Any]] = []
+        for place in self.reach.of_role("array", "gradient", "number"):
+            value = place.get()
+            data = value._data if value.__class__ is Tensor else value
+            saved.append((place, value, data.copy() if isinstance(data, np.ndarray) else None))
+        saved += [(generator, generator.bit_generator.state, None) for generator in self.generators]
+        return saved
+
+    def restore(self, saved: list[tuple[Any, Any, Any]]) -> None:
+        for place, value, copy in saved:
+            if place.__class__ is not Place:
+                place.bit_generator.state = value
+                continue
+            place.set(value)
+            data = value._data if value.__class__ is Tensor else value
+            if copy is not None and data.flags.writeable:
+                np.copyto(data, copy)
+
+
+_gradient = attrgetter("grad")
+
+
+def _owner(array: Any) -> Any:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _are_equal(places: list[Place]) -> bool:
+    values = [place.owner[place.key] for place in places]
+    return values.count(values[0]) == len(values)
+
+
+class Output:
+    """A variable in the place of an array that a step returns."""
+
+    __slots__ = ("is_tensor", "variable")
+
+    def __init__(self, variable: Variable, is_tensor: bool) -> None:
+        self.variable, self.is_tensor = variable, is_tensor
+
+    def rebuilt(self, value: Any) -> Any:
+        if not self.is_tensor:
+            return value
+        tensor = new(Tensor)
+        tensor._data = value if value.__class__ is np.ndarray else as_array(value)
+        tensor._node = None
+        return tensor
+
+
+def outputs(structure: Any) -> Iterator[Output]:
+    """The outputs in what a step returns, in order."""
+    if structure.__class__ is Output:
+        yield structure
+    elif structure.__class__ in (tuple, list):
+        for part in structure:
+            yield from outputs(part)
+    elif structure.__class__ is dict:
+        yield from outputs(list(structure.values()))
+
+
+def _rebuilt(structure: Any, values: Iterator[Any]) -> Any:
+    kind = structure.__class__
+    if kind is Output:
+        return structure.rebuilt(next(values))
+    if kind in (tuple, list):
+        return kind([_rebuilt(part, values) for part in structure])
+    if kind is dict:
+        return {name: _rebuilt(part, values) for name, part in structure.items()}
+    return structure

@@ -1,0 +1,239 @@
+"""A call of a step while it is recorded: handles take the place of what it can reach, and give it back afterwards."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import is_
+from typing import Any
+
+import numpy as np
+
+from .. import operands, randomness
+from ..backends import NAMESPACES, as_array
+from ..kernels import HOST
+from ..noting import hook
+from ..tensor import Tensor, constant
+from .arrays import CaptureError, RecordedArray, RecordedGenerator, RecordedNumber, Recorder, Variable, recorder
+from .namespace import namespace
+from .reach import HANDLES, Place, Reach
+
+operands.NUMBERS.add(RecordedNumber)
+HOST.add(RecordedArray)  # type: ignore[arg-type]
+_one_at_a_time = threading.RLock()
+
+
+class Session:
+    """One recorded call.
+
+    Attributes:
+        result: what it returned, without handles.
+        structure: the same with an ``Output`` for each array.
+        instructions: what it did.
+        arguments: variables for the arrays and floats among the arguments, in order.
+        reach: what it can reach, as it was before.
+        replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
+        finals: what those places, and those of all gradients, held at the end, by id of the place.
+    """
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.reach = Reach(function)
+        self._recorder = Recorder(_notes(function))
+        self._generators: dict[int, RecordedGenerator] = {}
+        self.arguments: list[Variable] = []
+        self.replaced: list[tuple[Place, Any]] = []
+        paths = [place.path for place in self.reach.of_role("array") if "." in place.path]
+        roots = {path.partition(".")[0] for path in paths}
+        self._one_root = len(roots - {"optimizer", "optimiser", "opt"}) <= 1
+        with _one_at_a_time, _recording(self._recorder, self._generator):
+            wrapped = [self._argument(x, name) for x, name in zip(args, _names(function, len(args)), strict=True)]
+            wrapped_kwargs = {name: self._argument(x, name) for name, x in kwargs.items()}
+            self._replace()
+            try:
+                result = function(*wrapped, **wrapped_kwargs)
+                self.structure = self._structure(result)
+                kept = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
+                self.finals = {id(place): _data(place.get()) for place in kept}
+            finally:
+                self._restore(function)
+        self.result = _bare(result)
+        self.instructions = self._recorder.instructions
+        self.generators = [x.value for x in self._generators.values()]
+
+    def short(self, path: str) -> str:
+        """A path without the name of the model, where there is one only."""
+        _, dot, rest = path.partition(".")
+        return rest if dot and self._one_root and not rest.startswith(("param_groups", "_slots")) else path
+
+    def _argument(self, value: Any, name: str) -> Any:
+        """An argument with handles for its arrays and floats."""
+        kind = value.__class__
+        if kind is np.ndarray:
+            if value.dtype.kind not in "biufc":
+                raise CaptureError(f"capture: {name} is an array of {value.dtype}, which is not recorded")
+            return self._array(value, name)
+        if kind is Tensor:
+            if value._node is not None:
+                raise CaptureError(
+                    f"capture: the argument {name} requires a gradient; tensors that do are used like parameters, from "
+                    "outside of the step, and arguments are constants"
+                )
+            if value._data.__class__ is not np.ndarray:
+                raise CaptureError(f"capture: {name} lies on a device; only arrays of NumPy are recorded")
+            tensor = constant(value._data)
+            tensor._data = self._array(value._data, name)
+            return tensor
+        if kind is float or isinstance(value, np.generic):
+            variable = Variable(value, "number" if kind is float else "argument", name)
+            self.arguments.append(variable)
+            return RecordedNumber(value, variable) if kind is float else RecordedArray(value, variable)
+        if kind in (tuple, list):
+            return kind([self._argument(part, f"{name}_{i}") for i, part in enumerate(value)])
+        if kind is dict:
+            return {key: self._argument(part, f"{name}_{key}") for key, part in value.items()}
+        return value
+
+    def _array(self, array: Any, name: str) -> RecordedArray:
+        handle = self._recorder.given(array, "argument", name)
+        if handle.variable in self.arguments:  # twice the same array: other calls may give two
+            handle = RecordedArray(array, Variable(array, "argument", name, handle.variable.root))
+        self.arguments.append(handle.variable)
+        return handle
+
+    def _replace(self) -> None:
+        """Put handles where arrays, gradients, generators and live numbers are."""
+        numbers: dict[Any, RecordedNumber] = {}
+        for place in self.reach.places:
+            value, name = place.value, self.short(place.path)
+            handle: Any = None
+            if place.role == "array" and value.__class__ is np.ndarray and value.dtype.kind in "biufc":
+                handle = self._recorder.given(value, "input", name)
+            elif place.role == "gradient" and value is not None:
+                if isinstance(value, Tensor) and value._node is not None:
+                    raise CaptureError(f"capture: the gradient of {place.path} can be differentiated; clear it before")
+                array = value._data if isinstance(value, Tensor) else value
+                handle = self._recorder.given(array, "argument", f"grad_{name}")
+            elif place.role == "generator":
+                handle = self._generator(value, name)
+            elif place.role == "number":
+                key = (place.key, value.__class__, value)  # equal ones are one, as long as they stay equal
+                if key not in numbers:
+                    numbers[key] = self._recorder.number(value, str(place.key))
+                handle = numbers[key]
+            if handle is not None:
+                self.replaced.append((place, handle))
+        for place, handle in self.replaced:
+            place.set(handle)
+
+    def _generator(self, generator: Any, name: str = "rng") -> Any:
+        """The handle of a generator; one that the step makes for itself can't be repeated."""
+        if generator.__class__ is RecordedGenerator:
+            return generator
+        if id(generator) not in self._generators:
+            variable = Variable(None, "generator", name.rpartition(".")[2])
+            variable.array = generator
+            self._generators[id(generator)] = RecordedGenerator(generator, variable)
+        return self._generators[id(generator)]
+
+    def _structure(self, result: Any) -> Any:
+        from .recording import Output
+
+        kind = result.__class__
+        if kind is Tensor or kind is np.ndarray:
+            data = result._data if kind is Tensor else result
+            data = data if data.__class__ is RecordedArray else recorder().given(data, "constant", "constant")
+            return Output(data.variable, kind is Tensor)
+        if kind is RecordedArray or kind is RecordedNumber:
+            return Output(result.variable, False)
+        if kind in (tuple, list):
+            return kind([self._structure(part) for part in result])
+        if kind is dict:
+            return {key: self._structure(part) for key, part in result.items()}
+        return result
+
+    def _restore(self, function: Callable[..., Any]) -> None:
+        """Put arrays and numbers where handles are, also where the step has put them."""
+        for place in [*(place for place, _ in self.replaced), *Reach(function).places]:
+            value = place.get()
+            if value.__class__ in (*HANDLES, Tensor, tuple):
+                bare = _bare(value)
+                if bare is not value:
+                    place.set(bare)
+
+
+def _data(value: Any) -> Any:
+    return value._data if value.__class__ is Tensor else value
+
+
+def _bare(value: Any) -> Any:
+    """A value without handles, in lists, tuples and dicts too; tensors get their arrays back."""
+    kind = value.__class__
+    if kind in HANDLES:
+        return value.value
+    if kind is Tensor:
+        if value._data.__class__ is RecordedArray:
+            value._data = as_array(value._data.value)
+        return value
+    if kind in (tuple, list):
+        parts = [_bare(part) for part in value]
+        return value if all(map(is_, parts, value)) else kind(parts)
+    if kind is dict:
+        return {key: _bare(part) for key, part in value.items()}
+    return value
+
+
+@contextmanager
+def _recording(active: Recorder, generator: Callable[[Any], Any]) -> Iterator[None]:
+    plain = NAMESPACES[np.ndarray]
+    NAMESPACES[np.ndarray] = NAMESPACES[RecordedArray] = namespace
+    Recorder.active, hook.call, randomness.wrapping.wrap = active, _call, generator
+    try:
+        yield
+    finally:
+        Recorder.active = hook.call = randomness.wrapping.wrap = None
+        NAMESPACES[np.ndarray] = plain
+        del NAMESPACES[RecordedArray]
+
+
+def _call(name: str, function: Any, args: tuple[Any, ...]) -> Any:
+    """A call of a function that is noted as a whole, or of a kernel, which writes into some of its arguments."""
+    if not any(x.__class__ in (RecordedArray, RecordedNumber) for x in args):
+        return getattr(function, "run", function)(*args)
+    if not hasattr(function, "writes"):
+        return recorder().call("whole", name, function, args)
+    recorder().call("kernel", name, function.run, args, writes=tuple(args[i] for i in function.writes))
+    return None
+
+
+def _names(function: Any, count: int) -> list[str]:
+    """The names of a function's parameters, for the text."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()  # type: ignore[assignment]
+    names = [x.name for x in parameters if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)]
+    return [names[i] if i < len(names) else f"x_{i}" for i in range(count)]
+
+
+def _notes(function: Any) -> Callable[[], str]:
+    """A function that tells which operation, gradient or optimiser is at work, from the stack of calls."""
+    end = getattr(getattr(function, "__func__", function), "__code__", None)
+
+    def note() -> str:
+        frame: Any = sys._getframe(2)
+        while frame is not None and frame.f_code is not end:
+            code = frame.f_code
+            if code.co_filename.startswith("<microgradnd operation"):
+                return str(code.co_name)
+            if code.co_name == "backpropagate":
+                return f"gradient of {frame.f_locals['op'].name}" if "op" in frame.f_locals else ""
+            if code.co_name in ("_update", "clip_grad_norm"):
+                owner = frame.f_locals.get("self")
+                return code.co_name if owner is None else type(owner).__name__
+            frame = frame.f_back
+        return ""
+
+    return note

@@ -1,0 +1,289 @@
+"""A recorded program as Python: what one would write by hand, with memory made beforehand."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .arrays import OPERATORS, UNARY, Instruction, Variable
+from .program import SHAPING, Program
+
+SYMBOLS = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
+    "and": "&", "or": "|", "xor": "^", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
+    "neg": "-", "pos": "+", "invert": "~",
+}  # fmt: skip
+POWERS = {2: "square", 0.5: "sqrt", -1: "reciprocal", 1: "positive"}  # what NumPy's ** calls for these exponents
+SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy": "loss"}
+FILLS = {"np.zeros": 0, "np.ones": 1}
+LARGE = 1 << 16  # bytes of an array that is given back as soon as it was used for the last time
+RESERVED = {"np", "memory", "step", "Diverged", *dir(__builtins__ if not isinstance(__builtins__, dict) else object)}
+
+
+class Text:
+    """The text of a program.
+
+    Attributes:
+        source: a module: buffers and views, then the function ``step``.
+        names: of the variables.
+        functions: what ``source`` calls besides NumPy, by name.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        arguments: list[Variable],
+        numbers: dict[Variable, str],
+        written_numbers: dict[str, Variable],
+        returned: list[Variable],
+        title: str,
+        taken: set[str],
+        wishes: dict[Variable, str],
+    ) -> None:
+        self.program = program
+        self.names: dict[Variable, str] = {}
+        self._wishes = wishes
+        self.functions: dict[str, Any] = {}
+        self._taken = set(RESERVED) | set(keyword.kwlist) | taken
+        self._own = [x.name for x in program.body if x.kind in ("whole", "kernel")]
+        self._taken.update(self._own)
+        for variable in (*arguments, *numbers):
+            self._name(variable, variable.name)
+        self._setup: list[str] = []
+        self._lines: list[str] = []
+        self._note = ""
+        for variable, place in numbers.items():
+            self._line(f"{self.names[variable]} = {place}")
+        for x in program.first:
+            self._write(x)
+        for root, offset in program.planned.items():
+            self._buffer(root, offset)
+        for i, x in enumerate(program.body):
+            self._write(x)
+            self._release(i)
+        self._note = ""
+        for place, variable in written_numbers.items():
+            self._line(f"{place} = {self.names[variable]}")
+        self._line(f"return {', '.join(map(self._returned, returned)) or 'None'}")
+        signature = ", ".join(self.names[variable] for variable in arguments)
+        memory = []
+        if program.memory:
+            memory = [
+                f"memory = np.zeros({program.memory + 64}, np.uint8)",
+                "memory = memory[-memory.ctypes.data % 64 :]  # what lives at different times shares it",
+            ]
+        body = [f"    {line}".rstrip() for line in self._lines]
+        self.source = "\n".join(
+            [*memory, *self._setup, "", "", f"def step({signature}):", f'    """{title}"""', *body, ""]
+        )
+
+    # Names
+
+    def _name(self, variable: Variable, wish: str) -> str:
+        if variable not in self.names:
+            wish = re.sub(r"\W+", "_", wish).strip("_") or "x"
+            wish = f"x_{wish}" if wish[0].isdigit() else wish
+            name, i = wish, 1
+            while name in self._taken:
+                name, i = f"{wish}_{i}", i + 1
+            self._taken.add(name)
+            self.names[variable] = name
+        return self.names[variable]
+
+    def _wish(self, x: Instruction, variable: Variable) -> str:
+        """What a result is called: by the operation that it belongs to."""
+        if variable in self._wishes:
+            return self._wishes[variable]
+        if x.kind == "create" and variable.root in self.program.constant:
+            return x.name.removeprefix("np.")
+        source = next((v for v in x.reads() if v.root is variable.root and v in self.names), None)
+        if source is not None and self.program.is_view(x):
+            if x.name in ("T", "transpose", "swapaxes", "np.transpose", "np.swapaxes"):
+                return f"{self.names[source]}_T"
+            return f"{re.sub(r'_(rows|part)$', '', self.names[source])}_{'part' if x.kind == 'getitem' else 'rows'}"
+        if x.note.startswith("gradient of "):
+            note = x.note.removeprefix("gradient of ")
+            return f"d_{SHORT.get(note, note)}"
+        return SHORT.get(x.note, x.note.split(" ")[0]) or x.name.removeprefix("np.")
+
+    def _term(self, value: Any) -> str:
+        if value.__class__ is Variable:
+            return self.names[value] if value in self.names else self._name(value, value.name)
+        text = literal(value, self._term)
+        return f"({text})" if text.startswith("-") else text
+
+    # Lines
+
+    def _line(self, text: str, comment: str = "") -> None:
+        self._lines.append(f"{text}  # {comment}" if comment else text)
+
+    def _buffer(self, root: Variable, offset: int | None) -> None:
+        name = self._name(root, self._wish(self.program.makers[root], root))
+        shape, dtype = literal(root.shape), literal(root.dtype)
+        ordered = root.strides == np.empty(root.shape, root.dtype).strides
+        if offset is None and ordered:
+            self._setup.append(f"{name} = np.empty({shape}, {dtype})")
+            return
+        memory = (
+            "memory" if offset is not None else f"np.empty({math.prod(root.shape) * root.dtype.itemsize}, np.uint8)"
+        )
+        strides = "" if ordered else f", {literal(root.strides)}"
+        self._setup.append(f"{name} = np.ndarray({shape}, {dtype}, {memory}, {offset or 0}{strides})")
+
+    def _write(self, x: Instruction) -> None:
+        if x.kind in ("whole", "kernel"):
+            self.functions[x.name] = x.function
+        if self.program.is_hoisted(x):
+            for variable in x.results:
+                self._name(variable, self._wish(x, variable))
+            self._setup.append(self._statement(x))
+            return
+        for variable in x.results:
+            self._name(variable, self._wish(x, variable))
+        note = x.note
+        text = self._statement(x)
+        if not text:
+            return
+        if note != self._note:
+            self._note = note
+            if note:
+                self._line(f"# {note}")
+        shapes = ", ".join(str(v.shape) for v in x.results if v.shape is not None and v.root is v)
+        for line in text.split("\n"):
+            self._line(line, shapes)
+            shapes = ""
+
+    def _statement(self, x: Instruction) -> str:
+        args = [self._term(arg) for arg in x.args] if x.kind not in ("getitem", "setitem", "draw") else []
+        if x.kind == "branch":
+            test = {"branch": f"{args[0]} != {args[1]}", "bool": f"bool({args[0]}) is not {args[1]}"}[x.name]
+            return f"if {test}:\n    raise Diverged"
+        if x.kind == "setitem":
+            return f"{self._term(x.args[0])}[{self._index(x.args[1])}] = {self._term(x.args[2])}"
+        if x.kind == "in place":
+            if x.name == "pow":
+                return f"np.copyto({args[0]}, {args[0]} ** {args[1]})"
+            return f"np.{OPERATORS[x.name]}({args[0]}, {args[1]}, out={args[0]})"
+        root = x.results[0] if len(x.results) == 1 else None
+        if root is not None and root in self.program.planned:
+            return self._into(x, args, self.names[root])
+        expression = self._expression(x, args)
+        if not x.results:
+            return expression
+        if x.structure.__class__ is tuple:
+            return f"{', '.join(self.names[v] for v in x.results)}, = {expression}"
+        return f"{self.names[x.results[0]]} = {expression}"
+
+    def _into(self, x: Instruction, args: list[str], out: str) -> str:
+        """The statement that writes the result into the buffer ``out``."""
+        root = x.results[0]
+        if x.kind == "operator":
+            name = OPERATORS[x.name]
+            if x.name == "pow" and x.args[1].__class__ in (int, float):
+                power = POWERS.get(x.args[1])
+                name, args = (power, args[:1]) if power else (name, args)
+            return f"np.{name}({', '.join(args)}, out={out})"
+        if x.kind == "create":
+            if x.name == "np.empty":
+                return ""
+            return f"{out}.fill({FILLS[x.name] if x.name in FILLS else args[1]})"
+        if x.kind == "draw":
+            return f"{self._term(x.args[0])}.{x.name}(dtype={literal(root.dtype)}, out={out})"
+        if x.name == "astype":
+            return f'np.copyto({out}, {args[0]}, casting="unsafe")'
+        if x.name in ("copy", "np.ascontiguousarray", "np.asarray", "np.array"):
+            unsafe = ', casting="unsafe"' if x.args[0].dtype != root.dtype else ""
+            return f"np.copyto({out}, {args[0]}{unsafe})"
+        if x.name in SHAPING or x.name == "np.reshape":
+            source = x.args[0]
+            if source.shape != root.shape:
+                view = f"{out}_as_{'_'.join(map(str, source.shape))}"
+                if view not in self._taken:
+                    self._taken.add(view)
+                    self._setup.append(f"{view} = {out}.reshape({literal(source.shape)})")
+                out = view
+            return f"np.copyto({out}, {args[0]})"
+        if x.name == "dot":
+            return f"np.dot({', '.join(args)}, out={out})"
+        keywords = [f"{k}={self._term(v)}" for k, v in x.kwargs.items() if k != "out"]
+        if x.kind == "method":
+            return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords, f'out={out}'])})"
+        return f"{x.name}({', '.join([*args, *keywords, f'out={out}'])})"
+
+    def _expression(self, x: Instruction, args: list[str]) -> str:
+        if x.kind == "operator":
+            if x.name == "abs":
+                return f"abs({args[0]})"
+            if x.name in UNARY:
+                return f"{SYMBOLS[x.name]}{args[0]}"
+            return f"{args[0]} {SYMBOLS[x.name]} {args[1]}"
+        if x.kind == "attribute":
+            return f"{args[0]}.{x.name}"
+        if x.kind == "getitem":
+            return f"{self._term(x.args[0])}[{self._index(x.args[1])}]"
+        if x.kind == "draw":
+            args = [self._term(arg) for arg in x.args]
+        keywords = [f"{k}={self._term(v)}" for k, v in x.kwargs.items()]
+        if x.kind in ("method", "draw"):
+            return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords])})"
+        return f"{x.name}({', '.join([*args, *keywords])})"
+
+    def _index(self, index: Any) -> str:
+        parts = index if index.__class__ is tuple else (index,)
+        text = ", ".join(_slice(part, self._term) if part.__class__ is slice else self._term(part) for part in parts)
+        return f"{text}," if index.__class__ is tuple and len(parts) == 1 else text or "()"
+
+    def _release(self, i: int) -> None:
+        """Forget large arrays that have no buffer after their last use."""
+        program = self.program
+        leaving = {v.root for v in program.outputs}
+        for root, last in program.last.items():
+            if last != i or root.kind != "made" or root.shape is None or root in leaving or program.is_static(root):
+                continue
+            if math.prod(root.shape) * root.dtype.itemsize >= LARGE:
+                names = [name for v, name in self.names.items() if v.root is root]
+                self._line(f"del {', '.join(names)}")
+
+    def _returned(self, variable: Variable) -> str:
+        root, name = variable.root, self._term(variable)
+        ours = root in self.program.planned or root in self.program.constant
+        return f"{name}.copy()" if ours else name
+
+
+def literal(value: Any, term: Any = None) -> str:
+    """A constant as Python text."""
+    term = term or literal
+    if isinstance(value, float) and not isinstance(value, np.generic):
+        return repr(value) if math.isfinite(value) else f"np.{value}" if not value < 0 else "-np.inf"
+    if value is ...:
+        return "..."
+    if isinstance(value, slice):
+        return f"slice({', '.join(term(x) for x in (value.start, value.stop, value.step))})"
+    if isinstance(value, np.dtype):
+        return f"np.{value.name}" if value.isnative else repr(value.str)
+    if isinstance(value, type):
+        return f"np.{value.__name__}" if issubclass(value, np.generic) else value.__name__
+    if isinstance(value, np.generic):
+        inner = literal(value.item())
+        return f"np.{type(value).__name__}({inner})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(term, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(term, value))}{',' * (len(value) == 1)})"
+    if value is np:
+        return "np"
+    return repr(value)
+
+
+def _slice(part: slice, term: Any) -> str:
+    start, stop = ("" if x is None else term(x) for x in (part.start, part.stop))
+    return f"{start}:{stop}" + ("" if part.step is None else f":{term(part.step)}")
+
+
+def joined(lines: Iterable[str]) -> str:
+    return "\n".join(lines)
