@@ -327,7 +327,10 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
-        return bool(self.item())
+        return bool(self._data if self._data.size == 1 else self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec and self._data.size == 1 else format(repr(self), spec)
 
     def __float__(self) -> float:
         return float(self.item())  # type: ignore[arg-type]

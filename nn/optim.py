@@ -26,7 +26,7 @@ class _Slot:
     """What an optimiser keeps for one parameter."""
 
     __slots__ = ("own", "parameter", "record", "state")
-    unwatched = ("record",)  # changes with every step, and mg.capture keeps it up to date
+    unwatched = ("record",)  # mg.capture does not look into it
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
@@ -59,6 +59,7 @@ class Optimizer:
         TypeError: for parameters that are no tensors or require no gradient, and for unknown settings.
     """
 
+    unwatched: ClassVar = ("_slots", "_name", "defaults")  # what mg.capture need not look after: nobody else changes it
     limits: ClassVar[dict[str, Any]]  # of each setting: at least 0 and below this; a tuple of such; or bool
 
     def __init__(self, params: Params, **settings: Any) -> None:

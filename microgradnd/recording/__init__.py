@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from .captured import Captured
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def capture(step: Callable[..., Any], max_recordings: int = 8) -> Any:
-    """``step`` as a function that records what it does, and from then on only repeats it.
+def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
+    """``step`` as a function that records what it does to arrays, and from then on only repeats it.
 
-    See :class:`microgradnd.recording.captured.Captured`.
+    >>> @mg.capture
+    ... def step(X, y):
+    ...     optimizer.zero_grad()
+    ...     loss = nn.cross_entropy(model(X), y)
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     return loss
+
+    The first calls run the step itself and record it: all that it does to arrays, forward, backward and update.
+    Later calls run a straight line of NumPy's functions that does the same, with memory for all results planned
+    beforehand; ``print(step.source)`` shows it. Parameters, optimisers, gradients and random generators are changed as
+    by the step itself, bit for bit: before a recording is trusted, its first replay is compared with the step.
+
+    Args:
+        step: any function of arrays, constant tensors, numbers, and lists, tuples and dicts of these; it may use and
+            change whatever it can reach. Its results are constants: no gradient flows through them.
+        max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
+
+    A replay is valid as long as everything that the step can reach, apart from the values of arrays, learning rates
+    and floats among the arguments, is what it was in the recording; this is looked at before each replay. What has
+    changed is recorded anew, and where nothing holds for the next call that is refused. A branch on the value of a
+    tensor (``if loss < 1:``) is looked at in each replay, and the step itself runs where it goes another way.
+
+    Raises:
+        CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),
+            values that change from call to call, random numbers and arrays that a recording does not see, arguments
+            that require a gradient, arrays on a device.
+        TypeError: for what is no function, and for generator and coroutine functions.
     """
     from .captured import Captured
 

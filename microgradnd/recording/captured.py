@@ -3,39 +3,100 @@
 from __future__ import annotations
 
 import functools
+import os
+import threading
+import warnings
+import weakref
 from collections.abc import Callable
-from typing import Any
+from types import MethodType
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numpy as np
 
 from ..tensor import Tensor
 from .arrays import CaptureError, Recorder
-from .recording import Diverged, Recording
+from .recording import Diverged, Recording, detached, leaves
+from .saving import save
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PATIENCE = 4  # recordings in a row that did not hold for the next call
 
 
-class Captured:
-    """A step that is recorded when it is called, and replayed in later calls."""
+class Captured(Generic[P, R]):
+    """A step that is recorded when it is called, and replayed in later calls: see :func:`microgradnd.capture`.
 
-    def __init__(self, step: Callable[..., Any], max_recordings: int = 8) -> None:
-        if not callable(step):
+    Attributes:
+        recordings: the latest first; each has its ``source``, how many ``calls`` it replayed, and whether it was
+            ``verified``.
+        max_recordings: how many are kept.
+    """
+
+    def __init__(self, step: Callable[P, R], max_recordings: int = 8) -> None:
+        if not callable(step) or isinstance(step, type):
             raise TypeError(f"capture: expected a function, got {step!r}")
+        flags = getattr(getattr(step, "__code__", None), "co_flags", 0)
+        if flags & (0x20 | 0x80 | 0x200):  # generator, coroutine, asynchronous generator
+            raise TypeError(f"capture: {step.__name__} is a generator or coroutine function, which runs after the call")
+        if max_recordings < 1:
+            raise ValueError(f"capture: max_recordings must be at least 1, got {max_recordings}")
         functools.update_wrapper(self, step)
+        self.recordings: list[Recording] = []
+        self.max_recordings = max_recordings
         self._step = step
-        self._max_recordings = max_recordings
-        self._reasons: list[str] = []
-        self.recordings: list[Recording] = []  # the latest first
+        self._latest: Recording | None = None  # verified, and what held for the last call
+        self._reasons: list[str] = []  # why the last recordings did not hold for the next call
+        self._lock = threading.RLock()  # buffers serve one call at a time
+        self._bound: weakref.WeakKeyDictionary[Any, Captured[..., R]] = weakref.WeakKeyDictionary()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if Recorder.active is not None:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if Recorder.active is not None:  # part of another step that is being recorded
             return self._step(*args, **kwargs)
-        recordings = self.recordings
-        if recordings and recordings[0].verified and recordings[0].holds(args, kwargs):
-            return self._replay(recordings[0], args, kwargs)
-        return self._search(args, kwargs)
+        with self._lock:
+            latest = self._latest
+            if latest is not None and (arrays := latest.ready(args, kwargs)) is not None:
+                try:
+                    return cast("R", latest.replay(arrays))
+                except Exception as error:
+                    return cast("R", self._otherwise(latest, error, args, kwargs))
+            return self._search(args, kwargs)
 
-    def _search(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """As a method: a captured step for each object."""
+        if instance is None:
+            return self
+        if instance not in self._bound:
+            method: Any = MethodType(self._step, instance)
+            self._bound[instance] = Captured(method, self.max_recordings)
+        return self._bound[instance]
+
+    def __repr__(self) -> str:
+        calls = ", ".join(f"{recording.calls} replays" for recording in self.recordings)
+        return f"<captured {getattr(self._step, '__name__', self._step)}: {calls or 'nothing recorded so far'}>"
+
+    @property
+    def source(self) -> str:
+        """The latest recording as Python: buffers, then the function. Raises CaptureError before the first call."""
+        return self._recorded().source
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the latest recording as a module, ``path``, that needs NumPy alone, and its arrays to ``.npz`` beside.
+
+        The module's ``step`` goes on from the parameters, optimiser state and random generators of this moment, takes
+        the arguments of this one and returns arrays. Raises CaptureError for a recording that calls compiled kernels:
+        capture within ``mg.kernels("numpy")``.
+        """
+        save(self._recorded(), path)
+
+    def _recorded(self) -> Recording:
+        if not self.recordings:
+            raise CaptureError("capture: nothing has been recorded yet; call the step first")
+        return self._latest or self.recordings[0]
+
+    def _search(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """The result by the recording that holds, by a new one where none does."""
+        self._latest = None
         reasons = []
         for recording in self.recordings:
             reason = recording.why_not(args, kwargs)
@@ -43,41 +104,47 @@ class Captured:
                 self.recordings.remove(recording)
                 self.recordings.insert(0, recording)
                 self._reasons.clear()
-                if recording.verified:
-                    return self._replay(recording, args, kwargs)
-                return self._verify(recording, args, kwargs)
-            reasons.append(reason)
-        if reasons and reasons[0] != "the arguments":
+                return self._first_replay(recording, args, kwargs)
+            if reason != "the arguments":
+                reasons.append(reason)
+        if reasons:
             self._reasons.append(reasons[0])
         if len(self._reasons) >= PATIENCE:
+            reason = self._reasons.pop()
             raise CaptureError(
-                f"capture: {self._reasons[-1]} changes from call to call, so that no recording holds for the next one; "
-                "let it be an argument, or change it outside of the step"
+                f"capture: {reason} changes from call to call, so that no recording holds for the next one; let it be "
+                "an argument, or change it outside of the step"
             )
         recording = Recording(self._step, args, kwargs)
-        self.recordings.insert(0, recording)
-        del self.recordings[self._max_recordings :]
-        return recording.result
+        if recording.left_at is not None:
+            self._reasons.append(recording.left_at)
+        else:
+            self.recordings.insert(0, recording)
+            del self.recordings[self.max_recordings :]
+        return recording.result  # type: ignore[no-any-return]
 
-    def _replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """A replay after something else: verified if it is the first one at all."""
+        arrays, given = recording.arrays(args, kwargs), leaves(args, kwargs)
+        before = None if recording.verified else recording.snapshot(given)
         try:
-            return recording.replay(args, kwargs)
-        except Diverged:
-            return self._step(*args, **kwargs)
+            replayed = recording.replay(arrays)
+        except Exception as error:
+            return cast("R", self._otherwise(recording, error, args, kwargs))
+        recording.set_gradients()
+        if before is not None:
+            after = recording.values(given)
+            recording.restore(before)
+            result = detached(self._step(*args, **kwargs))
+            self._verify(recording, [replayed, after], [result, recording.values(given)])
+            replayed = result
+        self._latest = recording
+        return replayed  # type: ignore[no-any-return]
 
-    def _verify(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The step itself, and beside it the replay from the same state: they have to agree bit for bit."""
-        before = recording.snapshot()
-        try:
-            replayed = recording.replay(args, kwargs)
-        except Diverged:
-            return self._step(*args, **kwargs)
-        after = recording.values()
-        recording.restore(before)
-        result = self._step(*args, **kwargs)
-        expected = recording.values()
-        different = [name for name in expected if not _same(after[name], expected[name])]
-        if not _same(replayed, result):
+    def _verify(self, recording: Recording, replayed: list[Any], expected: list[Any]) -> None:
+        """Trust the recording. Raises CaptureError unless both have returned, and left behind, the same bits."""
+        different = [name for name, value in expected[1].items() if not _same(replayed[1][name], value)]
+        if not _same(replayed[0], expected[0]):
             different.insert(0, "the result")
         if different:
             self.recordings.remove(recording)
@@ -87,24 +154,20 @@ class Captured:
                 "arrays that it can't reach; hand it to the step as an argument. (This call was done without capture.)"
             )
         recording.verified = True
-        return _detached(result)
 
-    @property
-    def source(self) -> str:
-        """The latest recording as Python."""
-        if not self.recordings:
-            raise CaptureError("capture: nothing has been recorded yet; call the step first")
-        return self.recordings[0].source
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if value.__class__ in (tuple, list):
-        return value.__class__([_detached(part) for part in value])
-    if value.__class__ is dict:
-        return {key: _detached(part) for key, part in value.items()}
-    return value
+    def _otherwise(self, recording: Recording, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The step itself, where a replay came to another branch or failed before it had changed anything."""
+        if isinstance(error, Diverged):
+            return detached(self._step(*args, **kwargs))
+        if recording.failed_early(error):
+            result = detached(self._step(*args, **kwargs))  # most likely raises an error that says what is wrong
+            self.recordings.remove(recording)
+            warnings.warn(
+                f"capture: a replay failed, {error!r}; the step is recorded anew", RuntimeWarning, stacklevel=4
+            )
+            return result
+        error.add_note("(in a replay of a captured step, which had changed some of what it changes)")
+        raise error
 
 
 def _same(x: Any, y: Any) -> bool:
@@ -123,4 +186,4 @@ def _same(x: Any, y: Any) -> bool:
         return len(x) == len(y) and all(map(_same, x, y))
     if isinstance(x, dict):
         return x.keys() == y.keys() and all(_same(x[key], y[key]) for key in x)
-    return bool(x == y)
+    return x is y or bool(x == y)

@@ -50,7 +50,7 @@ class RecordedNamespace:
         """As that of NumPy's namespace."""
         if numpy_backend.is_basic(index):
             return numpy_backend.scatter_add(self, x, index, shape)
-        return _whole("scatter_add", numpy_backend.namespace.scatter_add)(x, index, shape)
+        return _whole("scatter_add", numpy_backend.scatter_add)(np, x, index, shape)
 
     def ascontiguousarray(self, x: Any) -> Any:
         """As np.ascontiguousarray."""

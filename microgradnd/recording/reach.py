@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from operator import attrgetter, getitem, is_
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -28,9 +27,10 @@ HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
 class Place:
     """Where a value is kept: an item of a list or dict, or an attribute (``cell_contents`` of a closure's cell)."""
 
-    __slots__ = ("is_item", "key", "owner", "path", "role", "value")
+    __slots__ = ("is_guarded", "is_item", "key", "owner", "path", "role", "value")
 
     def __init__(self, owner: Any, key: Any, is_item: bool, path: str, role: str, value: Any) -> None:
+        self.is_guarded = True
         self.owner, self.key, self.is_item = owner, key, is_item
         self.path = path
         self.role = role  # "plain", "array", "gradient", "generator" or "number"
@@ -38,6 +38,10 @@ class Place:
 
     def get(self) -> Any:
         return self.owner[self.key] if self.is_item else getattr(self.owner, self.key)
+
+    def expression(self, owner: str, key: str = "") -> str:
+        """What :meth:`get` does, as text."""
+        return f"{owner}[{key or repr(self.key)}]" if self.is_item else f"{owner}.{self.key}"
 
     def set(self, value: Any) -> None:
         if self.is_item:
@@ -56,15 +60,25 @@ class Reach:
         self._numbers: set[tuple[int, Any]] = set()
         self._paths: dict[int, str] = {}  # of tensors
         self._waiting: list[tuple[Any, str]] = []
+        self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
         self._function(function, "")
         # Layers first: their names are the ones that people know their parameters by.
         self._waiting.sort(key=lambda entry: not hasattr(entry[0], "named_tensors"), reverse=True)
-        while self._waiting:
-            value, path = self._waiting.pop()
-            self._open(value, path)
+        self._go_on()
+        guarded = len(self.places)
+        self._waiting += self._later
+        lengths = list(self.lengths)
+        self._go_on()
+        self.lengths = lengths
+        for place in self.places[guarded:]:
+            place.is_guarded = False
 
     def of_role(self, *roles: str) -> Iterator[Place]:
         return (place for place in self.places if place.role in roles)
+
+    def _go_on(self) -> None:
+        while self._waiting:
+            self._open(*self._waiting.pop())
 
     # Finding
 
@@ -136,6 +150,9 @@ class Reach:
         if isinstance(value, np.ndarray | ModuleType | type | BuiltinFunctionType | CellType):
             return
         self._seen[id(value)] = value
+        if callable(value) and hasattr(value, "__wrapped__"):
+            self._function(value.__wrapped__, f"{path}.")  # what a decorator made: another captured step
+            return
         self._waiting.append((value, path))
 
     def _open(self, value: Any, path: str) -> None:
@@ -169,14 +186,17 @@ class Reach:
         if hasattr(value, "live_numbers"):
             for mapping, key in value.live_numbers():
                 self._numbers.add((id(mapping), key))
-        attributes = getattr(value, "__dict__", None)
+        attributes, unwatched = getattr(value, "__dict__", None), getattr(value, "unwatched", ())
         if isinstance(attributes, dict):
             self.lengths.append((attributes, len(attributes), path))
             for name in list(attributes):
-                self._keep(attributes, name, True, f"{path}.{name}")
+                if name in unwatched:
+                    self._later.append((attributes[name], f"{path}.{name}"))
+                else:
+                    self._keep(attributes, name, True, f"{path}.{name}")
         for kind in type(value).__mro__:
             for name in getattr(kind, "__slots__", ()):
-                if name not in ("__weakref__", "__dict__", *getattr(kind, "unwatched", ())):
+                if name not in ("__weakref__", "__dict__", *unwatched):
                     self._keep(value, name, False, f"{path}.{name}")
 
 
@@ -199,39 +219,35 @@ def _is_users(module: str | None) -> bool:
 
 
 class Watch:
-    """Whether all of it still is what it was, in as little time as possible."""
+    """What is found in a reach has to stay as it is, but for what replays read anew.
+
+    Attributes:
+        conditions: Python expressions, which hold as long as it does.
+        scope: the objects that they name.
+    """
 
     def __init__(self, reach: Reach, ignored: set[int]) -> None:
-        places = [x for x in reach.of_role("plain", "array", "generator") if id(x) not in ignored]
-        self.places = places
-        self._items = _columns([x for x in places if x.is_item])
-        names = sorted({x.key for x in places if not x.is_item})
-        self._attributes = [
-            (attrgetter(name), *_columns([x for x in places if not x.is_item and x.key == name])) for name in names
-        ]
-        self._sized = [x for x, _, _ in reach.lengths]
-        self._lengths = [n for _, n, _ in reach.lengths]
-        self._names_of_sized = [path for _, _, path in reach.lengths]
+        guarded = reach.of_role("plain", "array", "generator")
+        self.places = [x for x in guarded if x.is_guarded and id(x) not in ignored]
+        self._lengths = reach.lengths
+        self.scope: dict[str, Any] = {}
+        self.conditions: list[str] = []
+        self._owners: dict[int, str] = {}
+        for i, place in enumerate(self.places):
+            self.scope[f"value_{i}"] = place.value
+            key = "" if isinstance(place.key, str | int) else f"key_{i}"  # of others the text is no expression
+            self.scope |= {key: place.key} if key else {}
+            self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
+        self.conditions += [f"len({self._name(x)}) == {n}" for x, n, _ in reach.lengths]
 
-    def unchanged(self) -> bool:
-        try:
-            containers, keys, values = self._items
-            if not all(map(is_, map(getitem, containers, keys), values)):
-                return False
-            for get, owners, _, values in self._attributes:
-                if not all(map(is_, map(get, owners), values)):
-                    return False
-        except (AttributeError, IndexError, KeyError, ValueError):
-            return False
-        return list(map(len, self._sized)) == self._lengths
+    def _name(self, owner: Any) -> str:
+        name = self._owners.setdefault(id(owner), f"owner_{len(self._owners)}")
+        self.scope[name] = owner
+        return name
 
     def differences(self) -> list[tuple[Place | None, str]]:
         """The places that hold something else now, and the names of what has other lengths."""
-        found: list[tuple[Place | None, str]] = [
-            (None, path)
-            for x, n, path in zip(self._sized, self._lengths, self._names_of_sized, strict=True)
-            if len(x) != n
-        ]
+        found: list[tuple[Place | None, str]] = [(None, path) for x, n, path in self._lengths if len(x) != n]
         for place in self.places:
             try:
                 value = place.get()
@@ -242,17 +258,10 @@ class Watch:
                 found.append((place, place.path))
         return found
 
-    def update(self) -> None:
-        """Take what lies in the places now for what is expected."""
-        for place in self.places:
-            place.value = place.get()
-        self._items[2][:] = [x.value for x in self.places if x.is_item]
-        for get, owners, _, values in self._attributes:
-            values[:] = [get(owner) for owner in owners]
-
-
-def _columns(places: list[Place]) -> tuple[list[Any], list[Any], list[Any]]:
-    return [x.owner for x in places], [x.key for x in places], [x.value for x in places]
+    def update(self, scope: dict[str, Any]) -> None:
+        """Take what lies in the places now for what is expected, also where the conditions are evaluated."""
+        for i, place in enumerate(self.places):
+            place.value = scope[f"value_{i}"] = place.get()
 
 
 def _equal(x: Any, y: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable, Iterator
-from operator import attrgetter, is_
 from sys import getrefcount
 from typing import Any
 
@@ -84,20 +83,28 @@ class Recording:
         source: the program as text.
         calls: how often it was replayed.
         verified: whether a replay was compared with the step itself.
+        left_at: where the step has put something that was not there before, as an optimiser does in its first step, or
+            None; it is not repeated then.
     """
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._mappings: dict[int, str] = {}  # what numbers lie in, by name
         self.settings = settings()
         self.layout = layout(args, kwargs)
         self.calls = 0
         self.verified = False
         session = Session(function, args, kwargs)
-        self.result = session.result
+        self.result = detached(session.result)
+        self.left_at = session.left_at
         self.structure = session.structure
         self.reach = session.reach
         self.generators = session.generators
+        if self.left_at is not None:
+            return
         self._sort(session)
         self._compile(session, getattr(function, "__name__", type(function).__name__))
+        self._watch = Watch(self.reach, {id(place) for place, _ in self._assigned})
+        self._example = args, kwargs
         self._bind()
 
     # Making
@@ -151,7 +158,7 @@ class Recording:
         ]
         extra = [variable for _, variable in self._loaded]
         returned = [*self._results, *assigned, *(v for _, v in self._given_gradients)]
-        mappings: dict[int, str] = {}
+        mappings = self._mappings
         self._scope: dict[str, Any] = {"np": np, "Diverged": Diverged}
 
         def text_of(place: Place) -> str:
@@ -169,24 +176,27 @@ class Recording:
         text = Text(program, [*session.arguments, *extra], numbers, written, returned, name, set(self._scope), wishes)
         self.source, self._text, self.program = text.source, text, program
         self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
+        self.functions = text.functions
+        self.parameters = [text.names[v] for v in session.arguments]
         self._scope |= text.functions
         for variable, name in text.names.items():
             if variable.kind == "generator":
                 self._scope[name] = variable.array
-        self._by_variable = {handle.variable: place for place, handle in session.replaced if place.role == "array"}
-        filename = f"<captured {name} {len(linecache.cache)}>"
+        self._by_variable: dict[Variable, list[Place]] = {}  # the places that hold the same array
+        for place, handle in session.replaced:
+            if place.role == "array":
+                self._by_variable.setdefault(handle.variable, []).append(place)
+        self._filename = filename = f"<captured {name} {len(linecache.cache)}>"
         linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         self._code = compile(self.source, filename, "exec")
-        ignored = {id(place) for place, _ in self._assigned}
-        self._watch = Watch(self.reach, ignored)
         written_arrays = {id(v.array): v.array for x in program.body for v in x.writes if v.array is not None}
         self._written = list(written_arrays.values())
 
     def _bind(self) -> None:
         """Make the buffers and the function, for the arrays that are there now."""
-        for variable, place in self._by_variable.items():
+        for variable, places in self._by_variable.items():
             if variable.kind == "input":
-                variable.array = place.value
+                variable.array = places[0].get()
         scope = dict(self._scope)
         scope.update((name, variable.array) for name, variable in self._inputs)
         exec(self._code, scope)
@@ -194,28 +204,76 @@ class Recording:
         self._buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
         self._kept_leaves = [place.owner for place, _ in self._kept]
         del scope
-        self._held = [count + 1 for count in map(getrefcount, self._buffers)]  # by the gradient's leaf too
         kept = set(map(id, self._kept_leaves))
         others = [
             (x.owner, none) for x, none in zip(self._leaves, self._was_none, strict=True) if id(x.owner) not in kept
         ]
         self._other_leaves = [leaf for leaf, _ in others]
         self._others_none = [none for _, none in others]
+        self._guard(*self._example)
         self._records = [record_of(array) for array in self._written if id(_owner(array)) in changes.records]
 
     # Holding
 
-    def holds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether everything is as it was left after the last replay: quick, and no for what needs a closer look."""
-        return (
-            layout(args, kwargs) == self.layout
-            and settings() == self.settings
-            and self._watch.unchanged()
-            and all(map(is_, map(_gradient, self._kept_leaves), self._buffers))
-            and list(map(getrefcount, self._buffers)) == self._held
-            and [leaf.grad is None for leaf in self._other_leaves] == self._others_none
-            and all(map(_are_equal, self._merged))
+    def _guard(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Write a function that gives the arrays of a call, or None where the recording may not hold for it.
+
+        Straight-line code, since it runs before every replay: 30 ns for each condition.
+        """
+        scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout": _layout, "leaves": leaves}
+        scope |= {"kernels": kernels, "grad_mode": grad_mode, "getrefcount": getrefcount} | self._watch.scope
+        names = [f"argument_{i}" for i in range(len(args))] + list(kwargs)
+        conditions, arrays = [], []
+        for i, (name, value) in enumerate(zip(names, (*args, *kwargs.values()), strict=True)):
+            data = value._data if value.__class__ is Tensor else value
+            if value.__class__ is Tensor:
+                conditions.append(f"{name}.__class__ is Tensor and {name}._node is None")
+                name += "._data"
+            if data.__class__ is np.ndarray:
+                conditions += [f"{name}.__class__ is array", f"{name}.shape == {data.shape}"]
+                conditions += [f"{name}.strides == {data.strides}", f"{name}.dtype is dtype_{i}"]
+                scope[f"dtype_{i}"] = data.dtype
+                arrays.append(name)
+            else:
+                scope[f"layout_{i}"] = _layout(value)
+                conditions.append(f"layout({name}) == layout_{i}")
+                arrays.append(f"*leaves(({name},), {{}})")
+        conditions += [f"kernels.current == {self.settings[0]!r}", f"grad_mode.enabled is {self.settings[1]}"]
+        conditions += self._watch.conditions
+        for i, (leaf, none) in enumerate(zip(self._other_leaves, self._others_none, strict=True)):
+            scope[f"leaf_{i}"] = leaf
+            conditions.append(f"leaf_{i}.grad is {'' if none else 'not '}None")
+        scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(self._buffers)}
+        counts = eval(f"[{', '.join(f'getrefcount(buffer_{i})' for i in range(len(self._buffers)))}]", scope)
+        self._held = [count + 1 for count in counts]  # by the gradient's leaf too
+        for i, (leaf, count) in enumerate(zip(self._kept_leaves, self._held, strict=True)):
+            scope[f"kept_{i}"] = leaf
+            conditions += [f"kept_{i}.grad is buffer_{i}", f"getrefcount(buffer_{i}) == {count}"]
+        for i, places in enumerate(self._merged):
+            for k, place in enumerate(places):
+                scope[f"number_{i}_{k}"] = place.owner
+            first, *others = [f"number_{i}_{k}[{place.key!r}]" for k, place in enumerate(places)]
+            conditions += [f"{other} == {first}" for other in others]
+        for k, (place, _) in enumerate(self._loaded):
+            scope[f"loaded_{k}"] = place.owner
+            read = place.expression(f"loaded_{k}")
+            arrays.append(read)
+            conditions.append(f"{read}.__class__ is array")
+        exec(
+            f"def ready({', '.join(names)}):\n"
+            f"    if ({' and '.join(conditions)}):\n"
+            f"        return [{', '.join(arrays)}]\n"
+            "    return None\n",
+            scope,
         )
+        self._ready = scope["ready"]
+
+    def ready(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The arrays of a call, if everything is as it was left after the last replay; None for a closer look."""
+        try:
+            return self._ready(*args, **kwargs)  # type: ignore[no-any-return]
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            return None
 
     def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
@@ -231,6 +289,9 @@ class Recording:
             if value.__class__ is not np.ndarray or _layout(value) != _layout(place.value):
                 return path
             rebind = True
+        for places in self._by_variable.values() if rebind else ():
+            if any(place.get() is not places[0].get() for place in places):
+                return places[0].path
         for place, none in zip(self._leaves, self._was_none, strict=True):
             if (place.owner.grad is None) != none:
                 return f"the gradient of {place.path}"
@@ -243,7 +304,7 @@ class Recording:
                 return place.path
         if not all(map(_are_equal, self._merged)):
             return "numbers of the optimiser that were equal"
-        self._watch.update()
+        self._watch.update(self._ready.__globals__)
         for leaf, buffer, count in zip(self._kept_leaves, self._buffers, self._held, strict=True):
             if getrefcount(buffer) - (leaf.grad is buffer) > count:  # one more for this loop's own variable
                 rebind = True  # somebody holds a gradient: it stays what it is
@@ -253,12 +314,18 @@ class Recording:
 
     # Replaying
 
-    def replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def set_gradients(self) -> None:
+        """Let the gradients lie where replays leave them."""
+        for leaf, buffer in zip(self._kept_leaves, self._buffers, strict=True):
+            leaf.grad = buffer
+
+    def arrays(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The arrays of a call."""
+        read = [place.get() for place, _ in self._loaded]
+        return leaves(args, kwargs) + [x._data if x.__class__ is Tensor else x for x in read]
+
+    def replay(self, arrays: list[Any]) -> Any:
         """What the step would do and return. Raises Diverged, with nothing changed, at a branch that goes elsewhere."""
-        arrays = leaves(args, kwargs)
-        for place, _ in self._loaded:
-            value = place.get()
-            arrays.append(value._data if value.__class__ is Tensor else value)
         if self.program.draws_before_branch:
             states = [generator.bit_generator.state for generator in self.generators]
             try:
@@ -273,14 +340,11 @@ class Recording:
             order = next_change()
             for record in self._records:
                 record[1] = order
-        for leaf, buffer in zip(self._kept_leaves, self._buffers, strict=True):
-            leaf.grad = buffer
+        self.calls += 1
         for place in self._cleared:
             place.owner.grad = None
-        self.calls += 1
         count = len(self._results)
-        returned = self._assigned or self._given_gradients
-        if returned:
+        if self._assigned or self._given_gradients:
             values = out if out.__class__ is tuple else (out,)
             for (place, _), value in zip(self._assigned, values[count:], strict=False):
                 place.set(as_array(value))
@@ -294,21 +358,51 @@ class Recording:
     def _rebuilt(self, values: Iterator[Any]) -> Any:
         return _rebuilt(self.structure, values)
 
-    def values(self) -> dict[str, Any]:
-        """Copies of all that a step may change, by name: to compare two runs."""
+    def failed_early(self, error: BaseException) -> bool:
+        """Whether a replay failed before it had changed anything but its own buffers."""
+        frame = error.__traceback__
+        while frame is not None and frame.tb_frame.f_code.co_filename != self._filename:
+            frame = frame.tb_next
+        return frame is not None and frame.tb_lineno < self._text.first_change
+
+    # Saving
+
+    def inputs(self) -> dict[str, Any]:
+        """The arrays that the program uses, by the names that they have in its text."""
+        found = {name: variable.array for name, variable in self._inputs}
+        return found | {self._text.names[v]: _data(place.get()) for place, v in self._loaded}
+
+    def settings_by_name(self) -> dict[str, Any]:
+        """The numbers that the program reads, by the names of the mappings that they lie in."""
         found: dict[str, Any] = {}
+        for places in self._numbers.values():
+            for place in places:
+                if id(place.owner) in self._mappings:
+                    found.setdefault(self._mappings[id(place.owner)], {})[place.key] = place.get()
+        return found
+
+    def generators_by_name(self) -> dict[str, np.random.Generator]:
+        """The random generators that the program draws from."""
+        return {name: v.array for v, name in self._text.names.items() if v.kind == "generator"}
+
+    # Comparing
+
+    def values(self, arrays: list[Any]) -> dict[str, Any]:
+        """Copies of all that a step may change, ``arrays`` among it, by name: to compare two runs."""
+        found: dict[str, Any] = {f"argument {i}": x.copy() for i, x in enumerate(arrays) if isinstance(x, np.ndarray)}
         for place in self.reach.places:
-            value = place.get() if place.role in ("array", "gradient", "number") else None
-            value = value._data if value.__class__ is Tensor else value
+            if place.role not in ("array", "gradient", "number"):
+                continue
+            value = _data(place.get())
             name = f"the gradient of {place.path}" if place.role == "gradient" else place.path
             found[name] = value.copy() if isinstance(value, np.ndarray) else value
         for i, generator in enumerate(self.generators):
             found[f"random generator {i}"] = generator.bit_generator.state
         return found
 
-    def snapshot(self) -> list[tuple[Any, Any, Any]]:
-        """Everything that a step may change, to be put back by :meth:`restore`."""
-        saved: list[tuple[Any, Any, Any]] = []
+    def snapshot(self, arrays: list[Any]) -> list[tuple[Any, Any, Any]]:
+        """Everything that a step may change, ``arrays`` among it, to be put back by :meth:`restore`."""
+        saved: list[tuple[Any, Any, Any]] = [(None, x, x.copy()) for x in arrays if isinstance(x, np.ndarray)]
         for place in self.reach.of_role("array", "gradient", "number"):
             value = place.get()
             data = value._data if value.__class__ is Tensor else value
@@ -318,16 +412,18 @@ class Recording:
 
     def restore(self, saved: list[tuple[Any, Any, Any]]) -> None:
         for place, value, copy in saved:
-            if place.__class__ is not Place:
+            if isinstance(place, np.random.Generator):
                 place.bit_generator.state = value
                 continue
-            place.set(value)
-            data = value._data if value.__class__ is Tensor else value
+            if place is not None:
+                place.set(value)
+            data = _data(value)
             if copy is not None and data.flags.writeable:
                 np.copyto(data, copy)
 
 
-_gradient = attrgetter("grad")
+def _data(x: Any) -> Any:
+    return x._data if x.__class__ is Tensor else x
 
 
 def _owner(array: Any) -> Any:
@@ -378,3 +474,14 @@ def _rebuilt(structure: Any, values: Iterator[Any]) -> Any:
     if kind is dict:
         return {name: _rebuilt(part, values) for name, part in structure.items()}
     return structure
+
+
+def detached(value: Any) -> Any:
+    """Results of a step as a replay returns them: constants."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if value.__class__ in (tuple, list):
+        return value.__class__([detached(part) for part in value])
+    if value.__class__ is dict:
+        return {key: detached(part) for key, part in value.items()}
+    return value

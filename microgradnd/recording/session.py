@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import operands, randomness
-from ..backends import NAMESPACES, as_array
+from ..backends import NAMESPACES
 from ..kernels import HOST
 from ..noting import hook
 from ..tensor import Tensor, constant
@@ -36,6 +36,8 @@ class Session:
         arguments: variables for the arrays and floats among the arguments, in order.
         reach: what it can reach, as it was before.
         replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
+        left_at: a place that was not there before and holds what the step computed, if there is one: what the step
+            does next time is something else, then.
         finals: what those places, and those of all gradients, held at the end, by id of the place.
     """
 
@@ -43,6 +45,7 @@ class Session:
         self.reach = Reach(function)
         self._recorder = Recorder(_notes(function))
         self._generators: dict[int, RecordedGenerator] = {}
+        self.left_at: str | None = None
         self.arguments: list[Variable] = []
         self.replaced: list[tuple[Place, Any]] = []
         paths = [place.path for place in self.reach.of_role("array") if "." in place.path]
@@ -156,12 +159,19 @@ class Session:
 
     def _restore(self, function: Callable[..., Any]) -> None:
         """Put arrays and numbers where handles are, also where the step has put them."""
-        for place in [*(place for place, _ in self.replaced), *Reach(function).places]:
+        for place, _ in self.replaced:
+            if place.get().__class__ in HANDLES:
+                place.set(place.get().value)
+        expected = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
+        known = {(id(place.owner), place.key) for place in expected}
+        for place in Reach(function).places:
             value = place.get()
             if value.__class__ in (*HANDLES, Tensor, tuple):
                 bare = _bare(value)
                 if bare is not value:
                     place.set(bare)
+                    if (id(place.owner), place.key) not in known:
+                        self.left_at = place.path
 
 
 def _data(value: Any) -> Any:
@@ -175,7 +185,7 @@ def _bare(value: Any) -> Any:
         return value.value
     if kind is Tensor:
         if value._data.__class__ is RecordedArray:
-            value._data = as_array(value._data.value)
+            value._data = np.asarray(value._data.value)
         return value
     if kind in (tuple, list):
         parts = [_bare(part) for part in value]

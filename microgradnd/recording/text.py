@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import OPERATORS, UNARY, Instruction, Variable
-from .program import SHAPING, Program
+from .program import GIVEN, SHAPING, Program
 
 SYMBOLS = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
@@ -32,6 +32,7 @@ class Text:
         source: a module: buffers and views, then the function ``step``.
         names: of the variables.
         functions: what ``source`` calls besides NumPy, by name.
+        first_change: the number of the first line that changes what was there before.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Text:
             self._name(variable, variable.name)
         self._setup: list[str] = []
         self._lines: list[str] = []
+        self._first_change = 1 << 30
         self._note = ""
         for variable, place in numbers.items():
             self._line(f"{self.names[variable]} = {place}")
@@ -68,6 +70,7 @@ class Text:
             self._release(i)
         self._note = ""
         for place, variable in written_numbers.items():
+            self._changes()
             self._line(f"{place} = {self.names[variable]}")
         self._line(f"return {', '.join(map(self._returned, returned)) or 'None'}")
         signature = ", ".join(self.names[variable] for variable in arguments)
@@ -78,9 +81,10 @@ class Text:
                 "memory = memory[-memory.ctypes.data % 64 :]  # what lives at different times shares it",
             ]
         body = [f"    {line}".rstrip() for line in self._lines]
-        self.source = "\n".join(
-            [*memory, *self._setup, "", "", f"def step({signature}):", f'    """{title}"""', *body, ""]
-        )
+        head = [*memory, *self._setup, "", "", f"def step({signature}):", f'    """{title}"""']
+        self.source = "\n".join([*head, *body, ""])
+        self.first_change = len(head) + 1 + sum(line.count("\n") for line in self._lines[: self._first_change])
+        self.first_change += self._first_change
 
     # Names
 
@@ -119,6 +123,10 @@ class Text:
 
     # Lines
 
+    def _changes(self) -> None:
+        """Note that the next line is the first that changes what was there before, unless one before did."""
+        self._first_change = min(self._first_change, len(self._lines))
+
     def _line(self, text: str, comment: str = "") -> None:
         self._lines.append(f"{text}  # {comment}" if comment else text)
 
@@ -149,6 +157,8 @@ class Text:
         text = self._statement(x)
         if not text:
             return
+        if any(v.root.kind in GIVEN for v in x.writes):
+            self._changes()
         if note != self._note:
             self._note = note
             if note:
@@ -167,8 +177,8 @@ class Text:
             return f"{self._term(x.args[0])}[{self._index(x.args[1])}] = {self._term(x.args[2])}"
         if x.kind == "in place":
             if x.name == "pow":
-                return f"np.copyto({args[0]}, {args[0]} ** {args[1]})"
-            return f"np.{OPERATORS[x.name]}({args[0]}, {args[1]}, out={args[0]})"
+                return f"{args[0]}[...] = {args[0]} ** {args[1]}"
+            return f"np.{OPERATORS[x.name]}({args[0]}, {args[1]}, {args[0]})"
         root = x.results[0] if len(x.results) == 1 else None
         if root is not None and root in self.program.planned:
             return self._into(x, args, self.names[root])
@@ -187,18 +197,15 @@ class Text:
             if x.name == "pow" and x.args[1].__class__ in (int, float):
                 power = POWERS.get(x.args[1])
                 name, args = (power, args[:1]) if power else (name, args)
-            return f"np.{name}({', '.join(args)}, out={out})"
+            return f"np.{name}({', '.join([*args, _out(name, out)])})"
         if x.kind == "create":
             if x.name == "np.empty":
                 return ""
             return f"{out}.fill({FILLS[x.name] if x.name in FILLS else args[1]})"
         if x.kind == "draw":
             return f"{self._term(x.args[0])}.{x.name}(dtype={literal(root.dtype)}, out={out})"
-        if x.name == "astype":
-            return f'np.copyto({out}, {args[0]}, casting="unsafe")'
-        if x.name in ("copy", "np.ascontiguousarray", "np.asarray", "np.array"):
-            unsafe = ', casting="unsafe"' if x.args[0].dtype != root.dtype else ""
-            return f"np.copyto({out}, {args[0]}{unsafe})"
+        if x.name in ("astype", "copy", "np.ascontiguousarray", "np.asarray", "np.array"):
+            return f"{out}[...] = {args[0]}"
         if x.name in SHAPING or x.name == "np.reshape":
             source = x.args[0]
             if source.shape != root.shape:
@@ -207,10 +214,12 @@ class Text:
                     self._taken.add(view)
                     self._setup.append(f"{view} = {out}.reshape({literal(source.shape)})")
                 out = view
-            return f"np.copyto({out}, {args[0]})"
+            return f"{out}[...] = {args[0]}"
         if x.name == "dot":
             return f"np.dot({', '.join(args)}, out={out})"
         keywords = [f"{k}={self._term(v)}" for k, v in x.kwargs.items() if k != "out"]
+        if x.kind == "ufunc":
+            return f"{x.name}({', '.join([*args, _out(x.name[3:], out), *keywords])})"
         if x.kind == "method":
             return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords, f'out={out}'])})"
         return f"{x.name}({', '.join([*args, *keywords, f'out={out}'])})"
@@ -253,6 +262,11 @@ class Text:
         root, name = variable.root, self._term(variable)
         ours = root in self.program.planned or root in self.program.constant
         return f"{name}.copy()" if ours else name
+
+
+def _out(ufunc: str, out: str) -> str:
+    """The argument for the result: by position, which is faster, but where NumPy wants a keyword."""
+    return f"out={out}" if ufunc in ("maximum", "minimum") else out
 
 
 def literal(value: Any, term: Any = None) -> str:

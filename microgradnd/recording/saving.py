@@ -1,0 +1,117 @@
+"""A recording as a module of its own, which needs NumPy alone."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import os
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arrays import CaptureError
+
+if TYPE_CHECKING:
+    from .recording import Recording
+
+HEADER = '''"""A step recorded by microgradnd. The arrays are in {arrays} beside this file.
+
+>>> from {module} import step
+>>> step({arguments})
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+arrays = np.load(Path(__file__).with_name({arrays!r}))
+'''
+
+
+def save(recording: Recording, path: str | os.PathLike[str]) -> None:
+    """Write ``path`` and, under the same name with the suffix .npz, its arrays."""
+    path = Path(path)
+    arrays_path = path.with_suffix(".npz")
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise ValueError(f"save: expected the path of a Python module, such as step.py, got {str(path)!r}")
+    text = _text(recording, path.stem, arrays_path.name)
+    for target, write in ((arrays_path, lambda file: np.savez(file, **recording.inputs())), (path, _writer(text))):
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _writer(text: str) -> Any:
+    return lambda file: file.write(text.encode())
+
+
+def _text(recording: Recording, module: str, arrays: str) -> str:
+    definitions: dict[str, str] = {}
+    imports: set[str] = set()
+    for name, function in recording.functions.items():
+        if hasattr(function, "__self__"):
+            raise CaptureError(
+                f"save: the recording calls {name}, a compiled kernel; capture the step within mg.kernels('numpy')"
+            )
+        _define(name, function, definitions, imports)
+    lines = [HEADER.format(arrays=arrays, module=module, arguments=", ".join(recording.parameters))]
+    lines[0] = lines[0].replace("import numpy as np\n", "\n".join([*sorted(imports), "import numpy as np\n"]))
+    lines += [f'{name} = arrays["{name}"]' for name in recording.inputs()]
+    lines += [f"{name} = {values!r}" for name, values in recording.settings_by_name().items()]
+    for name, generator in recording.generators_by_name().items():
+        state = generator.bit_generator.state
+        lines.append(f"{name} = np.random.Generator(np.random.{state['bit_generator']}())")
+        lines.append(f"{name}.bit_generator.state = {_state(state)}")
+    if "raise Diverged" in recording.source:
+        definitions["Diverged"] = (
+            'class Diverged(Exception):\n    """The step goes another way than in the recording."""'
+        )
+    return "\n".join([*lines, *(f"\n\n{text}" for text in definitions.values()), "", "", recording.source])
+
+
+def _state(state: Any) -> str:
+    """The state of a bit generator as text."""
+    if isinstance(state, dict):
+        return "{" + ", ".join(f"{key!r}: {_state(value)}" for key, value in state.items()) + "}"
+    if isinstance(state, np.ndarray):
+        return f"np.array({state.tolist()!r}, np.{state.dtype.name})"
+    return repr(state.item() if isinstance(state, np.generic) else state)
+
+
+def _define(name: str, function: Any, definitions: dict[str, str], imports: set[str]) -> None:
+    """The text of a function of ours, after that of what it uses."""
+    if name in definitions:
+        return
+    function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    definitions[name] = ""  # its place, should it call itself
+    for used in _globals_of(function.__code__):
+        value = function.__globals__.get(used)
+        if used == "compiled":  # compiled kernels: there are none here
+            definitions[used] = "def compiled(*arrays):\n    return None"
+        elif isinstance(value, ModuleType) and value is not np:
+            imports.add(f"import {value.__name__}")
+        elif isinstance(value, FunctionType):
+            _define(used, value, definitions, imports)
+        elif used in function.__globals__ and value is not np:
+            definitions.setdefault(used, f"{used} = {value!r}")
+    text = inspect.getsource(function)
+    definitions.pop(name)
+    definitions[name] = text[text.index("def ") :].rstrip()
+
+
+def _globals_of(code: CodeType) -> list[str]:
+    """The global names that a function reads, functions within it included."""
+    found = [x.argval for x in dis.get_instructions(code) if x.opname == "LOAD_GLOBAL"]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found += _globals_of(constant)
+    return list(dict.fromkeys(found))
