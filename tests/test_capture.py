@@ -16,7 +16,7 @@ import pytest
 import microgradnd as mg
 import nn
 from microgradnd.kernels import attention
-from microgradnd.recording.arrays import CaptureError
+from microgradnd.recording.instructions import CaptureError
 
 OPTIMIZERS: dict[str, Callable[[Any], nn.Optimizer]] = {
     "sgd": lambda p: nn.SGD(p, 0.05),

@@ -27,6 +27,12 @@ MARGIN = 1 << 24  # bytes that the heap grows by at least
 _OTHERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
+def give_back_freed_memory() -> None:
+    """Give memory that is not in use back to the system: once, after work that is not going to be repeated."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory, unless the environment says otherwise; whether it was told so."""
     unwanted = os.environ.get("MICROGRADND_KEEP_MEMORY") == "0" or any(name in os.environ for name in _OTHERS)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-import numpy as np
-
-from ..tensor import Tensor
-from .arrays import CaptureError, Recorder
-from .recording import Diverged, Recording, detached, leaves
+from ..backends.memory import give_back_freed_memory
+from .comparing import State, differences, fingerprints
+from .guard import leaves
+from .instructions import CaptureError, active
+from .recording import Diverged, Recording
+from .results import detached
 from .saving import save
 
 P = ParamSpec("P")
@@ -51,7 +52,7 @@ class Captured(Generic[P, R]):
         self._bound: weakref.WeakKeyDictionary[Any, Captured[..., R]] = weakref.WeakKeyDictionary()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if Recorder.active is not None:  # part of another step that is being recorded
+        if active.recorder is not None:  # part of another step that is being recorded
             return self._step(*args, **kwargs)
         with self._lock:
             latest = self._latest
@@ -125,35 +126,32 @@ class Captured(Generic[P, R]):
 
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """A replay after something else: verified if it is the first one at all."""
-        arrays, given = recording.arrays(args, kwargs), leaves(args, kwargs)
-        before = None if recording.verified else recording.snapshot(given)
+        given = leaves(args, kwargs)
+        parts = recording.reach, recording.generators, given
+        before = None if recording.verified else State(*parts)
         try:
-            replayed = recording.replay(arrays)
+            replayed = recording.replay(recording.arrays(args, kwargs))
         except Exception as error:
             return cast("R", self._otherwise(recording, error, args, kwargs))
         recording.set_gradients()
-        if before is not None:
-            after = recording.values(given)
-            recording.restore(before)
-            result = detached(self._step(*args, **kwargs))
-            self._verify(recording, [replayed, after], [result, recording.values(given)])
-            replayed = result
         self._latest = recording
-        return replayed  # type: ignore[no-any-return]
-
-    def _verify(self, recording: Recording, replayed: list[Any], expected: list[Any]) -> None:
-        """Trust the recording. Raises CaptureError unless both have returned, and left behind, the same bits."""
-        different = [name for name, value in expected[1].items() if not _same(replayed[1][name], value)]
-        if not _same(replayed[0], expected[0]):
-            different.insert(0, "the result")
-        if different:
+        if before is None:
+            return cast("R", replayed)
+        found = fingerprints(*parts, replayed)
+        before.put_back()
+        recording.release()  # the step takes memory too
+        result = detached(self._step(*args, **kwargs))
+        if different := list(differences(found, fingerprints(*parts, result))):
             self.recordings.remove(recording)
+            self._latest = None
             raise CaptureError(
                 f"capture: a replay does not do what the step does: they differ in {', '.join(different[:5])}. The "
                 "step depends on something that the recording does not see, such as an iterator, or random numbers and "
                 "arrays that it can't reach; hand it to the step as an argument. (This call was done without capture.)"
             )
         recording.verified = True
+        give_back_freed_memory()  # replays take less
+        return cast("R", result)
 
     def _otherwise(self, recording: Recording, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The step itself, where a replay came to another branch or failed before it had changed anything."""
@@ -168,22 +166,3 @@ class Captured(Generic[P, R]):
             return result
         error.add_note("(in a replay of a captured step, which had changed some of what it changes)")
         raise error
-
-
-def _same(x: Any, y: Any) -> bool:
-    """Whether two results are equal, arrays bit for bit."""
-    x, y = (z._data if z.__class__ is Tensor else z for z in (x, y))
-    if isinstance(x, np.ndarray | np.generic):
-        return (
-            isinstance(y, np.ndarray | np.generic)
-            and x.shape == y.shape
-            and x.dtype == y.dtype
-            and np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        )
-    if x.__class__ is not y.__class__:
-        return False
-    if isinstance(x, tuple | list):
-        return len(x) == len(y) and all(map(_same, x, y))
-    if isinstance(x, dict):
-        return x.keys() == y.keys() and all(_same(x[key], y[key]) for key in x)
-    return x is y or bool(x == y)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..backends import numpy_backend
-from .arrays import CREATING, RecordedArray, RecordedNumber, Recorder, create, recorder
+from .arrays import CREATING, RecordedArray, RecordedNumber, create
+from .instructions import is_recording, recorder
 
 # Written in terms of NumPy's functions: what they call is noted.
 COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "sum")
@@ -37,13 +38,11 @@ class RecordedNamespace:
             return recorder().call("function", "np.asarray", np.asarray, (x, dtype))
         if isinstance(x, list | tuple) and any(part.__class__ is RecordedArray for part in x):
             return recorder().call("function", "np.array", np.array, (x, dtype))
-        if isinstance(x, bool | int | float) and _is_recording():
+        if isinstance(x, bool | int | float) and is_recording():
             return create(np.asarray, (x, dtype), {})
         array = np.asarray(x, dtype)
         return (
-            recorder().given(array, "constant", "constant")
-            if _is_recording() and array.dtype.kind in "biufc"
-            else array
+            recorder().given(array, "constant", "constant") if is_recording() and array.dtype.kind in "biufc" else array
         )
 
     def scatter_add(self, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
@@ -67,10 +66,6 @@ class RecordedNamespace:
         return self.asarray(np.array(x, dtype, order=order))  # type: ignore[call-overload]
 
 
-def _is_recording() -> bool:
-    return Recorder.active is not None and Recorder.active.is_this_thread()
-
-
 def _whole(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         if any(x.__class__ is RecordedArray for part in args for x in (part if part.__class__ is tuple else (part,))):
@@ -82,7 +77,7 @@ def _whole(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _creating(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        return create(function, args, kwargs) if _is_recording() else function(*args, **kwargs)
+        return create(function, args, kwargs) if is_recording() else function(*args, **kwargs)
 
     return call
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from .arrays import OPERATORS, CaptureError, Instruction, Variable
+from .arrays import OPERATORS
+from .instructions import CaptureError, Instruction, Variable
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 GIVEN = ("input", "argument", "constant")

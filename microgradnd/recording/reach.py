@@ -16,7 +16,8 @@ import numpy as np
 
 from ..autograd import Leaf
 from ..tensor import Tensor
-from .arrays import CaptureError, RecordedArray, RecordedGenerator, RecordedNumber
+from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
+from .instructions import CaptureError
 
 MOST = 100_000  # places that are looked at
 LIBRARIES = frozenset(["builtins", "cupy", "microgradnd", "nn", "numba", "numpy"])

@@ -9,70 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import grad_mode
 from ..backends import as_array
 from ..inplace import changes, next_change, record_of
-from ..kernels import kernels
-from ..tensor import Tensor, new
-from .arrays import CaptureError, RecordedArray, RecordedNumber, Variable
+from ..tensor import Tensor
+from .arrays import RecordedArray, RecordedNumber
+from .guard import layout, layout_of, leaves, ready_function, settings
+from .instructions import CaptureError, Variable
 from .program import Program
 from .reach import Place, Watch
+from .results import Output, detached, outputs, rebuilt
 from .session import Session
 from .text import Text
 
 
 class Diverged(Exception):
     """A replay has come to a branch that goes another way than in the recording."""
-
-
-def settings() -> tuple[Any, ...]:
-    """What a recording depends on besides what its step can reach."""
-    return kernels.current, grad_mode.enabled
-
-
-def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a recording depends on of the arguments: their structure, and the kind of array at each place."""
-    if not kwargs:
-        return [_layout(x) for x in args]
-    return [_layout(x) for x in args], {name: _layout(x) for name, x in kwargs.items()}
-
-
-def _layout(x: Any) -> Any:
-    kind = x.__class__
-    if kind is np.ndarray:
-        return x.shape, x.strides, x.dtype
-    if kind is Tensor:
-        data = x._data
-        return Tensor, data.shape, data.strides, data.dtype, x._node is None
-    if kind is float:
-        return float
-    if kind in (tuple, list):
-        return kind, [_layout(part) for part in x]
-    if kind is dict:
-        return dict, [(name, _layout(part)) for name, part in x.items()]
-    return kind, x
-
-
-def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arrays and floats in arguments, in order."""
-    found: list[Any] = []
-    for x in (*args, *kwargs.values()):
-        _collect(x, found)
-    return found
-
-
-def _collect(x: Any, found: list[Any]) -> None:
-    kind = x.__class__
-    if kind is np.ndarray or kind is float or isinstance(x, np.generic):
-        found.append(x)
-    elif kind is Tensor:
-        found.append(x._data)
-    elif kind in (tuple, list):
-        for part in x:
-            _collect(part, found)
-    elif kind is dict:
-        for part in x.values():
-            _collect(part, found)
 
 
 class Recording:
@@ -98,14 +49,19 @@ class Recording:
         self.left_at = session.left_at
         self.structure = session.structure
         self.reach = session.reach
+        self._step: Any = None
+        self._ready: Any = None
+        self._scope_of_step: dict[str, Any] = {}
+        self._scope_of_ready: dict[str, Any] = {}
+        self.buffers: list[Any] = []
+        self._unheld: list[int] = []
         self.generators = session.generators
         if self.left_at is not None:
             return
         self._sort(session)
         self._compile(session, getattr(function, "__name__", type(function).__name__))
-        self._watch = Watch(self.reach, {id(place) for place, _ in self._assigned})
-        self._example = args, kwargs
-        self._bind()
+        self.watch = Watch(self.reach, {id(place) for place, _ in self._assigned})
+        self.example = args, kwargs
 
     # Making
 
@@ -130,7 +86,7 @@ class Recording:
                 self._numbers.setdefault(handle.variable, []).append(place)
                 if final.__class__ is RecordedNumber and final.variable is not handle.variable:
                     self._written_numbers.append((place, final.variable))
-        self._loaded = loaded
+        self.loaded = loaded
         self._leaves = list(self.reach.of_role("gradient"))
         self._was_none = [place.value is None for place in self._leaves]
         before = {id(place): handle.variable for place, handle in session.replaced}
@@ -151,12 +107,12 @@ class Recording:
         alone = [v for v in gradients if v.root is v and gradients.count(v) == 1 and v not in self._results + assigned]
         program = Program(session.instructions, [*self._results, *assigned, *gradients], alone)
         used = set(program.last)
-        self._loaded = [(place, variable) for place, variable in self._loaded if variable.root in used]
+        self.loaded = [(place, variable) for place, variable in self.loaded if variable.root in used]
         self._kept = [(place, v) for place, v in self._new_gradients if v in program.planned and v in alone]
         self._given_gradients = [
             (place, v) for place, v in self._new_gradients if not (v in program.planned and v in alone)
         ]
-        extra = [variable for _, variable in self._loaded]
+        extra = [variable for _, variable in self.loaded]
         returned = [*self._results, *assigned, *(v for _, v in self._given_gradients)]
         mappings = self._mappings
         self._scope: dict[str, Any] = {"np": np, "Diverged": Diverged}
@@ -171,7 +127,7 @@ class Recording:
             variable: text_of(places[0]) for variable, places in self._numbers.items() if variable in program.used
         }
         written = {text_of(place): variable for place, variable in self._written_numbers}
-        self._merged = [places for variable, places in self._numbers.items() if len(places) > 1]
+        self.merged = [places for variable, places in self._numbers.items() if len(places) > 1]
         wishes = {v: f"d_{session.short(place.path)}" for place, v in self._new_gradients}
         text = Text(program, [*session.arguments, *extra], numbers, written, returned, name, set(self._scope), wishes)
         self.source, self._text, self.program = text.source, text, program
@@ -189,11 +145,19 @@ class Recording:
         self._filename = filename = f"<captured {name} {len(linecache.cache)}>"
         linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         self._code = compile(self.source, filename, "exec")
+        self.kept_leaves = [place.owner for place, _ in self._kept]
+        kept = set(map(id, self.kept_leaves))
+        others = [
+            (x.owner, none) for x, none in zip(self._leaves, self._was_none, strict=True) if id(x.owner) not in kept
+        ]
+        self.other_leaves = [leaf for leaf, _ in others]
+        self.others_none = [none for _, none in others]
         written_arrays = {id(v.array): v.array for x in program.body for v in x.writes if v.array is not None}
         self._written = list(written_arrays.values())
 
-    def _bind(self) -> None:
+    def bind(self) -> None:
         """Make the buffers and the function, for the arrays that are there now."""
+        self.release()
         for variable, places in self._by_variable.items():
             if variable.kind == "input":
                 variable.array = places[0].get()
@@ -201,75 +165,17 @@ class Recording:
         scope.update((name, variable.array) for name, variable in self._inputs)
         exec(self._code, scope)
         self._step = scope["step"]
-        self._buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
-        self._kept_leaves = [place.owner for place, _ in self._kept]
-        del scope
-        kept = set(map(id, self._kept_leaves))
-        others = [
-            (x.owner, none) for x, none in zip(self._leaves, self._was_none, strict=True) if id(x.owner) not in kept
-        ]
-        self._other_leaves = [leaf for leaf, _ in others]
-        self._others_none = [none for _, none in others]
-        self._guard(*self._example)
+        self._scope_of_step = scope
+        self.buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
+        self._ready, self._scope_of_ready, self._unheld = ready_function(self)
         self._records = [record_of(array) for array in self._written if id(_owner(array)) in changes.records]
 
     # Holding
 
-    def _guard(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Write a function that gives the arrays of a call, or None where the recording may not hold for it.
-
-        Straight-line code, since it runs before every replay: 30 ns for each condition.
-        """
-        scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout": _layout, "leaves": leaves}
-        scope |= {"kernels": kernels, "grad_mode": grad_mode, "getrefcount": getrefcount} | self._watch.scope
-        names = [f"argument_{i}" for i in range(len(args))] + list(kwargs)
-        conditions, arrays = [], []
-        for i, (name, value) in enumerate(zip(names, (*args, *kwargs.values()), strict=True)):
-            data = value._data if value.__class__ is Tensor else value
-            if value.__class__ is Tensor:
-                conditions.append(f"{name}.__class__ is Tensor and {name}._node is None")
-                name += "._data"
-            if data.__class__ is np.ndarray:
-                conditions += [f"{name}.__class__ is array", f"{name}.shape == {data.shape}"]
-                conditions += [f"{name}.strides == {data.strides}", f"{name}.dtype is dtype_{i}"]
-                scope[f"dtype_{i}"] = data.dtype
-                arrays.append(name)
-            else:
-                scope[f"layout_{i}"] = _layout(value)
-                conditions.append(f"layout({name}) == layout_{i}")
-                arrays.append(f"*leaves(({name},), {{}})")
-        conditions += [f"kernels.current == {self.settings[0]!r}", f"grad_mode.enabled is {self.settings[1]}"]
-        conditions += self._watch.conditions
-        for i, (leaf, none) in enumerate(zip(self._other_leaves, self._others_none, strict=True)):
-            scope[f"leaf_{i}"] = leaf
-            conditions.append(f"leaf_{i}.grad is {'' if none else 'not '}None")
-        scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(self._buffers)}
-        counts = eval(f"[{', '.join(f'getrefcount(buffer_{i})' for i in range(len(self._buffers)))}]", scope)
-        self._held = [count + 1 for count in counts]  # by the gradient's leaf too
-        for i, (leaf, count) in enumerate(zip(self._kept_leaves, self._held, strict=True)):
-            scope[f"kept_{i}"] = leaf
-            conditions += [f"kept_{i}.grad is buffer_{i}", f"getrefcount(buffer_{i}) == {count}"]
-        for i, places in enumerate(self._merged):
-            for k, place in enumerate(places):
-                scope[f"number_{i}_{k}"] = place.owner
-            first, *others = [f"number_{i}_{k}[{place.key!r}]" for k, place in enumerate(places)]
-            conditions += [f"{other} == {first}" for other in others]
-        for k, (place, _) in enumerate(self._loaded):
-            scope[f"loaded_{k}"] = place.owner
-            read = place.expression(f"loaded_{k}")
-            arrays.append(read)
-            conditions.append(f"{read}.__class__ is array")
-        exec(
-            f"def ready({', '.join(names)}):\n"
-            f"    if ({' and '.join(conditions)}):\n"
-            f"        return [{', '.join(arrays)}]\n"
-            "    return None\n",
-            scope,
-        )
-        self._ready = scope["ready"]
-
     def ready(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """The arrays of a call, if everything is as it was left after the last replay; None for a closer look."""
+        if self._ready is None:
+            return None
         try:
             return self._ready(*args, **kwargs)  # type: ignore[no-any-return]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -282,11 +188,11 @@ class Recording:
         if settings() != self.settings:
             return "mg.kernels or mg.no_grad"
         rebind = False
-        for place, path in self._watch.differences():
+        for place, path in self.watch.differences():
             if place is None or place.role != "array":
                 return path
             value = place.get()
-            if value.__class__ is not np.ndarray or _layout(value) != _layout(place.value):
+            if value.__class__ is not np.ndarray or layout_of(value) != layout_of(place.value):
                 return path
             rebind = True
         for places in self._by_variable.values() if rebind else ():
@@ -297,31 +203,40 @@ class Recording:
                 return f"the gradient of {place.path}"
             if place.owner.grad.__class__ is Tensor and place.owner.grad._node is not None:
                 return f"the gradient of {place.path}"
-        for place, variable in (*self._assigned, *self._loaded):
+        for place, variable in (*self._assigned, *self.loaded):
             value = place.get()
             value = value._data if value.__class__ is Tensor else value
             if value.__class__ is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
-        if not all(map(_are_equal, self._merged)):
+        if not all(map(_are_equal, self.merged)):
             return "numbers of the optimiser that were equal"
-        self._watch.update(self._ready.__globals__)
-        for leaf, buffer, count in zip(self._kept_leaves, self._buffers, self._held, strict=True):
-            if getrefcount(buffer) - (leaf.grad is buffer) > count:  # one more for this loop's own variable
-                rebind = True  # somebody holds a gradient: it stays what it is
-        if rebind:
-            self._bind()
+        self.watch.update(self._scope_of_ready)
+        # Where somebody holds a gradient its buffer is left to him.
+        held = [leaf.grad is buffer for leaf, buffer in zip(self.kept_leaves, self.buffers, strict=False)]
+        counts = map(getrefcount, self.buffers)
+        if rebind or any(n > m + h for n, m, h in zip(counts, self._unheld, held, strict=False)):
+            self.release()
         return None
+
+    def release(self) -> None:
+        """Give back the buffers, which lie in cycles of functions and their variables."""
+        self._step = self._ready = None
+        self.buffers, self._unheld = [], []
+        self._scope_of_step.clear()
+        self._scope_of_ready.clear()
 
     # Replaying
 
     def set_gradients(self) -> None:
         """Let the gradients lie where replays leave them."""
-        for leaf, buffer in zip(self._kept_leaves, self._buffers, strict=True):
+        for leaf, buffer in zip(self.kept_leaves, self.buffers, strict=True):
             leaf.grad = buffer
 
     def arrays(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """The arrays of a call."""
-        read = [place.get() for place, _ in self._loaded]
+        """The arrays of a call, and buffers to go with them."""
+        if self._step is None:
+            self.bind()
+        read = [place.get() for place, _ in self.loaded]
         return leaves(args, kwargs) + [x._data if x.__class__ is Tensor else x for x in read]
 
     def replay(self, arrays: list[Any]) -> Any:
@@ -356,7 +271,7 @@ class Recording:
         return self._rebuilt(iter(out if out.__class__ is tuple else (out,)))
 
     def _rebuilt(self, values: Iterator[Any]) -> Any:
-        return _rebuilt(self.structure, values)
+        return rebuilt(self.structure, values)
 
     def failed_early(self, error: BaseException) -> bool:
         """Whether a replay failed before it had changed anything but its own buffers."""
@@ -370,7 +285,7 @@ class Recording:
     def inputs(self) -> dict[str, Any]:
         """The arrays that the program uses, by the names that they have in its text."""
         found = {name: variable.array for name, variable in self._inputs}
-        return found | {self._text.names[v]: _data(place.get()) for place, v in self._loaded}
+        return found | {self._text.names[v]: _data(place.get()) for place, v in self.loaded}
 
     def settings_by_name(self) -> dict[str, Any]:
         """The numbers that the program reads, by the names of the mappings that they lie in."""
@@ -384,42 +299,6 @@ class Recording:
     def generators_by_name(self) -> dict[str, np.random.Generator]:
         """The random generators that the program draws from."""
         return {name: v.array for v, name in self._text.names.items() if v.kind == "generator"}
-
-    # Comparing
-
-    def values(self, arrays: list[Any]) -> dict[str, Any]:
-        """Copies of all that a step may change, ``arrays`` among it, by name: to compare two runs."""
-        found: dict[str, Any] = {f"argument {i}": x.copy() for i, x in enumerate(arrays) if isinstance(x, np.ndarray)}
-        for place in self.reach.places:
-            if place.role not in ("array", "gradient", "number"):
-                continue
-            value = _data(place.get())
-            name = f"the gradient of {place.path}" if place.role == "gradient" else place.path
-            found[name] = value.copy() if isinstance(value, np.ndarray) else value
-        for i, generator in enumerate(self.generators):
-            found[f"random generator {i}"] = generator.bit_generator.state
-        return found
-
-    def snapshot(self, arrays: list[Any]) -> list[tuple[Any, Any, Any]]:
-        """Everything that a step may change, ``arrays`` among it, to be put back by :meth:`restore`."""
-        saved: list[tuple[Any, Any, Any]] = [(None, x, x.copy()) for x in arrays if isinstance(x, np.ndarray)]
-        for place in self.reach.of_role("array", "gradient", "number"):
-            value = place.get()
-            data = value._data if value.__class__ is Tensor else value
-            saved.append((place, value, data.copy() if isinstance(data, np.ndarray) else None))
-        saved += [(generator, generator.bit_generator.state, None) for generator in self.generators]
-        return saved
-
-    def restore(self, saved: list[tuple[Any, Any, Any]]) -> None:
-        for place, value, copy in saved:
-            if isinstance(place, np.random.Generator):
-                place.bit_generator.state = value
-                continue
-            if place is not None:
-                place.set(value)
-            data = _data(value)
-            if copy is not None and data.flags.writeable:
-                np.copyto(data, copy)
 
 
 def _data(x: Any) -> Any:
@@ -435,53 +314,3 @@ def _owner(array: Any) -> Any:
 def _are_equal(places: list[Place]) -> bool:
     values = [place.owner[place.key] for place in places]
     return values.count(values[0]) == len(values)
-
-
-class Output:
-    """A variable in the place of an array that a step returns."""
-
-    __slots__ = ("is_tensor", "variable")
-
-    def __init__(self, variable: Variable, is_tensor: bool) -> None:
-        self.variable, self.is_tensor = variable, is_tensor
-
-    def rebuilt(self, value: Any) -> Any:
-        if not self.is_tensor:
-            return value
-        tensor = new(Tensor)
-        tensor._data = value if value.__class__ is np.ndarray else as_array(value)
-        tensor._node = None
-        return tensor
-
-
-def outputs(structure: Any) -> Iterator[Output]:
-    """The outputs in what a step returns, in order."""
-    if structure.__class__ is Output:
-        yield structure
-    elif structure.__class__ in (tuple, list):
-        for part in structure:
-            yield from outputs(part)
-    elif structure.__class__ is dict:
-        yield from outputs(list(structure.values()))
-
-
-def _rebuilt(structure: Any, values: Iterator[Any]) -> Any:
-    kind = structure.__class__
-    if kind is Output:
-        return structure.rebuilt(next(values))
-    if kind in (tuple, list):
-        return kind([_rebuilt(part, values) for part in structure])
-    if kind is dict:
-        return {name: _rebuilt(part, values) for name, part in structure.items()}
-    return structure
-
-
-def detached(value: Any) -> Any:
-    """Results of a step as a replay returns them: constants."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if value.__class__ in (tuple, list):
-        return value.__class__([detached(part) for part in value])
-    if value.__class__ is dict:
-        return {key: detached(part) for key, part in value.items()}
-    return value

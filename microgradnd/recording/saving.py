@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import CaptureError
+from .instructions import CaptureError
 
 if TYPE_CHECKING:
     from .recording import Recording

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import operands, randomness
+from .. import operands, ops, randomness
 from ..backends import NAMESPACES
 from ..kernels import HOST
 from ..noting import hook
 from ..tensor import Tensor, constant
-from .arrays import CaptureError, RecordedArray, RecordedGenerator, RecordedNumber, Recorder, Variable, recorder
+from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
+from .instructions import CaptureError, Variable, active, recorder
 from .namespace import namespace
 from .reach import HANDLES, Place, Reach
+from .recorder import Recorder
 
 operands.NUMBERS.add(RecordedNumber)
 HOST.add(RecordedArray)  # type: ignore[arg-type]
@@ -142,7 +144,7 @@ class Session:
         return self._generators[id(generator)]
 
     def _structure(self, result: Any) -> Any:
-        from .recording import Output
+        from .results import Output
 
         kind = result.__class__
         if kind is Tensor or kind is np.ndarray:
@@ -196,14 +198,14 @@ def _bare(value: Any) -> Any:
 
 
 @contextmanager
-def _recording(active: Recorder, generator: Callable[[Any], Any]) -> Iterator[None]:
+def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator[None]:
     plain = NAMESPACES[np.ndarray]
     NAMESPACES[np.ndarray] = NAMESPACES[RecordedArray] = namespace
-    Recorder.active, hook.call, randomness.wrapping.wrap = active, _call, generator
+    active.recorder, hook.call, randomness.wrapping.wrap = recording, _call, generator
     try:
         yield
     finally:
-        Recorder.active = hook.call = randomness.wrapping.wrap = None
+        active.recorder = hook.call = randomness.wrapping.wrap = None
         NAMESPACES[np.ndarray] = plain
         del NAMESPACES[RecordedArray]
 
@@ -229,20 +231,31 @@ def _names(function: Any, count: int) -> list[str]:
 
 
 def _notes(function: Any) -> Callable[[], str]:
-    """A function that tells which operation, gradient or optimiser is at work, from the stack of calls."""
+    """A function that tells which operation, gradient or optimiser is at work, from the stack of calls.
+
+    It looks at the code of the frames alone: their variables would be held for longer than the step holds them.
+    """
     end = getattr(getattr(function, "__func__", function), "__code__", None)
+    operations = [x.operation for x in vars(ops).values() if hasattr(x, "operation")]
+    gradients = {
+        vjp.__code__: x.name for x in operations for vjp in x.vjps if vjp is not None and x.pullback_text == "None"
+    }
 
     def note() -> str:
         frame: Any = sys._getframe(2)
+        inner = ""
         while frame is not None and frame.f_code is not end:
             code = frame.f_code
             if code.co_filename.startswith("<microgradnd operation"):
                 return str(code.co_name)
             if code.co_name == "backpropagate":
-                return f"gradient of {frame.f_locals['op'].name}" if "op" in frame.f_locals else ""
-            if code.co_name in ("_update", "clip_grad_norm"):
-                owner = frame.f_locals.get("self")
-                return code.co_name if owner is None else type(owner).__name__
+                return f"gradient of {inner}" if inner else "sum of gradients"
+            if code.co_name == "clip_grad_norm":
+                return "clip_grad_norm"
+            if code.co_name == "_update":
+                return str(code.co_qualname.partition(".")[0])
+            kernel, local, _ = code.co_qualname.partition(".<locals>.")
+            inner = inner or gradients.get(code) or (kernel if local and kernel != "taken" else "")
             frame = frame.f_back
         return ""
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import OPERATORS, UNARY, Instruction, Variable
+from .arrays import OPERATORS, UNARY
+from .instructions import Instruction, Variable
 from .program import GIVEN, SHAPING, Program
 
 SYMBOLS = {

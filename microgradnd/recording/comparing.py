@@ -1,0 +1,68 @@
+"""Whether a replay does what the step itself does: the state before is put back, and both results are compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..tensor import Tensor
+from .reach import Place, Reach
+
+
+class State:
+    """Everything that a step may change, its arguments among it, as it is now."""
+
+    def __init__(self, reach: Reach, generators: list[np.random.Generator], arrays: list[Any]) -> None:
+        self._arrays = {id(x): x for x in arrays if isinstance(x, np.ndarray)}
+        self._places: list[tuple[Place, Any]] = []
+        for place in reach.of_role("array", "gradient", "number"):
+            value = place.get()
+            self._places.append((place, value))
+            data = value._data if value.__class__ is Tensor else value
+            if isinstance(data, np.ndarray):
+                self._arrays[id(data)] = data
+        self._copies = [(x, x.copy()) for x in self._arrays.values() if x.flags.writeable]
+        self._generators = [(generator, generator.bit_generator.state) for generator in generators]
+
+    def put_back(self) -> None:
+        for place, value in self._places:
+            place.set(value)
+        for array, copy in self._copies:
+            np.copyto(array, copy)
+        for generator, state in self._generators:
+            generator.bit_generator.state = state
+
+
+def fingerprints(reach: Reach, generators: list[np.random.Generator], arrays: list[Any], result: Any) -> dict[str, Any]:
+    """What stands for every bit of the result and of all that a step may change, by name."""
+    found = {"the result": fingerprint(result)}
+    found |= {f"argument {i}": fingerprint(x) for i, x in enumerate(arrays)}
+    for place in reach.of_role("array", "gradient", "number"):
+        name = f"the gradient of {place.path}" if place.role == "gradient" else place.path
+        found[name] = fingerprint(place.get())
+    return found | {f"random generator {i}": repr(x.bit_generator.state) for i, x in enumerate(generators)}
+
+
+def fingerprint(value: Any) -> Any:
+    """Shape, dtype and a hash of an array's bytes; of other values themselves, as text."""
+    value = value._data if value.__class__ is Tensor else value
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.ascontiguousarray(value)
+        return (
+            value.shape,
+            str(value.dtype),
+            hashlib.blake2b(array.view(np.uint8).data if array.size else b"").hexdigest(),
+        )
+    if isinstance(value, tuple | list):
+        return type(value), [fingerprint(part) for part in value]
+    if isinstance(value, dict):
+        return {key: fingerprint(part) for key, part in value.items()}
+    return type(value), repr(value)
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
+    """The names of what differs."""
+    return (name for name, value in expected.items() if found.get(name) != value)

@@ -1,0 +1,123 @@
+"""Whether a recording holds for a call: a function, written for it, that looks at everything it depends on."""
+
+from __future__ import annotations
+
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..autograd import grad_mode
+from ..kernels import kernels
+from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from .recording import Recording
+
+
+def settings() -> tuple[Any, ...]:
+    """What a recording depends on besides what its step can reach."""
+    return kernels.current, grad_mode.enabled
+
+
+def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a recording depends on of the arguments: their structure, and the kind of array at each place."""
+    if not kwargs:
+        return [layout_of(x) for x in args]
+    return [layout_of(x) for x in args], {name: layout_of(x) for name, x in kwargs.items()}
+
+
+def layout_of(x: Any) -> Any:
+    kind = x.__class__
+    if kind is np.ndarray:
+        return x.shape, x.strides, x.dtype
+    if kind is Tensor:
+        data = x._data
+        return Tensor, data.shape, data.strides, data.dtype, x._node is None
+    if kind is float:
+        return float
+    if kind in (tuple, list):
+        return kind, [layout_of(part) for part in x]
+    if kind is dict:
+        return dict, [(name, layout_of(part)) for name, part in x.items()]
+    return kind, x
+
+
+def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arrays and floats in arguments, in order."""
+    found: list[Any] = []
+    for x in (*args, *kwargs.values()):
+        _collect(x, found)
+    return found
+
+
+def _collect(x: Any, found: list[Any]) -> None:
+    kind = x.__class__
+    if kind is np.ndarray or kind is float or isinstance(x, np.generic):
+        found.append(x)
+    elif kind is Tensor:
+        found.append(x._data)
+    elif kind in (tuple, list):
+        for part in x:
+            _collect(part, found)
+    elif kind is dict:
+        for part in x.values():
+            _collect(part, found)
+
+
+def ready_function(recording: Recording) -> tuple[Any, dict[str, Any], list[int]]:
+    """A function that gives the arrays of a call, or None where the recording may not hold for it.
+
+    Straight-line code, since it runs before every replay: some 30 ns for each condition. Returned with its variables
+    and with how often the buffers of gradients are referred to when nobody else holds them.
+    """
+    args, kwargs = recording.example
+    scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout_of": layout_of, "leaves": leaves}
+    scope |= {"kernels": kernels, "grad_mode": grad_mode, "getrefcount": getrefcount} | recording.watch.scope
+    names = [f"argument_{i}" for i in range(len(args))] + list(kwargs)
+    conditions, arrays = [], []
+    for i, (name, value) in enumerate(zip(names, (*args, *kwargs.values()), strict=True)):
+        data = value._data if value.__class__ is Tensor else value
+        if value.__class__ is Tensor:
+            conditions.append(f"{name}.__class__ is Tensor and {name}._node is None")
+            name += "._data"
+        if data.__class__ is np.ndarray:
+            conditions += [f"{name}.__class__ is array", f"{name}.shape == {data.shape}"]
+            conditions += [f"{name}.strides == {data.strides}", f"{name}.dtype is dtype_{i}"]
+            scope[f"dtype_{i}"] = data.dtype
+            arrays.append(name)
+        else:
+            scope[f"layout_{i}"] = layout_of(value)
+            conditions.append(f"layout_of({name}) == layout_{i}")
+            arrays.append(f"*leaves(({name},), {{}})")
+    kernels_in_use, recording_gradients = recording.settings
+    conditions += [f"kernels.current == {kernels_in_use!r}", f"grad_mode.enabled is {recording_gradients}"]
+    conditions += recording.watch.conditions
+    for i, (leaf, none) in enumerate(zip(recording.other_leaves, recording.others_none, strict=True)):
+        scope[f"leaf_{i}"] = leaf
+        conditions.append(f"leaf_{i}.grad is {'' if none else 'not '}None")
+    scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(recording.buffers)}
+    unheld = list(map(getrefcount, recording.buffers))
+    counts = eval(f"[{', '.join(f'getrefcount(buffer_{i})' for i in range(len(recording.buffers)))}]", scope)
+    for i, (leaf, count) in enumerate(zip(recording.kept_leaves, counts, strict=True)):
+        scope[f"kept_{i}"] = leaf
+        # The leaf holds the buffer too; somebody else who does shall keep what is in it.
+        conditions += [f"kept_{i}.grad is buffer_{i}", f"getrefcount(buffer_{i}) == {count + 1}"]
+    for i, places in enumerate(recording.merged):
+        for k, place in enumerate(places):
+            scope[f"number_{i}_{k}"] = place.owner
+        first, *others = [f"number_{i}_{k}[{place.key!r}]" for k, place in enumerate(places)]
+        conditions += [f"{other} == {first}" for other in others]
+    for k, (place, _) in enumerate(recording.loaded):
+        scope[f"loaded_{k}"] = place.owner
+        read = place.expression(f"loaded_{k}")
+        arrays.append(read)
+        conditions.append(f"{read}.__class__ is array")
+    text = (
+        f"def ready({', '.join(names)}):\n"
+        f"    if ({' and '.join(conditions)}):\n"
+        f"        return [{', '.join(arrays)}]\n"
+        "    return None\n"
+    )
+    exec(text, scope)
+    return scope["ready"], scope, unheld

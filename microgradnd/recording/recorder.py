@@ -1,0 +1,176 @@
+"""The recorder: what is done with handles becomes instructions."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
+from .instructions import CaptureError, Instruction, Variable
+
+
+class Recorder:
+    """What a step did so far, instruction by instruction."""
+
+    def __init__(self, note: Callable[[], str]) -> None:
+        self.instructions: list[Instruction] = []
+        self._note = note
+        self._thread = threading.get_ident()
+        self._roots: dict[int, tuple[Any, Variable]] = {}  # id of an array that owns memory -> itself, its variable
+        self._handles: dict[int, tuple[Any, RecordedArray]] = {}  # of inputs, arguments and constants
+        self._views: dict[Any, Variable] = {}  # by how they are made
+        self._numbers: dict[Any, RecordedNumber] = {}  # what numbers alone give, by how it is computed
+
+    def is_this_thread(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    def given(self, array: Any, kind: str, name: str) -> RecordedArray:
+        """A handle for an array that was there before, the same one each time."""
+        known = self._handles.get(id(array))
+        if known is None:
+            root = self._root(array)
+            if kind == "constant" and array.size:
+                name = {0: "zeros", 1: "ones"}.get(array.flat[0], name) if (array == array.flat[0]).all() else name
+            variable = Variable(array, kind, name, root)
+            variable.array = array
+            if root is None:
+                self._register(array, variable)
+            known = self._handles[id(array)] = (array, RecordedArray(array, variable))
+        return known[1]
+
+    def number(self, value: Any, name: str) -> RecordedNumber:
+        """A handle for a number that is read anew in each replay."""
+        return RecordedNumber(value, Variable(value, "number", name))
+
+    def _root(self, array: Any) -> Variable | None:
+        owner = _owner(array)
+        found = self._roots.get(id(owner))
+        return found[1] if found is not None and found[0]() is owner else None
+
+    def _register(self, array: Any, variable: Variable) -> None:
+        owner = _owner(array)
+        self._roots[id(owner)] = (weakref.ref(owner), variable)
+
+    def unwrapped(self, value: Any) -> tuple[Any, Any]:
+        """A nested argument with arrays for handles, and with variables for them."""
+        kind = value.__class__
+        if kind is RecordedArray or kind is RecordedNumber or kind is RecordedGenerator:
+            return value.value, value.variable
+        if kind is np.ndarray:
+            return value, self.given(value, "constant", "constant").variable
+        if kind in (tuple, list):
+            pairs = [self.unwrapped(part) for part in value]
+            return kind([real for real, _ in pairs]), kind([noted for _, noted in pairs])
+        if kind is dict:
+            both = {name: self.unwrapped(part) for name, part in value.items()}
+            return {name: x[0] for name, x in both.items()}, {name: x[1] for name, x in both.items()}
+        return value, value
+
+    def call(
+        self,
+        kind: str,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        out: Any = None,
+        writes: tuple[Any, ...] = (),
+    ) -> Any:
+        """The result of a call, noted. ``out`` or ``writes`` are those of its arguments that it changes."""
+        if not self.is_this_thread():
+            raise CaptureError("capture: another thread uses the tensors of a step while the step is recorded")
+        real_args, noted_args = self.unwrapped(args)
+        real_kwargs, noted_kwargs = self.unwrapped(kwargs or {})
+        instruction = Instruction(kind, name, function, noted_args, noted_kwargs, self._note())
+        if out is not None:
+            real_out, instruction.writes = out.value, [out.variable]
+            result = function(*real_args, **real_kwargs, out=real_out)
+            instruction.kwargs["out"] = out.variable
+            self.instructions.append(instruction)
+            return out if result is real_out else self._result(result, instruction)
+        result = function(*real_args, **real_kwargs)
+        for given in _flat(args):  # what came is what went: nothing to note
+            if given.__class__ is RecordedArray and given.value is result:
+                if writes:
+                    instruction.writes = [x.variable for x in writes]
+                    self.instructions.append(instruction)
+                return given
+        instruction.writes = [x.variable for x in writes]
+        numbers_alone = kind == "operator" and not isinstance(result, np.ndarray | np.generic)
+        if numbers_alone:
+            key = (name, *((id(x) if x.__class__ is Variable else (x.__class__, x)) for x in noted_args))
+            if key not in self._numbers:
+                self.instructions.append(instruction)
+                self._numbers[key] = self._result(result, instruction)
+            return self._numbers[key]
+        if isinstance(result, np.ndarray) and not writes and self._root(result) is not None:
+            key = (name, repr([id(x) if x.__class__ is Variable else x for x in (*noted_args, *noted_kwargs.items())]))
+            if key in self._views:
+                return RecordedArray(result, self._views[key])
+            handle = self._result(result, instruction)
+            self._views[key] = handle.variable
+            self.instructions.append(instruction)
+            return handle
+        self.instructions.append(instruction)
+        return self._result(result, instruction)
+
+    def _result(self, result: Any, instruction: Instruction) -> Any:
+        handle = self._handle(result, instruction)
+        instruction.structure = self.unwrapped(handle)[1]
+        return handle
+
+    def _handle(self, result: Any, instruction: Instruction) -> Any:
+        if result is None:
+            return None
+        if result.__class__ in (tuple, list):
+            return tuple(self._handle(part, instruction) for part in result)
+        if isinstance(result, bool | int | float | complex) and not isinstance(result, np.generic):
+            variable = Variable(result, "number", instruction.name)
+            instruction.results.append(variable)
+            return RecordedNumber(result, variable)
+        if not isinstance(result, np.ndarray | np.generic):
+            raise CaptureError(f"capture: {instruction.name} gave {result!r}, which is not recorded")
+        root = self._root(result) if isinstance(result, np.ndarray) else None
+        variable = Variable(result, "made", instruction.name, root)
+        if root is None and isinstance(result, np.ndarray):
+            self._register(result, variable)
+        instruction.results.append(variable)
+        return RecordedArray(result, variable)
+
+    def created_like(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """An array of the layout of another one, and of one value: noted without the other one."""
+        result = function(*self.unwrapped(args)[0], **self.unwrapped(kwargs)[0])
+        name = f"np.{function.__name__.removesuffix('_like')}"
+        fill = (args[1] if len(args) > 1 else kwargs["fill_value"],) if name == "np.full" else ()
+        noted = self.unwrapped((result.shape, *fill, result.dtype))[1]
+        instruction = Instruction("create", name, getattr(np, name[3:]), noted, {}, self._note())
+        self.instructions.append(instruction)
+        return self._result(result, instruction)
+
+    def branch(self, handle: Any, kind: type | None = None) -> Any:
+        """The value of ``handle``, converted by ``kind``: replays have to agree on it."""
+        value = handle.value if kind is None else kind(handle.value)
+        key = ("branch", id(handle.variable), kind)
+        if key not in self._numbers:
+            self._numbers[key] = handle
+            name = "branch" if kind is None else kind.__name__
+            self.instructions.append(Instruction("branch", name, kind, (handle.variable, value), {}, self._note()))
+        return value
+
+
+def _flat(args: Any) -> Iterator[Any]:
+    for part in args:
+        if part.__class__ in (tuple, list):
+            yield from _flat(part)
+        else:
+            yield part
+
+
+def _owner(array: Any) -> Any:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

@@ -1,0 +1,114 @@
+"""The workloads in microgradnd: eager or captured, by compiled kernels or by NumPy's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .workloads import (
+    BLOCK,
+    CHAR,
+    CHAR_BETAS,
+    CHAR_LR,
+    DECAY,
+    INNER,
+    LR,
+    MAX_NORM,
+    SIDE,
+    SIZES,
+    WIDTH,
+    Steps,
+    initial_parameters,
+    labelled_batches,
+    normal,
+    sublayer_shape,
+    token_batches,
+)
+
+
+def engine(workload: str, kernels: str, captured: bool = False) -> Steps:
+    import microgradnd as mg
+
+    mg.kernels(kernels)
+    if workload == "elementwise":
+        return elementwise()
+    train, data = {"ffn": sublayer, "block": sublayer}.get(workload, training)(workload)
+    if captured:
+        train = mg.capture(train)
+    batches = itertools.cycle(data)
+    return {workload: lambda: train(*next(batches))}
+
+
+def training(workload: str) -> tuple[Callable[..., Any], list[Any]]:
+    """A training step of a model that ends in cross-entropy, and its batches."""
+    import nn
+
+    model: nn.Module
+    if workload == "char_lm":
+        shape = CHAR["characters"], CHAR["width"], CHAR["heads"], CHAR["layers"], CHAR["length"]
+        model, data = nn.Transformer(*shape, rng=0), token_batches()
+        optimizer: nn.Optimizer = nn.AdamW(nn.decay_groups(model, DECAY), CHAR_LR, CHAR_BETAS)
+    else:
+        model, data = nn.MLP(SIZES[workload]), labelled_batches(workload)
+        for parameter, values in zip(model.parameters(), initial_parameters(workload), strict=True):
+            parameter.data = values
+        make = nn.SGD if workload == "tiny" else nn.Adam
+        optimizer = make(model.parameters(), LR[workload])
+
+    def step(X: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        loss = nn.cross_entropy(model(X), y)
+        loss.backward()
+        if workload == "char_lm":
+            nn.clip_grad_norm(model.parameters(), MAX_NORM)
+        optimizer.step()
+        return loss
+
+    return step, data
+
+
+def sublayer(workload: str) -> tuple[Callable[..., Any], list[Any]]:
+    """A step of "ffn" or "block" with a gradient that comes from above, and one for the input."""
+    import microgradnd as mg
+    import nn
+
+    class FFN(nn.Module):
+        def __init__(self) -> None:
+            self.norm, self.feed_forward = nn.LayerNorm(WIDTH), nn.FeedForward(WIDTH, INNER, rng=0)
+
+        def forward(self, x: mg.Tensor) -> mg.Tensor:
+            return x + self.feed_forward(self.norm(x))
+
+    model: nn.Module
+    model = FFN() if workload == "ffn" else nn.TransformerBlock(BLOCK["width"], BLOCK["heads"], causal=True, rng=0)
+    shape = sublayer_shape(workload)
+    inputs = mg.tensor(normal(*shape), requires_grad=True)
+    optimizer = nn.SGD(model.parameters(), lr=1e-7)
+
+    def step(g: Any) -> None:
+        optimizer.zero_grad()
+        inputs.zero_grad()
+        model(inputs).backward(g)
+        optimizer.step()
+
+    return step, [(normal(*shape, seed=1),)]
+
+
+def elementwise() -> Steps:
+    import microgradnd as mg
+    import nn
+
+    matrix = normal(SIDE, SIDE)
+    weight, bias = np.ones(SIDE, np.float32), np.zeros(SIDE, np.float32)
+    parameter = mg.tensor(matrix, requires_grad=True)
+    adam = nn.Adam([parameter])
+    parameter.grad = mg.tensor(matrix)
+    return {
+        "gelu": lambda: mg.gelu(matrix),
+        "softmax": lambda: mg.softmax(matrix),
+        "layer norm": lambda: mg.layer_norm(matrix, weight, bias),
+        "adam": adam.step,
+    }
