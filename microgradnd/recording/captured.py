@@ -13,7 +13,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from ..backends.memory import give_back_freed_memory
 from .comparing import State, differences, fingerprints
-from .guard import leaves
+from .guard import MISSED, leaves
 from .instructions import CaptureError, active
 from .recording import Diverged, Recording
 from .results import detached
@@ -56,11 +56,15 @@ class Captured(Generic[P, R]):
             return self._step(*args, **kwargs)
         with self._lock:
             latest = self._latest
-            if latest is not None and (arrays := latest.ready(args, kwargs)) is not None:
+            if latest is not None:
                 try:
-                    return cast("R", latest.replay(arrays))
+                    result = latest.attempt(*args, **kwargs)
                 except Exception as error:
-                    return cast("R", self._otherwise(latest, error, args, kwargs))
+                    if latest.failed_at(error) is not None:  # else arguments of another kind, or something was deleted
+                        return cast("R", self._otherwise(latest, error, args, kwargs))
+                else:
+                    if result is not MISSED:
+                        return cast("R", result)
             return self._search(args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -157,7 +161,8 @@ class Captured(Generic[P, R]):
         """The step itself, where a replay came to another branch or failed before it had changed anything."""
         if isinstance(error, Diverged):
             return detached(self._step(*args, **kwargs))
-        if recording.failed_early(error):
+        line = recording.failed_at(error)
+        if line is not None and not recording.had_changed(line):
             result = detached(self._step(*args, **kwargs))  # most likely raises an error that says what is wrong
             self.recordings.remove(recording)
             warnings.warn(

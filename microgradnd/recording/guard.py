@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..autograd import grad_mode
+from ..backends import as_array
+from ..inplace import next_change
 from ..kernels import kernels
-from ..tensor import Tensor
+from ..tensor import Tensor, new
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -65,11 +67,14 @@ def _collect(x: Any, found: list[Any]) -> None:
             _collect(part, found)
 
 
-def ready_function(recording: Recording) -> tuple[Any, dict[str, Any], list[int]]:
-    """A function that gives the arrays of a call, or None where the recording may not hold for it.
+MISSED = object()  # instead of a result: the recording may not hold for the call
 
-    Straight-line code, since it runs before every replay: some 30 ns for each condition. Returned with its variables
-    and with how often the buffers of gradients are referred to when nobody else holds them.
+
+def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, Any], list[int]]:
+    """A function of a step's arguments that replays the recording if it holds for them, and gives MISSED otherwise.
+
+    Straight-line code, since it runs at every call: some 30 ns for each condition. Returned with its variables and
+    with how often the buffers of gradients are referred to when nobody else holds them.
     """
     args, kwargs = recording.example
     scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout_of": layout_of, "leaves": leaves}
@@ -113,11 +118,28 @@ def ready_function(recording: Recording) -> tuple[Any, dict[str, Any], list[int]
         read = place.expression(f"loaded_{k}")
         arrays.append(read)
         conditions.append(f"{read}.__class__ is array")
+    if recording.is_plain:  # as recording.finish does it, written out
+        changed = ""
+        for i, record in enumerate(recording.records):
+            scope[f"record_{i}"] = record
+            changed += f"record_{i}[1] = "
+        lines = [
+            f"out = step({', '.join(arrays)})",
+            "recording.calls += 1",
+            *([f"{changed}next_change()"] if changed else []),
+            "tensor = new(Tensor)",
+            "tensor._data = out if out.__class__ is array else as_array(out)",
+            "tensor._node = None",
+            "return tensor",
+        ]
+        scope |= {"new": new, "as_array": as_array}
+    else:
+        lines = [f"return recording.replay([{', '.join(arrays)}])"]
     text = (
-        f"def ready({', '.join(names)}):\n"
-        f"    if ({' and '.join(conditions)}):\n"
-        f"        return [{', '.join(arrays)}]\n"
-        "    return None\n"
+        f"def attempt({', '.join(names)}):\n"
+        f"    if ({' and '.join(conditions)}):\n        " + "\n        ".join(lines) + "\n"
+        "    return MISSED\n"
     )
+    scope |= {"MISSED": MISSED, "step": step, "recording": recording, "next_change": next_change}
     exec(text, scope)
-    return scope["ready"], scope, unheld
+    return scope["attempt"], scope, unheld

@@ -13,7 +13,7 @@ from ..backends import as_array
 from ..inplace import changes, next_change, record_of
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedNumber
-from .guard import layout, layout_of, leaves, ready_function, settings
+from .guard import MISSED, attempt_function, layout, layout_of, leaves, settings
 from .instructions import CaptureError, Variable
 from .program import Program
 from .reach import Place, Watch
@@ -50,9 +50,9 @@ class Recording:
         self.structure = session.structure
         self.reach = session.reach
         self._step: Any = None
-        self._ready: Any = None
+        self.attempt: Any = _missed  # replays for arguments of a step, if everything is as the last replay left it
         self._scope_of_step: dict[str, Any] = {}
-        self._scope_of_ready: dict[str, Any] = {}
+        self._scope_of_attempt: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self._unheld: list[int] = []
         self.generators = session.generators
@@ -119,8 +119,10 @@ class Recording:
 
         def text_of(place: Place) -> str:
             if id(place.owner) not in mappings:
-                mappings[id(place.owner)] = wish = session.short(place.path.rpartition(".")[0]).replace(".", "_")
-                self._scope[wish] = place.owner
+                wish = session.short(place.path.rpartition(".")[0]).replace(".", "_")
+                while wish in self._scope:
+                    wish += "_"
+                mappings[id(place.owner)], self._scope[wish] = wish, place.owner
             return f"{mappings[id(place.owner)]}[{place.key!r}]"
 
         numbers = {
@@ -154,6 +156,11 @@ class Recording:
         self.others_none = [none for _, none in others]
         written_arrays = {id(v.array): v.array for x in program.body for v in x.writes if v.array is not None}
         self._written = list(written_arrays.values())
+        self.is_plain = (
+            isinstance(self.structure, Output)
+            and self.structure.is_tensor
+            and not (self._assigned or self._given_gradients or self._cleared or program.draws_before_branch)
+        )
 
     def bind(self) -> None:
         """Make the buffers and the function, for the arrays that are there now."""
@@ -167,19 +174,10 @@ class Recording:
         self._step = scope["step"]
         self._scope_of_step = scope
         self.buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
-        self._ready, self._scope_of_ready, self._unheld = ready_function(self)
-        self._records = [record_of(array) for array in self._written if id(_owner(array)) in changes.records]
+        self.records = [record_of(array) for array in self._written if id(_owner(array)) in changes.records]
+        self.attempt, self._scope_of_attempt, self._unheld = attempt_function(self, self._step)
 
     # Holding
-
-    def ready(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
-        """The arrays of a call, if everything is as it was left after the last replay; None for a closer look."""
-        if self._ready is None:
-            return None
-        try:
-            return self._ready(*args, **kwargs)  # type: ignore[no-any-return]
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            return None
 
     def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
@@ -210,7 +208,7 @@ class Recording:
                 return place.path
         if not all(map(_are_equal, self.merged)):
             return "numbers of the optimiser that were equal"
-        self.watch.update(self._scope_of_ready)
+        self.watch.update(self._scope_of_attempt)
         # Where somebody holds a gradient its buffer is left to him.
         held = [leaf.grad is buffer for leaf, buffer in zip(self.kept_leaves, self.buffers, strict=False)]
         counts = map(getrefcount, self.buffers)
@@ -220,10 +218,10 @@ class Recording:
 
     def release(self) -> None:
         """Give back the buffers, which lie in cycles of functions and their variables."""
-        self._step = self._ready = None
+        self._step, self.attempt = None, _missed
         self.buffers, self._unheld = [], []
         self._scope_of_step.clear()
-        self._scope_of_ready.clear()
+        self._scope_of_attempt.clear()
 
     # Replaying
 
@@ -251,9 +249,9 @@ class Recording:
                 raise
         else:
             out = self._step(*arrays)
-        if self._records:
+        if self.records:
             order = next_change()
-            for record in self._records:
+            for record in self.records:
                 record[1] = order
         self.calls += 1
         for place in self._cleared:
@@ -273,12 +271,16 @@ class Recording:
     def _rebuilt(self, values: Iterator[Any]) -> Any:
         return rebuilt(self.structure, values)
 
-    def failed_early(self, error: BaseException) -> bool:
-        """Whether a replay failed before it had changed anything but its own buffers."""
+    def failed_at(self, error: BaseException) -> int | None:
+        """The line of the program at which a replay failed; None for an error from somewhere else."""
         frame = error.__traceback__
         while frame is not None and frame.tb_frame.f_code.co_filename != self._filename:
             frame = frame.tb_next
-        return frame is not None and frame.tb_lineno < self._text.first_change
+        return None if frame is None else frame.tb_lineno
+
+    def had_changed(self, line: int) -> bool:
+        """Whether the program has changed anything but its own buffers when it comes to a line."""
+        return line >= self._text.first_change
 
     # Saving
 
@@ -299,6 +301,10 @@ class Recording:
     def generators_by_name(self) -> dict[str, np.random.Generator]:
         """The random generators that the program draws from."""
         return {name: v.array for v, name in self._text.names.items() if v.kind == "generator"}
+
+
+def _missed(*args: Any, **kwargs: Any) -> Any:
+    return MISSED
 
 
 def _data(x: Any) -> Any:

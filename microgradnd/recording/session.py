@@ -255,7 +255,8 @@ def _notes(function: Any) -> Callable[[], str]:
             if code.co_name == "_update":
                 return str(code.co_qualname.partition(".")[0])
             kernel, local, _ = code.co_qualname.partition(".<locals>.")
-            inner = inner or gradients.get(code) or (kernel if local and kernel != "taken" else "")
+            if not frame.f_globals.get("__name__", "").startswith(str(__package__)):  # not of the recording itself
+                inner = inner or gradients.get(code) or (kernel if local and kernel != "taken" else "")
             frame = frame.f_back
         return ""
 
