@@ -30,7 +30,7 @@ def operand(x: Any, operation: Operation, argument: str) -> Any:
     xp = NAMESPACES.get(x.__class__)
     if xp is not None and x.dtype.kind in "biufc":
         return xp.asarray(x)  # itself, or what stands for it in a recording
-    if x.__class__ in NUMBERS or isinstance(x, (np.number, np.bool_)):
+    if x.__class__ in _NUMBERS or isinstance(x, (np.number, np.bool_)):
         return x
     return array_operand(x, operation, argument)
 
@@ -90,4 +90,4 @@ _EXPLAINED = (
     ValueError,
     ZeroDivisionError,
 )
-NUMBERS = {bool, int, float, complex}  # a recording has numbers of its own
+_NUMBERS = frozenset({bool, int, float, complex})

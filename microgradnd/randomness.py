@@ -28,6 +28,11 @@ class _Wrapping:
 wrapping = _Wrapping()
 
 
+def is_noting() -> bool:
+    """Whether draws are noted, to be repeated: within mg.checkpoint."""
+    return _recording.draws is not None or _recording.repeating is not None
+
+
 class _Recording(threading.local):
     draws: Draws | None = None
     repeating: Iterator[np.random.Generator] | None = None

@@ -91,7 +91,7 @@ def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[
 
 def _sample(out: Tensor) -> Any:
     """Some elements of the result, spread over it; None on a device, which would have to be waited for."""
-    if not isinstance(out.data, np.ndarray):
+    if type(out.data) is not np.ndarray:
         return None
     return out.data.reshape(-1)[:: max(1, out.size // SAMPLES) | 1].copy()  # an odd step goes through all columns
 

@@ -43,7 +43,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     if error_if_nonfinite and not np.isfinite(float(norm)):
         raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {float(norm)}; nothing was scaled")
     factor = xp.minimum(max_norm / (norm + 1e-6), 1.0)
-    if not (isinstance(norm, np.ndarray) and factor == 1):  # a device is not waited for: there 1 is multiplied with
+    if not (type(norm) is np.ndarray and factor == 1):  # a device is not waited for: there 1 is multiplied with
         for tensor, g in zip(tensors, arrays, strict=True):
             tensor.grad = g * factor.astype(g.dtype)
     return mg.tensor(norm)

@@ -207,7 +207,7 @@ def test_compiled_kernels() -> None:
     data = [(rng.integers(0, 11, (8, 64)), rng.integers(0, 11, (8, 64))) for _ in range(5)]
     with mg.kernels("numba"):
         captured = assert_same_training(make, "adamw", data, max_norm=1.0)
-    assert replays(captured) == 3
+    assert replays(captured) == 2
     assert all(name in captured.source for name in ("layer_norm_gradient(", "bias_gelu(", "adam("))
 
 
@@ -316,7 +316,7 @@ def test_training_and_evaluation_mode_are_told_apart() -> None:
             m.train(i % 4 < 2)
         assert bits(step(X)) == bits(other(X).sum())
     assert len(step.recordings) == 2
-    assert replays(step) == 10
+    assert replays(step) == 9
 
 
 def test_changed_settings_of_layers_and_optimisers_are_seen() -> None:
@@ -408,6 +408,7 @@ def test_values_as_python_numbers_are_refused(use: Callable[[Any], Any]) -> None
     def step(x: Any) -> Any:
         return use((weight * x).sum())
 
+    step(np.ones(2))
     with pytest.raises(CaptureError, match="return the tensor from the step"):
         step(np.ones(2))
     assert isinstance(weight.data, np.ndarray)
@@ -416,14 +417,15 @@ def test_values_as_python_numbers_are_refused(use: Callable[[Any], Any]) -> None
 def test_an_iterator_is_refused() -> None:
     data = itertools.cycle(np.arange(8.0).reshape(4, 2))
     step = mg.capture(lambda: mg.tensor(next(data)).sum())
-    assert step().item() == 1.0
+    assert [step().item() for _ in range(2)] == [1.0, 5.0]
     with pytest.raises(CaptureError, match="differ in the result"):
         step()
 
 
 def test_random_numbers_from_nowhere_are_refused() -> None:
     step = mg.capture(lambda x: mg.dropout(x, 0.5))
-    step(np.ones(100))
+    for _ in range(2):
+        step(np.ones(100))
     with pytest.raises(CaptureError, match="differ in the result"):
         step(np.ones(100))
 
@@ -434,7 +436,7 @@ def test_random_numbers_from_a_generator_in_a_closure_are_drawn_anew() -> None:
     step = mg.capture(lambda x: x + rng.normal(size=3) + rng.integers(0, 5, 3))
     for _ in range(5):
         assert bits(step(np.ones(3))) == bits(1.0 + rngs[1].normal(size=3) + rngs[1].integers(0, 5, 3))
-    assert replays(step) == 4
+    assert replays(step) == 3
 
 
 def test_work_on_raw_arrays_is_seen() -> None:
@@ -474,10 +476,11 @@ def test_work_on_arrays_that_are_out_of_reach_is_refused() -> None:
         array *= 0.5
         return (weight * x).sum()
 
-    step(np.ones(2))
+    for _ in range(2):
+        step(np.ones(2))
     with pytest.raises(CaptureError, match="differ in the result, weight"):
         step(np.ones(2))
-    assert weight.data.tolist() == [0.25, 0.25]  # that of the step itself
+    assert weight.data.tolist() == [0.125, 0.125]  # that of the step itself
 
 
 def test_a_counter_is_refused_by_its_name() -> None:
@@ -489,11 +492,11 @@ def test_a_counter_is_refused_by_its_name() -> None:
         count += 1
         return mg.tensor(x) * count
 
-    for i in range(4):
+    for i in range(5):
         assert step(np.ones(1)).item() == i + 1
     with pytest.raises(CaptureError, match="count changes from call to call"):
         step(np.ones(1))
-    assert count == 4
+    assert count == 5
 
 
 def test_results_put_into_a_list_are_refused_by_its_name() -> None:
@@ -503,9 +506,9 @@ def test_results_put_into_a_list_are_refused_by_its_name() -> None:
     def step(x: Any) -> None:
         losses.append(mg.tensor(x).sum())
 
-    for _ in range(4):
+    for _ in range(5):
         step(np.ones(2))
-    with pytest.raises(CaptureError, match="losses changes"):
+    with pytest.raises(CaptureError, match="losses"):
         step(np.ones(2))
     assert all(isinstance(loss.data, np.ndarray) and loss.item() == 2.0 for loss in losses)
 
@@ -518,26 +521,32 @@ def test_a_branch_after_an_update_is_refused() -> None:
         weight.data *= x
         return weight.sum() if weight.sum() > 1 else weight.mean()
 
+    step(np.full(2, 0.5))
     with pytest.raises(CaptureError, match="Branch before"):
         step(np.full(2, 0.5))
-    assert weight.data.tolist() == [0.5, 0.5]
+    assert weight.data.tolist() == [0.25, 0.25]
 
 
 def test_arguments_with_gradients_are_refused() -> None:
     step = mg.capture(lambda x: x.sum())
+    step(mg.tensor([1.0], requires_grad=True))
     with pytest.raises(CaptureError, match="requires a gradient"):
         step(mg.tensor([1.0], requires_grad=True))
 
 
 def test_arrays_kept_from_a_recording_are_refused() -> None:
-    kept: Any = ({},)  # a mapping that is out of reach: in a tuple of a generator
-    holder = (x for x in kept)
+    kept: Any = ({},)  # a mapping that is out of reach: in a generator
+    holder: Iterator[Any]
 
     @mg.capture
     def step(x: Any) -> mg.Tensor:
-        next(holder)["array"] = mg.tensor(x) * 2
+        for mapping in holder:
+            mapping["array"] = mg.tensor(x) * 2
         return mg.tensor(x) * 3
 
+    holder = (x for x in ())
+    step(np.ones(2))
+    holder = (x for x in kept)
     step(np.ones(2))
     with pytest.raises(CaptureError, match="was recorded before"):
         kept[0]["array"] * 2
@@ -666,7 +675,7 @@ def test_arguments_that_are_changed_in_place() -> None:
         x = rng.standard_normal(4)
         y = x.copy()
         assert bits(captured(x), x) == bits(step(y), y)
-    assert replays(captured) == 4
+    assert replays(captured) == 3
 
 
 def test_in_place_work_on_views_of_results() -> None:
@@ -686,7 +695,7 @@ def test_in_place_work_on_views_of_results() -> None:
     for _ in range(5):
         x = rng.standard_normal((3, 4))
         assert bits(*captured(x)) == bits(*step(x))
-    assert replays(captured) == 4
+    assert replays(captured) == 3
 
 
 # As a method, from threads, within another
@@ -738,7 +747,7 @@ def test_a_captured_step_within_another() -> None:
     inner = mg.capture(lambda x: weight * x)
     outer = mg.capture(lambda x: inner(x).sum() + 1)
     assert [outer(np.full(2, i)).item() for i in range(4)] == [1.0, 3.0, 5.0, 7.0]
-    assert replays(outer) == 3
+    assert replays(outer) == 2
 
 
 # The text
@@ -773,7 +782,8 @@ def test_memory_is_shared_among_values_that_live_at_different_times() -> None:
             x = mg.tanh(x @ weight)
         return x.sum()
 
-    step(np.ones((64, 64)))
+    for _ in range(2):
+        step(np.ones((64, 64)))
     assert step.recordings[0].program.memory <= 2 * 64 * 64 * 8
 
 
@@ -805,13 +815,15 @@ def test_a_saved_step_needs_numpy_alone_and_goes_on_bit_for_bit(tmp_path: Path, 
 
 def test_saving_names_what_it_can_not_do(tmp_path: Path) -> None:
     step = mg.capture(lambda x: x + 1)
-    step(np.ones(1))
+    for _ in range(2):
+        step(np.ones(1))
     with pytest.raises(ValueError, match=r"step\.py"):
         step.save(tmp_path / "step.txt")
     pytest.importorskip("numba")
     with mg.kernels("numba"):
         kernel = mg.capture(lambda x: mg.gelu(x))
-        kernel(np.ones(20000, np.float32))
+        for _ in range(3):
+            kernel(np.ones(20000, np.float32))
         with pytest.raises(CaptureError, match="compiled kernel"):
             kernel.save(tmp_path / "kernel.py")
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.iterdir())

@@ -26,13 +26,13 @@ def as_array(x: Any, dtype: Any = None, like: Any = None) -> Any:
     """
     if x.__class__ not in NAMESPACES:
         if isinstance(x, np.number) and dtype is None and like is None:  # what NumPy's reductions return
-            return np.asarray(x)
+            return NAMESPACES[np.ndarray].asarray(x)
         if type(x).__module__.partition(".")[0] == "cupy":
             _register_cupy()
         elif isinstance(x, np.ma.MaskedArray):
             raise TypeError("got a masked array, whose mask would be lost; fill it first: x.filled(value)")
     own = None if x.__class__ is np.ndarray and like is not None else NAMESPACES.get(x.__class__)
-    xp = own or NAMESPACES.get(like.__class__) or numpy_backend.namespace
+    xp = own or NAMESPACES.get(like.__class__) or NAMESPACES[np.ndarray]
     array = xp.asarray(x, dtype)
     if array.dtype.kind not in "biufc":
         raise TypeError(f"got {_described(x)}; expected numbers")

@@ -17,7 +17,6 @@ CHOICES = ("numpy", "numba", "auto")
 # Up to so many elements NumPy computes. Compiled kernels win from a thousand on (tests/benchmarks/kernels.py), but a
 # program that has only small arrays shall not wait for Numba, which takes half a second to load.
 SMALL = 1 << 13
-HOST = {np.ndarray}  # the classes of arrays that kernels take; recorded ones join
 
 
 class kernels:
@@ -63,7 +62,7 @@ def compiled(*arrays: Any) -> Any:
     if kernels.current == "numpy":
         return None
     for x in arrays:
-        if x is not None and not (x.__class__ in HOST and x.dtype.char == "f" and x.dtype.isnative):
+        if x is not None and not (x.__class__ is np.ndarray and x.dtype.char == "f" and x.dtype.isnative):
             return None
     if kernels._compiled is None:
         kernels._compiled = _loaded()

@@ -35,10 +35,15 @@ class _Recorded:
         self.value = value
         self.variable = variable
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+    # For isinstance it is what it holds; the recording itself asks for the type.
+    __class__ = property(lambda self: type(self.value))
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         if any(getattr(x, "__array_ufunc__", self) is None for x in inputs):
             return NotImplemented
         name = f"np.{ufunc.__name__}"
+        if getattr(np, ufunc.__name__, None) is not ufunc:
+            raise CaptureError(f"capture: the ufunc {ufunc.__name__} is not one of NumPy's, which alone are recorded")
         if method == "at":
             return recorder().call("function", f"{name}.at", ufunc.at, inputs, writes=inputs[:1])
         if method == "__call__":
@@ -60,7 +65,7 @@ class _Recorded:
 
 
 def _to_write(out: Any) -> Any:
-    if out is not None and out.__class__ is not RecordedArray:
+    if out is not None and type(out) is not RecordedArray:
         raise CaptureError("capture: a result was written into an array that the recording does not know")
     return out
 
@@ -104,6 +109,15 @@ class RecordedNumber(_Recorded):
 
     __slots__ = ()
 
+    def __format__(self, spec: str) -> str:
+        return format(recorder().branch(self), spec)
+
+    def __str__(self) -> str:
+        return str(recorder().branch(self))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(recorder().branch(self), digits)
+
     def __float__(self) -> float:
         return float(recorder().branch(self))
 
@@ -144,10 +158,6 @@ class RecordedArray(_Recorded):
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
-    def get(self) -> RecordedArray:
-        """What ``Tensor.numpy`` asks arrays for that are not NumPy's."""
-        return self
-
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         module = function.__module__.removeprefix("numpy")
         name = f"np{module if module.startswith(('.linalg', '.fft')) else ''}.{function.__name__}"
@@ -180,14 +190,14 @@ class RecordedArray(_Recorded):
         return recorder().call("getitem", "getitem", operator.getitem, (self, index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if value.__class__ is RecordedArray and value.variable.root is self.variable.root:
+        if type(value) is RecordedArray and value.variable.root is self.variable.root:
             target = self.value[recorder().unwrapped(index)[0]]
             if isinstance(target, np.ndarray) and _same_memory(target, value.value):
                 return  # x[index] += y ends with x[index] = what lies there already
         recorder().call("setitem", "setitem", operator.setitem, (self, index, value), writes=(self,))
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     setattr(RecordedArray, f"__i{_name}__", _in_place(_name))
 
 

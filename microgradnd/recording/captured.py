@@ -6,7 +6,6 @@ import functools
 import os
 import threading
 import warnings
-import weakref
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -14,10 +13,11 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from ..backends.memory import give_back_freed_memory
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, leaves
-from .instructions import CaptureError, active
+from .instructions import CaptureError, is_recording
 from .recording import Diverged, Recording
 from .results import detached
 from .saving import save
+from .scout import Executed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,10 +49,13 @@ class Captured(Generic[P, R]):
         self._latest: Recording | None = None  # verified, and what held for the last call
         self._reasons: list[str] = []  # why the last recordings did not hold for the next call
         self._lock = threading.RLock()  # buffers serve one call at a time
-        self._bound: weakref.WeakKeyDictionary[Any, Captured[..., R]] = weakref.WeakKeyDictionary()
+        self._executed: Executed | None = None  # what of the program it runs, once it has run
+        self._unused = 0  # recordings in a row before one of them was replayed
+        self._warned = False
+        self._name: str | None = None  # as an attribute of a class
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if active.recorder is not None:  # part of another step that is being recorded
+        if is_recording():  # part of another step
             return self._step(*args, **kwargs)
         with self._lock:
             latest = self._latest
@@ -67,14 +70,23 @@ class Captured(Generic[P, R]):
                         return cast("R", result)
             return self._search(args, kwargs)
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """As a method: a captured step for each object."""
+        """As a method: a captured step for each object, kept among its attributes."""
         if instance is None:
             return self
-        if instance not in self._bound:
-            method: Any = MethodType(self._step, instance)
-            self._bound[instance] = Captured(method, self.max_recordings)
-        return self._bound[instance]
+        if self._name is None or not hasattr(instance, "__dict__"):
+            raise TypeError(
+                f"capture: objects of {type(instance).__name__} have no attributes to keep a captured step in"
+            )
+        method: Any = MethodType(self._step, instance)
+        return instance.__dict__.setdefault(self._name, Captured(method, self.max_recordings))
+
+    def __reduce__(self) -> Any:
+        """Copied and pickled without what was recorded."""
+        return Captured, (self._step, self.max_recordings)
 
     def __repr__(self) -> str:
         calls = ", ".join(f"{recording.calls} replays" for recording in self.recordings)
@@ -109,6 +121,7 @@ class Captured(Generic[P, R]):
                 self.recordings.remove(recording)
                 self.recordings.insert(0, recording)
                 self._reasons.clear()
+                self._unused = 0
                 return self._first_replay(recording, args, kwargs)
             if reason != "the arguments":
                 reasons.append(reason)
@@ -120,12 +133,27 @@ class Captured(Generic[P, R]):
                 f"capture: {reason} changes from call to call, so that no recording holds for the next one; let it be "
                 "an argument, or change it outside of the step"
             )
-        recording = Recording(self._step, args, kwargs)
-        if recording.left_at is not None:
-            self._reasons.append(recording.left_at)
-        else:
+        if self._unused >= 2 * self.max_recordings:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"capture: {self._unused} calls in a row were unlike all before, by their shapes, or an integer, a "
+                    "string or an object among the arguments; where nothing is repeated the step runs without capture",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return cast("R", detached(self._step(*args, **kwargs)))
+        if self._executed is None:
+            self._executed = Executed()
+            with self._executed.noted():  # not recorded: it is not known yet what it may look at
+                return cast("R", detached(self._step(*args, **kwargs)))
+        recording = Recording(self._step, args, kwargs, self._executed)
+        if recording.left_at is None:
+            self._unused += 1
             self.recordings.insert(0, recording)
             del self.recordings[self.max_recordings :]
+        elif recording.left_at:
+            self._reasons.append(recording.left_at)
         return recording.result  # type: ignore[no-any-return]
 
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:

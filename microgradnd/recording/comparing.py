@@ -21,7 +21,7 @@ class State:
         for place in reach.of_role("array", "gradient", "number"):
             value = place.get()
             self._places.append((place, value))
-            data = value._data if value.__class__ is Tensor else value
+            data = value._data if type(value) is Tensor else value
             if isinstance(data, np.ndarray):
                 self._arrays[id(data)] = data
         self._copies = [(x, x.copy()) for x in self._arrays.values() if x.flags.writeable]
@@ -48,7 +48,7 @@ def fingerprints(reach: Reach, generators: list[np.random.Generator], arrays: li
 
 def fingerprint(value: Any) -> Any:
     """Shape, dtype and a hash of an array's bytes; of other values themselves, as text."""
-    value = value._data if value.__class__ is Tensor else value
+    value = value._data if type(value) is Tensor else value
     if isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
         return (

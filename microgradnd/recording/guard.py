@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from keyword import iskeyword
 from sys import getrefcount
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,23 +32,38 @@ def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def layout_of(x: Any) -> Any:
-    kind = x.__class__
+    kind = type(x)
     if kind is np.ndarray:
         return x.shape, x.strides, x.dtype
     if kind is Tensor:
         data = x._data
         return Tensor, data.shape, data.strides, data.dtype, x._node is None
-    if kind is float:
-        return float
-    if kind in (tuple, list):
+    if kind is float or isinstance(x, np.random.Generator):
+        return kind
+    if isinstance(x, np.generic):
+        return kind, x.dtype
+    if isinstance(x, tuple | list):
         return kind, [layout_of(part) for part in x]
-    if kind is dict:
-        return dict, [(name, layout_of(part)) for name, part in x.items()]
-    return kind, x
+    if isinstance(x, dict):
+        return kind, [(name, layout_of(part)) for name, part in x.items()]
+    return (kind, repr(x)) if isinstance(x, int | str | bytes | complex | NoneType) else _Same(x)
+
+
+class _Same:
+    """Of other objects the object itself: equal ones need not be alike."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arrays and floats in arguments, in order."""
+    """The arrays, floats and generators in arguments, in order."""
     found: list[Any] = []
     for x in (*args, *kwargs.values()):
         _collect(x, found)
@@ -54,17 +71,21 @@ def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
 
 
 def _collect(x: Any, found: list[Any]) -> None:
-    kind = x.__class__
-    if kind is np.ndarray or kind is float or isinstance(x, np.generic):
+    if type(x) in (np.ndarray, float) or isinstance(x, np.generic | np.random.Generator):
         found.append(x)
-    elif kind is Tensor:
+    elif type(x) is Tensor:
         found.append(x._data)
-    elif kind in (tuple, list):
+    elif isinstance(x, tuple | list):
         for part in x:
             _collect(part, found)
-    elif kind is dict:
+    elif isinstance(x, dict):
         for part in x.values():
             _collect(part, found)
+
+
+def missed(*args: Any, **kwargs: Any) -> Any:
+    """What stands for the function where there is none: everything is looked at closely."""
+    return MISSED
 
 
 MISSED = object()  # instead of a result: the recording may not hold for the call
@@ -80,6 +101,8 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
     scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout_of": layout_of, "leaves": leaves}
     scope |= {"kernels": kernels, "grad_mode": grad_mode, "getrefcount": getrefcount} | recording.watch.scope
     names = [f"argument_{i}" for i in range(len(args))] + list(kwargs)
+    if not all(name.isidentifier() and not iskeyword(name) for name in kwargs):
+        return missed, {}, []
     conditions, arrays = [], []
     for i, (name, value) in enumerate(zip(names, (*args, *kwargs.values()), strict=True)):
         data = value._data if value.__class__ is Tensor else value

@@ -49,17 +49,22 @@ class Instruction:
 
 def variables(value: Any) -> Iterator[Variable]:
     """All variables in nested tuples, lists and dicts."""
-    if value.__class__ is Variable:
+    if type(value) is Variable:
         yield value
-    elif value.__class__ in (tuple, list):
+    elif type(value) in (tuple, list):
         for part in value:
             yield from variables(part)
-    elif value.__class__ is dict:
+    elif type(value) is dict:
         yield from variables(list(value.values()))
 
 
 class CaptureError(RuntimeError):
     """A step can't be recorded, or its recording does not repeat what the step does."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if is_recording() and active.recorder is not None and active.recorder.trouble is None:
+            active.recorder.trouble = self  # also where the step catches it
 
 
 class _Active:

@@ -30,13 +30,13 @@ class RecordedNamespace:
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         """As np.asarray: recorded ones stay what they are, others become constants of the recording."""
-        if x.__class__ is RecordedArray:
+        if type(x) is RecordedArray:
             if isinstance(x.value, np.ndarray) and (dtype is None or x.dtype == dtype):
                 return x
             return recorder().call("function", "np.asarray", np.asarray, (x, dtype))
-        if x.__class__ is RecordedNumber:
+        if type(x) is RecordedNumber:
             return recorder().call("function", "np.asarray", np.asarray, (x, dtype))
-        if isinstance(x, list | tuple) and any(part.__class__ is RecordedArray for part in x):
+        if isinstance(x, list | tuple) and any(type(part) is RecordedArray for part in x):
             return recorder().call("function", "np.array", np.array, (x, dtype))
         if isinstance(x, bool | int | float) and is_recording():
             return create(np.asarray, (x, dtype), {})
@@ -53,22 +53,22 @@ class RecordedNamespace:
 
     def ascontiguousarray(self, x: Any) -> Any:
         """As np.ascontiguousarray."""
-        if x.__class__ is RecordedArray and x.flags.c_contiguous and x.ndim:
+        if type(x) is RecordedArray and x.flags.c_contiguous and x.ndim:
             return x
-        if x.__class__ is RecordedArray:
+        if type(x) is RecordedArray:
             return recorder().call("function", "np.ascontiguousarray", np.ascontiguousarray, (x,))
         return np.ascontiguousarray(x)
 
     def array(self, x: Any, dtype: Any = None, order: str = "K") -> Any:
         """As np.array: a copy."""
-        if x.__class__ in (RecordedArray, RecordedNumber):
+        if type(x) in (RecordedArray, RecordedNumber):
             return recorder().call("function", "np.array", np.array, (x, dtype), {"order": order})
         return self.asarray(np.array(x, dtype, order=order))  # type: ignore[call-overload]
 
 
 def _whole(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
-        if any(x.__class__ is RecordedArray for part in args for x in (part if part.__class__ is tuple else (part,))):
+        if any(type(x) is RecordedArray for part in args for x in (part if type(part) is tuple else (part,))):
             return recorder().call("whole", name, function, args)
         return function(*args)
 

@@ -22,6 +22,12 @@ WITH_OUT = frozenset(
 )  # fmt: skip
 METHODS_WITH_OUT = frozenset(["dot", "sum", "mean", "max", "min", "prod", "astype", "copy", "clip"])
 SHAPING = frozenset(["reshape", "ravel", "flatten"])
+# Functions whose results have shapes that do not depend on values.
+FIXED_SHAPE = WITH_OUT | {
+    "np.where", "np.einsum", "np.vdot", "np.ravel_multi_index", "np.reshape", "np.transpose", "np.swapaxes",
+    "np.broadcast_to", "np.expand_dims", "np.squeeze", "np.argmax", "np.argmin", "np.var", "np.std", "np.copyto",
+    "np.tril", "np.triu", "np.outer", "np.stack", "np.flip", "np.argsort", "np.sort", "np.linalg.norm",
+}  # fmt: skip
 CREATED = ("np.empty", "np.zeros", "np.ones", "np.full")
 
 
@@ -61,6 +67,14 @@ class Program:
         if "argument" in (variable.kind, root.kind):
             return False
         return root.kind in ("input", "constant") or root in self.planned or root in self.constant
+
+    def depending_on(self, number: Variable) -> set[Variable]:
+        """A number, and those that are computed from it."""
+        found = {number}
+        for x in self.first:
+            if any(v in found for v in x.reads()):
+                found.update(x.results)
+        return found
 
     def is_view(self, instruction: Instruction) -> bool:
         return (
@@ -175,11 +189,17 @@ def can_write(x: Instruction, root: Variable) -> bool:
     if root.shape is None or root.shape == () or not is_dense(root) or root.dtype.byteorder == ">":
         return False
     if x.kind == "operator":
-        return x.name in OPERATORS and (x.name != "pow" or root.dtype.kind == "f")
+        return x.name in OPERATORS and (x.name != "pow" or _is_plain_power(x, root))
     if x.kind in ("ufunc", "reduce", "kept"):
         return "where" not in x.kwargs
     if x.kind == "create":
         return x.name in CREATED
+    if x.kind in ("method", "function") and (root.dtype.char == "e" or {"where", "order"} & set(x.kwargs)):
+        return False  # sums in float16 have a wider sum within, unless they are told where to put it
+    if x.kind == "method" and x.name in SHAPING and len(x.args) > 2 and isinstance(x.args[2], str):
+        return False  # an order
+    if x.kind == "method" and x.name in ("flatten", "ravel", "copy") and len(x.args) > 1:
+        return False
     if x.kind == "method":
         return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and _in_order(root))
     if x.kind == "draw":
@@ -189,6 +209,21 @@ def can_write(x: Instruction, root: Variable) -> bool:
     if x.name in ("np.asarray", "np.array") and not isinstance(x.args[0], Variable):
         return False
     return x.kind == "function" and x.name in WITH_OUT and "where" not in x.kwargs
+
+
+def _is_plain_power(x: Instruction, root: Variable) -> bool:
+    """Whether ** gives the dtype of its base, so that it is a function of NumPy for the exponent."""
+    base = x.args[0]
+    return type(base) is Variable and base.dtype == root.dtype and root.dtype.char in "fd"
+
+
+def may_diverge(x: Instruction) -> bool:
+    """Whether the shape of a result may be another one for other values."""
+    if x.kind == "getitem":
+        return any(v.dtype is not None and v.dtype.kind == "b" for v in list(x.reads())[1:])
+    return (x.kind == "function" and x.name not in FIXED_SHAPE) or (
+        x.kind == "method" and x.name in ("nonzero", "repeat")
+    )
 
 
 def _in_order(variable: Variable) -> bool:
@@ -240,9 +275,9 @@ def _numbers_alone(instructions: list[Instruction]) -> set[Instruction]:
 def _refuse_late_branches(body: list[Instruction]) -> None:
     changed = False
     for x in body:
-        if x.kind == "branch" and changed:
+        if (x.kind == "branch" or may_diverge(x)) and changed:
             raise CaptureError(
-                "capture: the step branches on the value of a tensor after it has changed parameters or other arrays; "
+                "capture: the step branches on the value of a tensor, or selects by it, after it changed parameters; "
                 "such a step can't be taken back where the branch goes another way. Branch before, or use mg.where"
             )
         changed = changed or any(variable.root.kind in GIVEN for variable in x.writes)
@@ -251,7 +286,7 @@ def _refuse_late_branches(body: list[Instruction]) -> None:
 def _draws_before_branch(body: list[Instruction]) -> bool:
     drawn = False
     for x in body:
-        if x.kind == "branch" and drawn:
+        if (x.kind == "branch" or may_diverge(x)) and drawn:
             return True
         drawn = drawn or x.kind == "draw"
     return False

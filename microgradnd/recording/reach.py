@@ -1,15 +1,16 @@
 """What a step can reach: the tensors, arrays, generators and plain values that its outcome may depend on.
 
-Found by going through the variables that the function's text names, and on through modules of layers, optimisers,
-lists, dicts and objects. A replay is valid as long as all of it is what it was, apart from what replays read anew.
+Found by going through the variables that the texts of its functions name, through its arguments, and on through
+layers, optimisers, lists, dicts and objects. A replay is valid as long as all of it is what it was, apart from what
+replays read anew.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from ..autograd import Leaf
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import CaptureError
+from .scout import Executed, is_users, names_in, root_of
 
 MOST = 100_000  # places that are looked at
-LIBRARIES = frozenset(["builtins", "cupy", "microgradnd", "nn", "numba", "numpy"])
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
 HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
+# Not looked into: what belongs to other libraries, and the machinery of Python itself.
+OPAQUE = frozenset(["_thread", "io", "jax", "logging", "matplotlib", "pandas", "threading", "torch", "tqdm", "weakref"])
 
 
 class Place:
@@ -34,7 +37,7 @@ class Place:
         self.is_guarded = True
         self.owner, self.key, self.is_item = owner, key, is_item
         self.path = path
-        self.role = role  # "plain", "array", "gradient", "generator" or "number"
+        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator" or "number"
         self.value = value
 
     def get(self) -> Any:
@@ -47,24 +50,36 @@ class Place:
     def set(self, value: Any) -> None:
         if self.is_item:
             self.owner[self.key] = value
-        else:
+            return
+        try:
             setattr(self.owner, self.key, value)
+        except AttributeError:  # of a frozen dataclass
+            object.__setattr__(self.owner, self.key, value)
 
 
 class Reach:
-    """Everything that a function can reach, as it is now."""
+    """Everything that a call of a function can reach, as it is now."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], args: Any, executed: Executed) -> None:
         self.places: list[Place] = []
         self.lengths: list[tuple[Any, int, str]] = []
+        self.wholes: list[tuple[Any, Any, str]] = []  # what is compared as a whole: sets, queues, strange arrays
         self._seen: dict[int, Any] = {}
+        self._kept: set[tuple[int, Any]] = set()
         self._numbers: set[tuple[int, Any]] = set()
         self._paths: dict[int, str] = {}  # of tensors
         self._waiting: list[tuple[Any, str]] = []
         self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
+        self._names = executed.names()
         self._function(function, "")
+        for code, scope in executed.globals.items():
+            for found in executed.functions[code]:
+                self._function(found, "")
+            self._globals(code, scope)
+        for i, x in enumerate(args):
+            self._argument(x, f"argument_{i}")
         # Layers first: their names are the ones that people know their parameters by.
-        self._waiting.sort(key=lambda entry: not hasattr(entry[0], "named_tensors"), reverse=True)
+        self._waiting.sort(key=lambda entry: not hasattr(type(entry[0]), "named_tensors"), reverse=True)
         self._go_on()
         guarded = len(self.places)
         self._waiting += self._later
@@ -77,6 +92,20 @@ class Reach:
     def of_role(self, *roles: str) -> Iterator[Place]:
         return (place for place in self.places if place.role in roles)
 
+    def changed(self) -> str | None:
+        """A plain value that is another one now, if there is one: by its path."""
+        for place in self.of_role("plain"):
+            try:
+                value = place.get()
+            except (AttributeError, IndexError, KeyError, ValueError):
+                return place.path
+            if value is not place.value and not is_equal(value, place.value):
+                return place.path
+        for owner, length, path in self.lengths:
+            if len(owner) != length:
+                return path
+        return next((path for owner, whole, path in self.wholes if not is_same_whole(owner, whole)), None)
+
     def _go_on(self) -> None:
         while self._waiting:
             self._open(*self._waiting.pop())
@@ -85,70 +114,93 @@ class Reach:
 
     def _function(self, function: Any, path: str) -> None:
         if isinstance(function, functools.partial):
-            for i, part in enumerate([function.func, *function.args, *function.keywords.values()]):
+            self._value(function.keywords, f"{path}keywords")
+            for i, part in enumerate([function.func, *function.args]):
                 self._value(part, f"{path}argument_{i}")
-            return
-        if isinstance(function, MethodType):
+        elif isinstance(function, MethodType):
             self._value(function.__self__, "self")
             self._function(function.__func__, path)
-            return
-        if not isinstance(function, FunctionType):
-            call = vars(type(function)).get("__call__")
-            if isinstance(call, FunctionType):
-                self._value(function, path or "step")
-                self._function(call, path)
-            return
-        if id(function) in self._seen:
-            return
-        self._seen[id(function)] = function
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self._keep(cell, "cell_contents", False, name)
-        names = _names(function.__code__)
-        for name in names:
-            if name in function.__globals__:
-                self._keep(function.__globals__, name, True, name)
-                self._named_parts(function.__globals__[name], names, name)
-        for i, value in enumerate([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]):
-            self._value(value, f"default_{i}")
+        elif not isinstance(function, FunctionType):
+            self._value(function, path or "step")
+        elif id(function) not in self._seen:
+            self._seen[id(function)] = function
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                self._keep(cell, "cell_contents", False, name)
+            if not is_users(function.__module__):
+                return
+            self._globals(function.__code__, function.__globals__)
+            self._keep(function, "__defaults__", False, f"{path}defaults")
+            self._keep(function, "__kwdefaults__", False, f"{path}defaults")
 
-    def _named_parts(self, value: Any, names: list[str], path: str) -> None:
-        """Of a user's module or class what the function's text names."""
-        if not isinstance(value, ModuleType | type):
-            return
-        if _is_users(value.__name__ if isinstance(value, ModuleType) else value.__module__):
+    def _argument(self, x: Any, path: str) -> None:
+        """Objects among the arguments; arrays, and what is in containers, are looked at in every call."""
+        if isinstance(x, list | tuple):
+            for i, part in enumerate(x):
+                self._argument(part, f"{path}.{i}")
+        elif isinstance(x, dict):
+            for name, part in x.items():
+                self._argument(part, f"{path}.{name}")
+        elif not isinstance(x, Tensor | np.ndarray | np.random.Generator):
+            self._value(x, path)
+
+    def _globals(self, code: CodeType, scope: dict[str, Any]) -> None:
+        names = names_in(code)
+        for name in names:
+            if name in scope:
+                self._keep(scope, name, True, name)
+                value = scope[name]
+                if isinstance(value, ModuleType | type):
+                    self._named_parts(value, names, name)
+
+    def _named_parts(self, value: Any, names: Any, path: str) -> None:
+        """Of a module or class of the program what the texts of functions name."""
+        if is_users(value.__name__ if isinstance(value, ModuleType) else value.__module__):
             for name in names:
-                if name in vars(value):
+                if name in vars(value) and not name.startswith("__"):
                     self._keep(value, name, False, f"{path}.{name}")
 
     def _keep(self, owner: Any, key: Any, is_item: bool, path: str) -> None:
         """Note what lies in a place, and go on into it."""
+        if (id(owner), key) in self._kept:
+            return
         try:
             value = owner[key] if is_item else getattr(owner, key)
         except (AttributeError, ValueError):  # an empty cell, a slot that is not set
             return
+        self._kept.add((id(owner), key))
         if len(self.places) > MOST:
             raise CaptureError(
                 f"capture: the step can reach more than {MOST} values; hand it what it needs as arguments"
             )
         role = "plain"
-        if isinstance(value, np.ndarray | RecordedArray):
+        if type(value) in (np.ndarray, RecordedArray):
             role = "array"
         elif isinstance(value, np.random.Generator | RecordedGenerator):
             role = "generator"
-        elif isinstance(value, RecordedNumber):
+        elif type(value) is RecordedNumber:
             role = "number"
+        elif type(value) is tuple and any(type(part) in (np.ndarray, RecordedArray) for part in value):
+            role = "tuple"
         self.places.append(Place(owner, key, is_item, path, role, value))
-        if role == "plain":
+        if role == "plain" or (role == "array" and value.dtype.kind not in "biufc"):
             self._value(value, path)
 
     def _value(self, value: Any, path: str) -> None:
-        if isinstance(value, PLAIN) or value.__class__ in HANDLES or id(value) in self._seen:
+        if type(value) in HANDLES or isinstance(value, PLAIN) or id(value) in self._seen:
             return
         if isinstance(value, FunctionType | MethodType | functools.partial):
-            if isinstance(value, functools.partial) or _is_users(value.__module__) or isinstance(value, MethodType):
-                self._function(value, f"{path}.")
+            self._function(value, f"{path}.")
             return
-        if isinstance(value, np.ndarray | ModuleType | type | BuiltinFunctionType | CellType):
+        if isinstance(value, np.ndarray):
+            self._seen[id(value)] = value
+            if type(value) is not np.ndarray or value.dtype.kind not in "biufc":
+                self.wholes.append((value, whole(value), path))
+            return
+        if isinstance(value, type):
+            self._seen[id(value)] = value
+            self._named_parts(value, self._names, path)
+            return
+        if isinstance(value, ModuleType | BuiltinFunctionType | CellType):
             return
         self._seen[id(value)] = value
         if callable(value) and hasattr(value, "__wrapped__"):
@@ -159,18 +211,20 @@ class Reach:
     def _open(self, value: Any, path: str) -> None:
         if isinstance(value, Tensor):
             self._tensor(value, path)
-        elif isinstance(value, list | dict):
+            return
+        if isinstance(value, list | dict):
             self.lengths.append((value, len(value), path))
             for key in list(value) if isinstance(value, dict) else range(len(value)):
-                if (id(value), key) in self._numbers:
+                if (id(value), key) in self._numbers and isinstance(value[key], int | float | np.floating):
                     self.places.append(Place(value, key, True, f"{path}.{key}", "number", value[key]))
                 else:
                     self._keep(value, key, True, f"{path}.{key}")
-        elif isinstance(value, tuple | set | frozenset):
+        elif isinstance(value, tuple | set | frozenset | deque):
+            if not isinstance(value, tuple | frozenset):
+                self.wholes.append((value, whole(value), path))
             for i, part in enumerate(value):
                 self._value(part, f"{path}.{i}")
-        else:
-            self._object(value, path)
+        self._object(value, path)
 
     def _tensor(self, tensor: Tensor, path: str) -> None:
         self._paths[id(tensor)] = path
@@ -180,14 +234,14 @@ class Reach:
             self.places.append(Place(tensor._node, "grad", False, path, "gradient", tensor._node.grad))
 
     def _object(self, value: Any, path: str) -> None:
-        if _root(type(value).__module__) not in ("microgradnd", "nn") and not _is_users(type(value).__module__):
+        if root_of(type(value).__module__) in OPAQUE:
             return
-        parameter = getattr(value, "parameter", None)  # what an optimiser keeps is named after its parameter
-        path = self._paths.get(id(parameter), path) if isinstance(parameter, Tensor) else path
-        if hasattr(value, "live_numbers"):
+        parameter = getattr(value, "parameter", None) if hasattr(type(value), "parameter") else None
+        path = self._paths.get(id(parameter), path) if isinstance(parameter, Tensor) else path  # an optimiser's slot
+        if hasattr(type(value), "live_numbers"):
             for mapping, key in value.live_numbers():
                 self._numbers.add((id(mapping), key))
-        attributes, unwatched = getattr(value, "__dict__", None), getattr(value, "unwatched", ())
+        attributes, unwatched = getattr(value, "__dict__", None), getattr(type(value), "unwatched", ())
         if isinstance(attributes, dict):
             self.lengths.append((attributes, len(attributes), path))
             for name in list(attributes):
@@ -196,27 +250,13 @@ class Reach:
                 else:
                     self._keep(attributes, name, True, f"{path}.{name}")
         for kind in type(value).__mro__:
-            for name in getattr(kind, "__slots__", ()):
+            self._value(kind, f"{path}.{kind.__name__}")
+            slots = getattr(kind, "__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
                 if name not in ("__weakref__", "__dict__", *unwatched):
+                    mangled = name.startswith("__") and not name.endswith("__")
+                    name = f"_{kind.__name__.lstrip('_')}{name}" if mangled else name
                     self._keep(value, name, False, f"{path}.{name}")
-
-
-def _names(code: Any) -> list[str]:
-    """The names in a function's text, those in functions within it included."""
-    found = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if hasattr(constant, "co_names"):
-            found.update(dict.fromkeys(_names(constant)))
-    return list(found)
-
-
-def _root(module: str | None) -> str:
-    return (module or "").partition(".")[0]
-
-
-def _is_users(module: str | None) -> bool:
-    root = _root(module)
-    return root not in LIBRARIES and (root == "__main__" or root not in sys.stdlib_module_names)
 
 
 class Watch:
@@ -228,18 +268,21 @@ class Watch:
     """
 
     def __init__(self, reach: Reach, ignored: set[int]) -> None:
-        guarded = reach.of_role("plain", "array", "generator")
+        guarded = reach.of_role("plain", "array", "tuple", "generator")
         self.places = [x for x in guarded if x.is_guarded and id(x) not in ignored]
-        self._lengths = reach.lengths
-        self.scope: dict[str, Any] = {}
+        self._lengths, self._wholes = reach.lengths, reach.wholes
+        self.scope: dict[str, Any] = {"is_same_whole": is_same_whole}
         self.conditions: list[str] = []
         self._owners: dict[int, str] = {}
         for i, place in enumerate(self.places):
             self.scope[f"value_{i}"] = place.value
-            key = "" if isinstance(place.key, str | int) else f"key_{i}"  # of others the text is no expression
+            key = "" if type(place.key) in (str, int) else f"key_{i}"  # of others the text is no expression
             self.scope |= {key: place.key} if key else {}
             self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
         self.conditions += [f"len({self._name(x)}) == {n}" for x, n, _ in reach.lengths]
+        for i, (x, content, _) in enumerate(reach.wholes):
+            self.scope[f"whole_{i}"] = content
+            self.conditions.append(f"is_same_whole({self._name(x)}, whole_{i})")
 
     def _name(self, owner: Any) -> str:
         name = self._owners.setdefault(id(owner), f"owner_{len(self._owners)}")
@@ -247,15 +290,16 @@ class Watch:
         return name
 
     def differences(self) -> list[tuple[Place | None, str]]:
-        """The places that hold something else now, and the names of what has other lengths."""
+        """The places that hold something else now, and the names of what has another length or content."""
         found: list[tuple[Place | None, str]] = [(None, path) for x, n, path in self._lengths if len(x) != n]
+        found += [(None, path) for x, content, path in self._wholes if not is_same_whole(x, content)]
         for place in self.places:
             try:
                 value = place.get()
             except (AttributeError, IndexError, KeyError, ValueError):
                 found.append((None, place.path))
                 continue
-            if value is not place.value and not _equal(value, place.value):
+            if value is not place.value and not is_equal(value, place.value):
                 found.append((place, place.path))
         return found
 
@@ -265,5 +309,17 @@ class Watch:
             place.value = scope[f"value_{i}"] = place.get()
 
 
-def _equal(x: Any, y: Any) -> bool:
-    return isinstance(x, PLAIN) and x.__class__ is y.__class__ and bool(x == y)
+def is_equal(x: Any, y: Any) -> bool:
+    """Whether plain values are equal to the last bit: 0.0 is not -0.0."""
+    return isinstance(x, PLAIN) and type(x) is type(y) and bool(x == y) and repr(x) == repr(y)
+
+
+def whole(owner: Any) -> Any:
+    """What is in a set, a queue or an array that is no array of numbers."""
+    return owner.tobytes() if isinstance(owner, np.ndarray) else tuple(owner)
+
+
+def is_same_whole(owner: Any, content: Any) -> bool:
+    if isinstance(owner, np.ndarray):
+        return bool(owner.tobytes() == content)
+    return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))

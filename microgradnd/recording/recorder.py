@@ -12,6 +12,13 @@ import numpy as np
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import CaptureError, Instruction, Variable
 
+# What may stand in the text of a program besides variables.
+LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, type, np.dtype, np.generic)
+
+
+# Functions that may return their argument, and do not change it then.
+UNCHANGING = ("np.array", "np.asarray", "np.ascontiguousarray", "np.atleast_1d", "np.atleast_2d", "np.broadcast_to")
+
 
 class Recorder:
     """What a step did so far, instruction by instruction."""
@@ -23,6 +30,7 @@ class Recorder:
         self._roots: dict[int, tuple[Any, Variable]] = {}  # id of an array that owns memory -> itself, its variable
         self._handles: dict[int, tuple[Any, RecordedArray]] = {}  # of inputs, arguments and constants
         self._views: dict[Any, Variable] = {}  # by how they are made
+        self.trouble: Exception | None = None  # an error in the step, which it may have caught
         self._numbers: dict[Any, RecordedNumber] = {}  # what numbers alone give, by how it is computed
 
     def is_this_thread(self) -> bool:
@@ -42,32 +50,43 @@ class Recorder:
             known = self._handles[id(array)] = (array, RecordedArray(array, variable))
         return known[1]
 
+    def argument(self, array: Any, name: str) -> RecordedArray:
+        """A handle for an array that replays get anew: of its own, whoever else has the same array now."""
+        variable = Variable(array, "argument", name)
+        if self._root(array) is None:
+            self._register(array, variable)
+        return RecordedArray(array, variable)
+
     def number(self, value: Any, name: str) -> RecordedNumber:
         """A handle for a number that is read anew in each replay."""
         return RecordedNumber(value, Variable(value, "number", name))
 
     def _root(self, array: Any) -> Variable | None:
-        owner = _owner(array)
+        owner = owner_of(array)
         found = self._roots.get(id(owner))
         return found[1] if found is not None and found[0]() is owner else None
 
     def _register(self, array: Any, variable: Variable) -> None:
-        owner = _owner(array)
+        owner = owner_of(array)
         self._roots[id(owner)] = (weakref.ref(owner), variable)
 
     def unwrapped(self, value: Any) -> tuple[Any, Any]:
         """A nested argument with arrays for handles, and with variables for them."""
-        kind = value.__class__
+        kind = type(value)
         if kind is RecordedArray or kind is RecordedNumber or kind is RecordedGenerator:
             return value.value, value.variable
         if kind is np.ndarray:
             return value, self.given(value, "constant", "constant").variable
+        if isinstance(value, np.ndarray):
+            raise CaptureError(f"capture: an array of the class {kind.__name__} is used, which is not recorded")
         if kind in (tuple, list):
             pairs = [self.unwrapped(part) for part in value]
             return kind([real for real, _ in pairs]), kind([noted for _, noted in pairs])
         if kind is dict:
             both = {name: self.unwrapped(part) for name, part in value.items()}
             return {name: x[0] for name, x in both.items()}, {name: x[1] for name, x in both.items()}
+        if not isinstance(value, LITERAL) and value is not np:
+            raise CaptureError(f"capture: {value!r} is handed to a function of arrays, which is not recorded")
         return value, value
 
     def call(
@@ -88,27 +107,31 @@ class Recorder:
         instruction = Instruction(kind, name, function, noted_args, noted_kwargs, self._note())
         if out is not None:
             real_out, instruction.writes = out.value, [out.variable]
-            result = function(*real_args, **real_kwargs, out=real_out)
+            result = self._tried(function, real_args, {**real_kwargs, "out": real_out})
             instruction.kwargs["out"] = out.variable
             self.instructions.append(instruction)
             return out if result is real_out else self._result(result, instruction)
-        result = function(*real_args, **real_kwargs)
-        for given in _flat(args):  # what came is what went: nothing to note
-            if given.__class__ is RecordedArray and given.value is result:
-                if writes:
-                    instruction.writes = [x.variable for x in writes]
+        before = [(x, x.value.copy()) for x in _flat(args) if kind == "function" and not writes and _is_array(x)]
+        result = self._tried(function, real_args, real_kwargs)
+        changed = any(x.value.tobytes() != copy.tobytes() for x, copy in before if x.value is not result)
+        if changed or real_kwargs.get("overwrite_input"):
+            raise CaptureError(f"capture: {name} changes its argument, which is not recorded")
+        for given in _flat(args) if isinstance(result, np.ndarray) else ():  # what came is what went: nothing to note
+            if type(given) is RecordedArray and given.value is result:
+                if writes or (kind == "function" and name not in UNCHANGING):  # in place, like nan_to_num(copy=False)
+                    instruction.writes = [x.variable for x in writes or (given,)]
                     self.instructions.append(instruction)
                 return given
         instruction.writes = [x.variable for x in writes]
         numbers_alone = kind == "operator" and not isinstance(result, np.ndarray | np.generic)
         if numbers_alone:
-            key = (name, *((id(x) if x.__class__ is Variable else (x.__class__, x)) for x in noted_args))
+            key = (name, *((id(x) if type(x) is Variable else (type(x), repr(x))) for x in noted_args))
             if key not in self._numbers:
                 self.instructions.append(instruction)
                 self._numbers[key] = self._result(result, instruction)
             return self._numbers[key]
         if isinstance(result, np.ndarray) and not writes and self._root(result) is not None:
-            key = (name, repr([id(x) if x.__class__ is Variable else x for x in (*noted_args, *noted_kwargs.items())]))
+            key = (name, repr([id(x) if type(x) is Variable else x for x in (*noted_args, *noted_kwargs.items())]))
             if key in self._views:
                 return RecordedArray(result, self._views[key])
             handle = self._result(result, instruction)
@@ -118,6 +141,17 @@ class Recorder:
         self.instructions.append(instruction)
         return self._result(result, instruction)
 
+    def _tried(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The result; an error that the step itself may catch and go on from is remembered."""
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            self.trouble = CaptureError(
+                f"capture: the step catches an error and goes on ({error!r}); where there is none a replay would not "
+                "know what to do"
+            )
+            raise
+
     def _result(self, result: Any, instruction: Instruction) -> Any:
         handle = self._handle(result, instruction)
         instruction.structure = self.unwrapped(handle)[1]
@@ -126,7 +160,9 @@ class Recorder:
     def _handle(self, result: Any, instruction: Instruction) -> Any:
         if result is None:
             return None
-        if result.__class__ in (tuple, list):
+        if isinstance(result, tuple) and hasattr(result, "_fields"):
+            return type(result)(*[self._handle(part, instruction) for part in result])
+        if isinstance(result, tuple | list):
             return tuple(self._handle(part, instruction) for part in result)
         if isinstance(result, bool | int | float | complex) and not isinstance(result, np.generic):
             variable = Variable(result, "number", instruction.name)
@@ -156,21 +192,27 @@ class Recorder:
         value = handle.value if kind is None else kind(handle.value)
         key = ("branch", id(handle.variable), kind)
         if key not in self._numbers:
-            self._numbers[key] = handle
+            if type(handle) is RecordedNumber:  # an array may be another one when it is asked again
+                self._numbers[key] = handle
             name = "branch" if kind is None else kind.__name__
             self.instructions.append(Instruction("branch", name, kind, (handle.variable, value), {}, self._note()))
         return value
 
 
+def _is_array(x: Any) -> bool:
+    return type(x) is RecordedArray and isinstance(x.value, np.ndarray)
+
+
 def _flat(args: Any) -> Iterator[Any]:
     for part in args:
-        if part.__class__ in (tuple, list):
+        if type(part) in (tuple, list):
             yield from _flat(part)
         else:
             yield part
 
 
-def _owner(array: Any) -> Any:
+def owner_of(array: Any) -> Any:
+    """The array whose memory an array is, or is a view of."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import linecache
+import re
+import weakref
 from collections.abc import Callable, Iterator
 from sys import getrefcount
 from typing import Any
@@ -10,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from ..backends import as_array
-from ..inplace import changes, next_change, record_of
+from ..inplace import next_change, record_of
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedNumber
-from .guard import MISSED, attempt_function, layout, layout_of, leaves, settings
+from .guard import attempt_function, layout, layout_of, leaves, missed, settings
 from .instructions import CaptureError, Variable
 from .program import Program
 from .reach import Place, Watch
 from .results import Output, detached, outputs, rebuilt
+from .scout import Executed
 from .session import Session
 from .text import Text
 
@@ -38,19 +41,21 @@ class Recording:
             None; it is not repeated then.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
+    ) -> None:
         self._mappings: dict[int, str] = {}  # what numbers lie in, by name
         self.settings = settings()
         self.layout = layout(args, kwargs)
         self.calls = 0
         self.verified = False
-        session = Session(function, args, kwargs)
+        session = Session(function, args, kwargs, executed)
         self.result = detached(session.result)
         self.left_at = session.left_at
         self.structure = session.structure
         self.reach = session.reach
         self._step: Any = None
-        self.attempt: Any = _missed  # replays for arguments of a step, if everything is as the last replay left it
+        self.attempt: Any = missed  # replays for arguments of a step, if everything is as the last replay left it
         self._scope_of_step: dict[str, Any] = {}
         self._scope_of_attempt: dict[str, Any] = {}
         self.buffers: list[Any] = []
@@ -75,7 +80,7 @@ class Recording:
         for place, handle in session.replaced:
             final = session.finals[id(place)]
             if place.role == "array":
-                if final.__class__ is RecordedArray and final.variable is not handle.variable:
+                if type(final) is RecordedArray and final.variable is not handle.variable:
                     self._assigned.append((place, final.variable))
                     handle.variable.kind = "argument"
                     loaded.append((place, handle.variable))
@@ -84,30 +89,34 @@ class Recording:
                 loaded.append((place, handle.variable))
             elif place.role == "number":
                 self._numbers.setdefault(handle.variable, []).append(place)
-                if final.__class__ is RecordedNumber and final.variable is not handle.variable:
+                if type(final) is RecordedNumber and final.variable is not handle.variable:
                     self._written_numbers.append((place, final.variable))
         self.loaded = loaded
         self._leaves = list(self.reach.of_role("gradient"))
         self._was_none = [place.value is None for place in self._leaves]
-        before = {id(place): handle.variable for place, handle in session.replaced}
+        before = {id(place): handle.variable for place, handle in session.replaced if place.role == "gradient"}
         self._new_gradients: list[tuple[Place, Variable]] = []
         self._cleared: list[Place] = []
         for place in self._leaves:
             data = session.finals[id(place)]
             if data is None:
                 self._cleared.append(place)
-            elif data.__class__ is RecordedArray and data.variable is not before.get(id(place)):
+            elif type(data) is RecordedArray and data.variable is not before.get(id(place)):
                 self._new_gradients.append((place, data.variable))
-            elif data.__class__ is not RecordedArray:
+            elif type(data) is not RecordedArray:
                 raise CaptureError(f"capture: the step gives {place.path} a gradient that was computed outside of it")
 
     def _compile(self, session: Session, name: str) -> None:
         gradients = [variable for _, variable in self._new_gradients]
         assigned = [variable for _, variable in self._assigned]
-        alone = [v for v in gradients if v.root is v and gradients.count(v) == 1 and v not in self._results + assigned]
+        read = {v for x in session.instructions for v in x.reads()}
+        accumulated = {id(place.owner) for place, v in self.loaded if place.role == "gradient" and v in read}
+        # In buffers, which replays write into: but not where the gradient before is read, should a branch go elsewhere.
+        once = [v for place, v in self._new_gradients if id(place.owner) not in accumulated]
+        alone = [v for v in once if v.root is v and gradients.count(v) == 1 and v not in self._results + assigned]
         program = Program(session.instructions, [*self._results, *assigned, *gradients], alone)
-        used = set(program.last)
-        self.loaded = [(place, variable) for place, variable in self.loaded if variable.root in used]
+        first = {variable: place for place, variable in reversed(self.loaded)}  # several places may hold one array
+        self.loaded = [(place, variable) for variable, place in first.items() if variable in program.used]
         self._kept = [(place, v) for place, v in self._new_gradients if v in program.planned and v in alone]
         self._given_gradients = [
             (place, v) for place, v in self._new_gradients if not (v in program.planned and v in alone)
@@ -119,14 +128,16 @@ class Recording:
 
         def text_of(place: Place) -> str:
             if id(place.owner) not in mappings:
-                wish = session.short(place.path.rpartition(".")[0]).replace(".", "_")
+                wish = re.sub(r"\W", "_", session.short(place.path.rpartition(".")[0]), flags=re.ASCII)
                 while wish in self._scope:
                     wish += "_"
                 mappings[id(place.owner)], self._scope[wish] = wish, place.owner
             return f"{mappings[id(place.owner)]}[{place.key!r}]"
 
         numbers = {
-            variable: text_of(places[0]) for variable, places in self._numbers.items() if variable in program.used
+            variable: _as_number(places[0], text_of(places[0]))
+            for variable, places in self._numbers.items()
+            if variable in program.used
         }
         written = {text_of(place): variable for place, variable in self._written_numbers}
         self.merged = [places for variable, places in self._numbers.items() if len(places) > 1]
@@ -146,6 +157,7 @@ class Recording:
                 self._by_variable.setdefault(handle.variable, []).append(place)
         self._filename = filename = f"<captured {name} {len(linecache.cache)}>"
         linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
+        weakref.finalize(self, linecache.cache.pop, filename, None)
         self._code = compile(self.source, filename, "exec")
         self.kept_leaves = [place.owner for place, _ in self._kept]
         kept = set(map(id, self.kept_leaves))
@@ -154,8 +166,7 @@ class Recording:
         ]
         self.other_leaves = [leaf for leaf, _ in others]
         self.others_none = [none for _, none in others]
-        written_arrays = {id(v.array): v.array for x in program.body for v in x.writes if v.array is not None}
-        self._written = list(written_arrays.values())
+        self._written = list({v.root for x in program.body for v in x.writes if v.root.array is not None})
         self.is_plain = (
             isinstance(self.structure, Output)
             and self.structure.is_tensor
@@ -174,7 +185,7 @@ class Recording:
         self._step = scope["step"]
         self._scope_of_step = scope
         self.buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
-        self.records = [record_of(array) for array in self._written if id(_owner(array)) in changes.records]
+        self.records = [record_of(v.array) for v in self._written]
         self.attempt, self._scope_of_attempt, self._unheld = attempt_function(self, self._step)
 
     # Holding
@@ -190,7 +201,7 @@ class Recording:
             if place is None or place.role != "array":
                 return path
             value = place.get()
-            if value.__class__ is not np.ndarray or layout_of(value) != layout_of(place.value):
+            if type(value) is not np.ndarray or layout_of(value) != layout_of(place.value):
                 return path
             rebind = True
         for places in self._by_variable.values() if rebind else ():
@@ -199,12 +210,12 @@ class Recording:
         for place, none in zip(self._leaves, self._was_none, strict=True):
             if (place.owner.grad is None) != none:
                 return f"the gradient of {place.path}"
-            if place.owner.grad.__class__ is Tensor and place.owner.grad._node is not None:
+            if type(place.owner.grad) is Tensor and place.owner.grad._node is not None:
                 return f"the gradient of {place.path}"
         for place, variable in (*self._assigned, *self.loaded):
             value = place.get()
-            value = value._data if value.__class__ is Tensor else value
-            if value.__class__ is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
+            value = value._data if type(value) is Tensor else value
+            if type(value) is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
         if not all(map(_are_equal, self.merged)):
             return "numbers of the optimiser that were equal"
@@ -218,7 +229,7 @@ class Recording:
 
     def release(self) -> None:
         """Give back the buffers, which lie in cycles of functions and their variables."""
-        self._step, self.attempt = None, _missed
+        self._step, self.attempt = None, missed
         self.buffers, self._unheld = [], []
         self._scope_of_step.clear()
         self._scope_of_attempt.clear()
@@ -235,7 +246,8 @@ class Recording:
         if self._step is None:
             self.bind()
         read = [place.get() for place, _ in self.loaded]
-        return leaves(args, kwargs) + [x._data if x.__class__ is Tensor else x for x in read]
+        kwargs = {name: kwargs[name] for name in self.example[1]}  # in the order of the recording
+        return leaves(args, kwargs) + [x._data if type(x) is Tensor else x for x in read]
 
     def replay(self, arrays: list[Any]) -> Any:
         """What the step would do and return. Raises Diverged, with nothing changed, at a branch that goes elsewhere."""
@@ -258,15 +270,15 @@ class Recording:
             place.owner.grad = None
         count = len(self._results)
         if self._assigned or self._given_gradients:
-            values = out if out.__class__ is tuple else (out,)
+            values = out if type(out) is tuple else (out,)
             for (place, _), value in zip(self._assigned, values[count:], strict=False):
                 place.set(as_array(value))
             for (place, _), value in zip(self._given_gradients, values[count + len(self._assigned) :], strict=True):
                 place.owner.grad = as_array(value)
             return self._rebuilt(iter(values))
-        if self.structure.__class__ is Output:
+        if type(self.structure) is Output:
             return self.structure.rebuilt(out)
-        return self._rebuilt(iter(out if out.__class__ is tuple else (out,)))
+        return self._rebuilt(iter(out if type(out) is tuple else (out,)))
 
     def _rebuilt(self, values: Iterator[Any]) -> Any:
         return rebuilt(self.structure, values)
@@ -283,6 +295,10 @@ class Recording:
         return line >= self._text.first_change
 
     # Saving
+
+    def gives_new_arrays(self) -> bool:
+        """Whether replays read or leave arrays that are others each time."""
+        return bool(self.loaded or self._assigned or self._given_gradients)
 
     def inputs(self) -> dict[str, Any]:
         """The arrays that the program uses, by the names that they have in its text."""
@@ -303,18 +319,13 @@ class Recording:
         return {name: v.array for v, name in self._text.names.items() if v.kind == "generator"}
 
 
-def _missed(*args: Any, **kwargs: Any) -> Any:
-    return MISSED
-
-
 def _data(x: Any) -> Any:
-    return x._data if x.__class__ is Tensor else x
+    return x._data if type(x) is Tensor else x
 
 
-def _owner(array: Any) -> Any:
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
+def _as_number(place: Place, text: str) -> str:
+    """What reads a number that may be one of NumPy's, as optimisers do."""
+    return text if type(place.value) is int else f"float({text})"
 
 
 def _are_equal(places: list[Place]) -> bool:

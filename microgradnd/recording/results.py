@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,30 +25,39 @@ class Output:
         if not self.is_tensor:
             return value
         tensor = new(Tensor)
-        tensor._data = value if value.__class__ is np.ndarray else as_array(value)
+        tensor._data = value if type(value) is np.ndarray else as_array(value)
         tensor._node = None
         return tensor
 
 
+def like(container: Any, parts: list[Any]) -> Any:
+    """A tuple, list or dict of the same kind with other parts."""
+    if isinstance(container, dict):
+        new_one = copy.copy(container)
+        new_one.update(zip(container, parts, strict=True))
+        return new_one
+    return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
+
+
 def outputs(structure: Any) -> Iterator[Output]:
     """The outputs in what a step returns, in order."""
-    if structure.__class__ is Output:
+    if type(structure) is Output:
         yield structure
-    elif structure.__class__ in (tuple, list):
+    elif isinstance(structure, tuple | list):
         for part in structure:
             yield from outputs(part)
-    elif structure.__class__ is dict:
+    elif isinstance(structure, dict):
         yield from outputs(list(structure.values()))
 
 
 def rebuilt(structure: Any, values: Iterator[Any]) -> Any:
-    kind = structure.__class__
+    kind = type(structure)
     if kind is Output:
         return structure.rebuilt(next(values))
-    if kind in (tuple, list):
-        return kind([rebuilt(part, values) for part in structure])
-    if kind is dict:
-        return {name: rebuilt(part, values) for name, part in structure.items()}
+    if isinstance(structure, tuple | list):
+        return like(structure, [rebuilt(part, values) for part in structure])
+    if isinstance(structure, dict):
+        return like(structure, [rebuilt(part, values) for part in structure.values()])
     return structure
 
 
@@ -55,8 +65,8 @@ def detached(value: Any) -> Any:
     """Results of a step as a replay returns them: constants."""
     if isinstance(value, Tensor):
         return value.detach()
-    if value.__class__ in (tuple, list):
-        return value.__class__([detached(part) for part in value])
-    if value.__class__ is dict:
-        return {key: detached(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return like(value, [detached(part) for part in value])
+    if isinstance(value, dict):
+        return like(value, [detached(part) for part in value.values()])
     return value

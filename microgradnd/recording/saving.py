@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .instructions import CaptureError
+from .recorder import owner_of
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -55,6 +56,14 @@ def _writer(text: str) -> Any:
 
 
 def _text(recording: Recording, module: str, arrays: str) -> str:
+    if recording.gives_new_arrays():
+        raise CaptureError(
+            "save: the step adds to gradients, or gives tensors new arrays (t.data = ...), and so has no arrays of its "
+            "own; clear gradients in the step and change arrays in place (t.data -= ...)"
+        )
+    owners = [id(owner_of(array)) for array in recording.inputs().values()]
+    if len(set(owners)) < len(owners):
+        raise CaptureError("save: some of the arrays share memory, which those in a file do not")
     definitions: dict[str, str] = {}
     imports: set[str] = set()
     for name, function in recording.functions.items():

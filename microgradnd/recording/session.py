@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,19 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import operands, ops, randomness
+from .. import ops, randomness
 from ..backends import NAMESPACES
-from ..kernels import HOST
 from ..noting import hook
 from ..tensor import Tensor, constant
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
-from .instructions import CaptureError, Variable, active, recorder
+from .instructions import CaptureError, Variable, active, is_recording, recorder
 from .namespace import namespace
-from .reach import HANDLES, Place, Reach
+from .reach import HANDLES, PLAIN, Place, Reach
 from .recorder import Recorder
+from .results import Output, like
+from .scout import Executed
 
-operands.NUMBERS.add(RecordedNumber)
-HOST.add(RecordedArray)  # type: ignore[arg-type]
 _one_at_a_time = threading.RLock()
 
 
@@ -43,8 +44,18 @@ class Session:
         finals: what those places, and those of all gradients, held at the end, by id of the place.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.reach = Reach(function)
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
+    ) -> None:
+        with _one_at_a_time:
+            self._run(function, args, kwargs, executed)
+
+    def _run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
+    ) -> None:
+        known = len(executed.globals)
+        self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
+        self.reach = self._everything()
         self._recorder = Recorder(_notes(function))
         self._generators: dict[int, RecordedGenerator] = {}
         self.left_at: str | None = None
@@ -53,17 +64,36 @@ class Session:
         paths = [place.path for place in self.reach.of_role("array") if "." in place.path]
         roots = {path.partition(".")[0] for path in paths}
         self._one_root = len(roots - {"optimizer", "optimiser", "opt"}) <= 1
-        with _one_at_a_time, _recording(self._recorder, self._generator):
+        with _recording(self._recorder, self._generator):
             wrapped = [self._argument(x, name) for x, name in zip(args, _names(function, len(args)), strict=True)]
             wrapped_kwargs = {name: self._argument(x, name) for name, x in kwargs.items()}
-            self._replace()
+            containers = [(x, _shape_of(x)) for x in (*wrapped, *wrapped_kwargs.values())]
+            drawn = _global_random_states()
             try:
-                result = function(*wrapped, **wrapped_kwargs)
+                self._replace()
+                with executed.noted():
+                    result = function(*wrapped, **wrapped_kwargs)
+                if self._recorder.trouble is not None:
+                    raise self._recorder.trouble
+                if any(_shape_of(x) != shape for x, shape in containers):
+                    raise CaptureError(
+                        "capture: the step changes a list, dict or tensor among its arguments, which a replay does not "
+                        "do; return what is new instead"
+                    )
+                if _global_random_states() != drawn:
+                    raise CaptureError(
+                        "capture: the step draws from a random generator of a module (random, np.random), which is not "
+                        "recorded; use a np.random.Generator"
+                    )
                 self.structure = self._structure(result)
                 kept = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
-                self.finals = {id(place): _data(place.get()) for place in kept}
+                self.finals = {id(place): _final(place) for place in kept}
             finally:
-                self._restore(function)
+                self._restore()
+        if self.left_at is None:
+            self.left_at = self.reach.changed()
+        if len(executed.globals) > known:
+            self.left_at = self.left_at or ""  # functions that were not looked into before
         self.result = _bare(result)
         self.instructions = self._recorder.instructions
         self.generators = [x.value for x in self._generators.values()]
@@ -75,7 +105,7 @@ class Session:
 
     def _argument(self, value: Any, name: str) -> Any:
         """An argument with handles for its arrays and floats."""
-        kind = value.__class__
+        kind = type(value)
         if kind is np.ndarray:
             if value.dtype.kind not in "biufc":
                 raise CaptureError(f"capture: {name} is an array of {value.dtype}, which is not recorded")
@@ -86,25 +116,29 @@ class Session:
                     f"capture: the argument {name} requires a gradient; tensors that do are used like parameters, from "
                     "outside of the step, and arguments are constants"
                 )
-            if value._data.__class__ is not np.ndarray:
+            if type(value._data) is not np.ndarray:
                 raise CaptureError(f"capture: {name} lies on a device; only arrays of NumPy are recorded")
             tensor = constant(value._data)
             tensor._data = self._array(value._data, name)
             return tensor
+        if isinstance(value, np.random.Generator):
+            variable = Variable(None, "argument", name)
+            self.arguments.append(variable)
+            return self._generators.setdefault(id(value), RecordedGenerator(value, variable))
         if kind is float or isinstance(value, np.generic):
             variable = Variable(value, "number" if kind is float else "argument", name)
             self.arguments.append(variable)
             return RecordedNumber(value, variable) if kind is float else RecordedArray(value, variable)
-        if kind in (tuple, list):
-            return kind([self._argument(part, f"{name}_{i}") for i, part in enumerate(value)])
-        if kind is dict:
-            return {key: self._argument(part, f"{name}_{key}") for key, part in value.items()}
+        if isinstance(value, tuple | list):
+            return like(value, [self._argument(part, f"{name}_{i}") for i, part in enumerate(value)])
+        if isinstance(value, dict):
+            return like(value, [self._argument(part, f"{name}_{key}") for key, part in value.items()])
+        if isinstance(value, np.ndarray):
+            raise CaptureError(f"capture: {name} is a {kind.__name__}, which is not recorded; hand over np.asarray(x)")
         return value
 
     def _array(self, array: Any, name: str) -> RecordedArray:
-        handle = self._recorder.given(array, "argument", name)
-        if handle.variable in self.arguments:  # twice the same array: other calls may give two
-            handle = RecordedArray(array, Variable(array, "argument", name, handle.variable.root))
+        handle = self._recorder.argument(array, name)
         self.arguments.append(handle.variable)
         return handle
 
@@ -114,19 +148,25 @@ class Session:
         for place in self.reach.places:
             value, name = place.value, self.short(place.path)
             handle: Any = None
-            if place.role == "array" and value.__class__ is np.ndarray and value.dtype.kind in "biufc":
+            if place.role == "tuple":
+                handle = tuple(
+                    self._recorder.given(x, "input", f"{name}_{i}") if type(x) is np.ndarray else x
+                    for i, x in enumerate(value)
+                )
+            elif place.role == "array" and type(value) is np.ndarray and value.dtype.kind in "biufc":
                 handle = self._recorder.given(value, "input", name)
             elif place.role == "gradient" and value is not None:
                 if isinstance(value, Tensor) and value._node is not None:
                     raise CaptureError(f"capture: the gradient of {place.path} can be differentiated; clear it before")
                 array = value._data if isinstance(value, Tensor) else value
-                handle = self._recorder.given(array, "argument", f"grad_{name}")
+                handle = self._recorder.argument(array, f"grad_{name}")
             elif place.role == "generator":
                 handle = self._generator(value, name)
             elif place.role == "number":
-                key = (place.key, value.__class__, value)  # equal ones are one, as long as they stay equal
+                plain = value if type(value) is int else float(value)
+                key = (place.key, type(value), plain)  # equal ones are one, as long as they stay equal
                 if key not in numbers:
-                    numbers[key] = self._recorder.number(value, str(place.key))
+                    numbers[key] = self._recorder.number(plain, str(place.key))
                 handle = numbers[key]
             if handle is not None:
                 self.replaced.append((place, handle))
@@ -135,8 +175,12 @@ class Session:
 
     def _generator(self, generator: Any, name: str = "rng") -> Any:
         """The handle of a generator; one that the step makes for itself can't be repeated."""
-        if generator.__class__ is RecordedGenerator:
+        if type(generator) is RecordedGenerator:
             return generator
+        if not is_recording():  # another thread
+            return np.random.default_rng(generator)
+        if randomness.is_noting():
+            raise CaptureError("capture: mg.checkpoint of a function that draws random numbers can't be recorded")
         if id(generator) not in self._generators:
             variable = Variable(None, "generator", name.rpartition(".")[2])
             variable.array = generator
@@ -144,31 +188,38 @@ class Session:
         return self._generators[id(generator)]
 
     def _structure(self, result: Any) -> Any:
-        from .results import Output
-
-        kind = result.__class__
+        kind = type(result)
         if kind is Tensor or kind is np.ndarray:
             data = result._data if kind is Tensor else result
-            data = data if data.__class__ is RecordedArray else recorder().given(data, "constant", "constant")
+            data = data if type(data) is RecordedArray else recorder().given(data, "constant", "constant")
             return Output(data.variable, kind is Tensor)
         if kind is RecordedArray or kind is RecordedNumber:
             return Output(result.variable, False)
-        if kind in (tuple, list):
-            return kind([self._structure(part) for part in result])
-        if kind is dict:
-            return {key: self._structure(part) for key, part in result.items()}
+        if isinstance(result, tuple | list):
+            return like(result, [self._structure(part) for part in result])
+        if isinstance(result, dict):
+            return like(result, [self._structure(part) for part in result.values()])
+        if not isinstance(result, PLAIN):
+            raise CaptureError(
+                f"capture: the step returns a {kind.__name__}; it can return arrays, tensors, numbers, strings, and "
+                "tuples, lists and dicts of them"
+            )
         return result
 
-    def _restore(self, function: Callable[..., Any]) -> None:
+    def _restore(self) -> None:
         """Put arrays and numbers where handles are, also where the step has put them."""
-        for place, _ in self.replaced:
-            if place.get().__class__ in HANDLES:
-                place.set(place.get().value)
+        for place, handle in self.replaced:
+            with contextlib.suppress(AttributeError, IndexError, KeyError, ValueError):  # the step has removed it
+                value = place.get()
+                if place.role == "tuple" and value is handle:
+                    place.set(place.value)
+                elif type(value) in HANDLES:
+                    place.set(value.value)
         expected = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
         known = {(id(place.owner), place.key) for place in expected}
-        for place in Reach(function).places:
-            value = place.get()
-            if value.__class__ in (*HANDLES, Tensor, tuple):
+        for place in self._everything().places:
+            value = place.value
+            if type(value) in (*HANDLES, Tensor, tuple):
                 bare = _bare(value)
                 if bare is not value:
                     place.set(bare)
@@ -176,24 +227,46 @@ class Session:
                         self.left_at = place.path
 
 
-def _data(value: Any) -> Any:
-    return value._data if value.__class__ is Tensor else value
+def _final(place: Place) -> Any:
+    """What lies in a place after the step; None where it was removed."""
+    try:
+        value = place.get()
+    except (AttributeError, IndexError, KeyError, ValueError):
+        return None
+    return value._data if type(value) is Tensor else value
+
+
+def _shape_of(x: Any) -> Any:
+    """What a step may not change of its arguments: what is in containers, and which array a tensor has."""
+    if isinstance(x, tuple | list):
+        return [_shape_of(part) for part in x]
+    if isinstance(x, dict):
+        return [(key, _shape_of(part)) for key, part in x.items()]
+    return id(x) if type(x) is not Tensor else (id(x), id(x._data), id(x._node))
+
+
+def _global_random_states() -> Any:
+    """Of the generators of modules: of ``random``, and of ``np.random`` if anybody has used it."""
+    legacy = sys.modules.get("numpy.random")
+    states: list[Any] = [random.getstate()]
+    if legacy is not None:
+        states.append(repr(legacy.get_state(legacy=False)["state"]))
+    return states
 
 
 def _bare(value: Any) -> Any:
     """A value without handles, in lists, tuples and dicts too; tensors get their arrays back."""
-    kind = value.__class__
+    kind = type(value)
     if kind in HANDLES:
         return value.value
     if kind is Tensor:
-        if value._data.__class__ is RecordedArray:
+        if type(value._data) is RecordedArray:
             value._data = np.asarray(value._data.value)
         return value
-    if kind in (tuple, list):
-        parts = [_bare(part) for part in value]
-        return value if all(map(is_, parts, value)) else kind(parts)
-    if kind is dict:
-        return {key: _bare(part) for key, part in value.items()}
+    if isinstance(value, tuple | list | dict):
+        before = list(value.values()) if isinstance(value, dict) else list(value)
+        parts = [_bare(part) for part in before]
+        return value if all(map(is_, parts, before)) else like(value, parts)
     return value
 
 
@@ -212,7 +285,7 @@ def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator
 
 def _call(name: str, function: Any, args: tuple[Any, ...]) -> Any:
     """A call of a function that is noted as a whole, or of a kernel, which writes into some of its arguments."""
-    if not any(x.__class__ in (RecordedArray, RecordedNumber) for x in args):
+    if not any(type(x) in (RecordedArray, RecordedNumber) for x in args):
         return getattr(function, "run", function)(*args)
     if not hasattr(function, "writes"):
         return recorder().call("whole", name, function, args)

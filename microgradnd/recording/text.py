@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import math
 import re
@@ -12,7 +13,7 @@ import numpy as np
 
 from .arrays import OPERATORS, UNARY
 from .instructions import Instruction, Variable
-from .program import GIVEN, SHAPING, Program
+from .program import GIVEN, SHAPING, Program, may_diverge
 
 SYMBOLS = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
@@ -23,7 +24,19 @@ POWERS = {2: "square", 0.5: "sqrt", -1: "reciprocal", 1: "positive"}  # what Num
 SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy": "loss"}
 FILLS = {"np.zeros": 0, "np.ones": 1}
 LARGE = 1 << 16  # bytes of an array that is given back as soon as it was used for the last time
-RESERVED = {"np", "memory", "step", "Diverged", *dir(__builtins__ if not isinstance(__builtins__, dict) else object)}
+RESERVED = {
+    "allow_pickle",
+    "args",
+    "arrays",
+    "file",
+    "kwds",
+    "Path",
+    "np",
+    "memory",
+    "step",
+    "Diverged",
+    *dir(builtins),
+}
 
 
 class Text:
@@ -66,13 +79,16 @@ class Text:
             self._write(x)
         for root, offset in program.planned.items():
             self._buffer(root, offset)
+        pending = {place: (variable, program.depending_on(variable)) for place, variable in written_numbers.items()}
         for i, x in enumerate(program.body):
+            reads = set(x.reads())
+            for place in [place for place, (_, users) in pending.items() if users & reads]:
+                self._write_number(place, pending.pop(place)[0])  # when the optimiser does, should a later one fail
             self._write(x)
             self._release(i)
         self._note = ""
-        for place, variable in written_numbers.items():
-            self._changes()
-            self._line(f"{place} = {self.names[variable]}")
+        for place, (variable, _) in pending.items():
+            self._write_number(place, variable)
         self._line(f"return {', '.join(map(self._returned, returned)) or 'None'}")
         signature = ", ".join(self.names[variable] for variable in arguments)
         memory = []
@@ -82,6 +98,7 @@ class Text:
                 "memory = memory[-memory.ctypes.data % 64 :]  # what lives at different times shares it",
             ]
         body = [f"    {line}".rstrip() for line in self._lines]
+        title = re.sub(r'["\\\n]', " ", title)
         head = [*memory, *self._setup, "", "", f"def step({signature}):", f'    """{title}"""']
         self.source = "\n".join([*head, *body, ""])
         self.first_change = len(head) + 1 + sum(line.count("\n") for line in self._lines[: self._first_change])
@@ -117,12 +134,16 @@ class Text:
         return SHORT.get(x.note, x.note.split(" ")[0]) or x.name.removeprefix("np.")
 
     def _term(self, value: Any) -> str:
-        if value.__class__ is Variable:
+        if type(value) is Variable:
             return self.names[value] if value in self.names else self._name(value, value.name)
         text = literal(value, self._term)
         return f"({text})" if text.startswith("-") else text
 
     # Lines
+
+    def _write_number(self, place: str, variable: Variable) -> None:
+        self._changes()
+        self._line(f"{place} = {self.names[variable]}")
 
     def _changes(self) -> None:
         """Note that the next line is the first that changes what was there before, unless one before did."""
@@ -186,9 +207,13 @@ class Text:
         expression = self._expression(x, args)
         if not x.results:
             return expression
-        if x.structure.__class__ is tuple:
-            return f"{', '.join(self.names[v] for v in x.results)}, = {expression}"
-        return f"{self.names[x.results[0]]} = {expression}"
+        checks = ""
+        if may_diverge(x):
+            arrays = [v for v in x.results if v.shape is not None]
+            checks = "".join(f"\nif {self.names[v]}.shape != {v.shape}:\n    raise Diverged" for v in arrays)
+        if isinstance(x.structure, tuple):
+            return f"{', '.join(self.names[v] for v in x.results)}, = {expression}{checks}"
+        return f"{self.names[x.results[0]]} = {expression}{checks}"
 
     def _into(self, x: Instruction, args: list[str], out: str) -> str:
         """The statement that writes the result into the buffer ``out``."""
@@ -244,9 +269,9 @@ class Text:
         return f"{x.name}({', '.join([*args, *keywords])})"
 
     def _index(self, index: Any) -> str:
-        parts = index if index.__class__ is tuple else (index,)
-        text = ", ".join(_slice(part, self._term) if part.__class__ is slice else self._term(part) for part in parts)
-        return f"{text}," if index.__class__ is tuple and len(parts) == 1 else text or "()"
+        parts = index if type(index) is tuple else (index,)
+        text = ", ".join(_slice(part, self._term) if type(part) is slice else self._term(part) for part in parts)
+        return f"{text}," if type(index) is tuple and len(parts) == 1 else text or "()"
 
     def _release(self, i: int) -> None:
         """Forget large arrays that have no buffer after their last use."""
@@ -261,7 +286,7 @@ class Text:
 
     def _returned(self, variable: Variable) -> str:
         root, name = variable.root, self._term(variable)
-        ours = root in self.program.planned or root in self.program.constant
+        ours = root in self.program.planned or root in self.program.constant or root.kind == "constant"
         return f"{name}.copy()" if ours else name
 
 
