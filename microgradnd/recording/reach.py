@@ -122,7 +122,7 @@ class Reach:
             self._function(function.__func__, path)
         elif not isinstance(function, FunctionType):
             self._value(function, path or "step")
-        elif id(function) not in self._seen:
+        elif id(function) not in self._seen and not hasattr(function, "operation"):
             self._seen[id(function)] = function
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 self._keep(cell, "cell_contents", False, name)

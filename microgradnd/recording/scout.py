@@ -19,7 +19,7 @@ def root_of(module: str | None) -> str:
 def is_users(module: str | None) -> bool:
     """Whether a module is the program's own, neither ours nor one of Python's."""
     root = root_of(module)
-    return root not in LIBRARIES and (root == "__main__" or root not in sys.stdlib_module_names)
+    return root != "" and root not in LIBRARIES and (root == "__main__" or root not in sys.stdlib_module_names)
 
 
 class Executed:
