@@ -66,7 +66,10 @@ class _Recorded:
 
 def _to_write(out: Any) -> Any:
     if out is not None and type(out) is not RecordedArray:
-        raise CaptureError("capture: a result was written into an array that the recording does not know")
+        raise CaptureError(
+            "capture: a result was written into an array that the step made without any other array; make it with "
+            "np.zeros(shape, dtype, like=x), so that the recording knows it"
+        )
     return out
 
 

@@ -70,7 +70,6 @@ class Reach:
         self._paths: dict[int, str] = {}  # of tensors
         self._waiting: list[tuple[Any, str]] = []
         self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
-        self._names = executed.names()
         self._function(function, "")
         for code, scope in executed.globals.items():
             for found in executed.functions[code]:
@@ -153,11 +152,22 @@ class Reach:
                     self._named_parts(value, names, name)
 
     def _named_parts(self, value: Any, names: Any, path: str) -> None:
-        """Of a module or class of the program what the texts of functions name."""
-        if is_users(value.__name__ if isinstance(value, ModuleType) else value.__module__):
+        """Of a module of the program what the texts of functions name; all of a class."""
+        if isinstance(value, type):
+            self._value(value, path)
+        elif is_users(value.__name__):
             for name in names:
                 if name in vars(value) and not name.startswith("__"):
                     self._keep(value, name, False, f"{path}.{name}")
+
+    def _class(self, value: type, path: str) -> None:
+        if is_users(value.__module__):
+            for name, part in vars(value).items():
+                if isinstance(part, np.ndarray | np.random.Generator | RecordedArray | RecordedGenerator):
+                    self._keep(value, name, False, f"{path}.{name}")
+                elif not name.startswith("__") or name in ("__call__", "__getattr__"):
+                    # Not by getattr, which makes a new object of a class method each time.
+                    self._keep(vars(value), name, True, f"{path}.{name}")
 
     def _keep(self, owner: Any, key: Any, is_item: bool, path: str) -> None:
         """Note what lies in a place, and go on into it."""
@@ -198,7 +208,7 @@ class Reach:
             return
         if isinstance(value, type):
             self._seen[id(value)] = value
-            self._named_parts(value, self._names, path)
+            self._class(value, path)
             return
         if isinstance(value, ModuleType | BuiltinFunctionType | CellType):
             return

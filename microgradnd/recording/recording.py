@@ -129,6 +129,7 @@ class Recording:
         def text_of(place: Place) -> str:
             if id(place.owner) not in mappings:
                 wish = re.sub(r"\W", "_", session.short(place.path.rpartition(".")[0]), flags=re.ASCII)
+                wish = f"_{wish}" if wish[:1].isdigit() else wish or "numbers"
                 while wish in self._scope:
                     wish += "_"
                 mappings[id(place.owner)], self._scope[wish] = wish, place.owner
@@ -148,9 +149,9 @@ class Recording:
         self.functions = text.functions
         self.parameters = [text.names[v] for v in session.arguments]
         self._scope |= text.functions
-        for variable, name in text.names.items():
+        for variable, word in text.names.items():
             if variable.kind == "generator":
-                self._scope[name] = variable.array
+                self._scope[word] = variable.array
         self._by_variable: dict[Variable, list[Place]] = {}  # the places that hold the same array
         for place, handle in session.replaced:
             if place.role == "array":

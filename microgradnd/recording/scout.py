@@ -56,10 +56,6 @@ class Executed:
                 if isinstance(found, FunctionType) and found.__code__ in self.functions:
                     self.functions[found.__code__].append(found)
 
-    def names(self) -> set[str]:
-        """All names in their text."""
-        return {name for code in self.globals for name in names_in(code)}
-
 
 def names_in(code: CodeType) -> list[str]:
     """The names in a function's text, those in functions within it included."""

@@ -175,12 +175,12 @@ class Session:
 
     def _generator(self, generator: Any, name: str = "rng") -> Any:
         """The handle of a generator; one that the step makes for itself can't be repeated."""
+        if randomness.is_noting():
+            raise CaptureError("capture: mg.checkpoint of a function that draws random numbers can't be recorded")
         if type(generator) is RecordedGenerator:
             return generator
         if not is_recording():  # another thread
             return np.random.default_rng(generator)
-        if randomness.is_noting():
-            raise CaptureError("capture: mg.checkpoint of a function that draws random numbers can't be recorded")
         if id(generator) not in self._generators:
             variable = Variable(None, "generator", name.rpartition(".")[2])
             variable.array = generator
@@ -191,7 +191,7 @@ class Session:
         kind = type(result)
         if kind is Tensor or kind is np.ndarray:
             data = result._data if kind is Tensor else result
-            data = data if type(data) is RecordedArray else recorder().given(data, "constant", "constant")
+            data = data if type(data) is RecordedArray else recorder().given(data.copy(), "constant", "constant")
             return Output(data.variable, kind is Tensor)
         if kind is RecordedArray or kind is RecordedNumber:
             return Output(result.variable, False)
@@ -257,11 +257,13 @@ def _global_random_states() -> Any:
 def _bare(value: Any) -> Any:
     """A value without handles, in lists, tuples and dicts too; tensors get their arrays back."""
     kind = type(value)
+    if kind is RecordedArray and value.variable.root.kind == "constant":
+        return value.value.copy()  # that of the recording stays what it is
     if kind in HANDLES:
         return value.value
     if kind is Tensor:
         if type(value._data) is RecordedArray:
-            value._data = np.asarray(value._data.value)
+            value._data = np.asarray(_bare(value._data))
         return value
     if isinstance(value, tuple | list | dict):
         before = list(value.values()) if isinstance(value, dict) else list(value)

@@ -1,0 +1,549 @@
+"""mg.capture: whatever a step may look at is looked at before a replay; what can't be is refused."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import functools
+import pickle
+import random
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from microgradnd.recording.instructions import CaptureError
+
+X = np.arange(1.0, 4.0)
+SCALE = 2.0
+TABLE = np.ones(3)
+CACHE: dict[int, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _numpy_kernels() -> Iterator[None]:
+    with mg.kernels("numpy"):
+        yield
+
+
+def warm(step: Any, *args: Any, count: int = 4) -> None:
+    for _ in range(count):
+        step(*args)
+
+
+def replays(step: Any) -> int:
+    return sum(recording.calls for recording in step.recordings)
+
+
+class Scaled(nn.Module):
+    k = 1.0
+
+    def forward(self, x: Any) -> mg.Tensor:
+        return mg.tensor(x) * SCALE * self.k * TABLE
+
+
+def helper(x: Any, factor: float = 3.0) -> mg.Tensor:
+    return mg.tensor(x) * factor
+
+
+# What changes is used
+
+
+def test_globals_and_class_attributes_that_methods_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Scaled()
+    step = mg.capture(lambda x: model(x).sum())
+    warm(step, X)
+    for name, owner, value in [("SCALE", None, 3.0), ("k", Scaled, 5.0), ("TABLE", None, np.full(3, 2.0))]:
+        if owner is None:
+            monkeypatch.setitem(globals(), name, value)
+        else:
+            monkeypatch.setattr(owner, name, value)
+        assert step(X).item() == model(X).sum().item(), name
+    TABLE[0] = 7.0
+    assert step(X).item() == model(X).sum().item()
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: mg.tensor(x))
+    assert step(X).item() == 6.0
+
+
+def test_a_captured_model() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, rng=0), nn.Dropout(0.9, 0))
+    step = mg.capture(model)
+    rows = np.ones((2, 3), np.float32)
+    warm(step, rows)
+    model.eval()
+    assert step(rows).numpy().tolist() == model(rows).numpy().tolist()
+    model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()})
+    assert step(rows).numpy().tolist() == model(rows).numpy().tolist()
+
+
+def test_closures_that_the_library_makes() -> None:
+    weight = mg.tensor(np.ones(3), requires_grad=True)
+    value = mg.value_and_grad(lambda v: (v * weight).sum())
+    again = mg.checkpoint(lambda v: mg.tensor(v) * weight)
+    steps = [mg.capture(lambda v: value(v)[0]), mg.capture(lambda v: again(v).sum())]
+    for step in steps:
+        warm(step, X)
+    weight.data = np.full(3, 5.0)
+    assert [step(X).item() for step in steps] == [30.0, 30.0]
+
+
+def test_objects_of_many_kinds_in_reach() -> None:
+    namespace, partial = types.SimpleNamespace(k=2.0), functools.partial(helper, factor=2.0)
+    names, queue = {"a"}, collections.deque([1.0, 2.0])
+    arrays = (np.ones(3), np.ones(3))
+    strings = np.array(["a", "b"])
+    step = mg.capture(
+        lambda x: mg.tensor(x) * namespace.k * len(names) * queue[0] + partial(x) + arrays[1] * (strings[0] == "a")
+    )
+    expected = lambda: X * namespace.k * len(names) * queue[0] + partial(X).numpy() + arrays[1] * (strings[0] == "a")  # noqa: E731
+
+    def change(what: str) -> None:
+        if what == "namespace":
+            namespace.k = 3.0
+        elif what == "set":
+            names.add("b")
+        elif what == "queue":
+            queue[0] = 5.0
+        elif what == "array in a tuple":
+            arrays[1][:] = 4.0
+        elif what == "keywords":
+            partial.keywords["factor"] = 9.0
+        else:
+            strings[0] = "b"
+
+    for what in ("", "namespace", "set", "queue", "array in a tuple", "keywords", "strings"):
+        change(what)
+        for _ in range(4):
+            np.testing.assert_array_equal(step(X).numpy(), expected(), what)
+    assert replays(step) >= 8
+
+
+def test_models_and_objects_among_the_arguments() -> None:
+    def train(model: nn.Module, rows: Any) -> mg.Tensor:
+        model.zero_grad()
+        loss = (model(rows) ** 2).sum()
+        loss.backward()
+        return loss
+
+    models = [nn.Linear(3, 2, rng=i) for i in range(2)]
+    step = mg.capture(train)
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        model, rows = models[i // 3 % 2], rng.standard_normal((4, 3), np.float32)
+        expected = [train(model, rows).item(), model.weight.grad.numpy().tobytes()]  # type: ignore[union-attr]
+        assert [step(model, rows).item(), model.weight.grad.numpy().tobytes()] == expected  # type: ignore[union-attr]
+        assert isinstance(model.weight.grad.data, np.ndarray)  # type: ignore[union-attr]
+    assert replays(step) >= 4
+
+    @dataclasses.dataclass
+    class Batch:
+        rows: Any
+
+    batch = Batch(np.ones(3))
+    total = mg.capture(lambda batch: mg.tensor(batch.rows).sum())
+    warm(total, batch)
+    batch.rows = np.full(3, 4.0)
+    assert total(batch).item() == 12.0
+
+
+def test_keywords_in_another_order_and_defaults() -> None:
+    step = mg.capture(lambda x, y=1.0, *, z: mg.tensor(x) - y * z)
+    for _ in range(3):
+        warm(lambda: step(x=X, y=0.5, z=2.0))
+        assert step(z=np.ones(3), x=X).numpy().tolist() == (X - 1).tolist()
+        assert step(z=np.ones(3) * 2, y=X, x=X).numpy().tolist() == (-X).tolist()
+        assert step(y=X, x=X, z=np.ones(3) * 2).numpy().tolist() == (-X).tolist()
+
+
+def test_an_argument_that_is_a_parameter_once_is_none_later() -> None:
+    weight = mg.tensor(np.ones(3), requires_grad=True)
+    step = mg.capture(lambda x: (weight * x).sum())
+    warm(step, weight.data)
+    assert step(X * 10).item() == 60.0
+
+
+def test_generators_among_the_arguments() -> None:
+    step = mg.capture(lambda x, rng: mg.dropout(x, 0.5, rng=rng) + rng.normal(size=3))
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    for i in range(6):
+        expected = mg.dropout(X, 0.5, rng=rngs[0]) + rngs[0].normal(size=3)
+        assert step(X, rngs[1]).numpy().tobytes() == expected.numpy().tobytes(), i
+    other = np.random.default_rng(7)
+    assert step(X, other).numpy().tobytes() != step(X, rngs[1]).numpy().tobytes()
+    assert replays(step) >= 5
+
+
+def test_results_and_arguments_of_many_kinds() -> None:
+    class Pair(NamedTuple):
+        first: Any
+        second: Any
+
+    step = mg.capture(lambda pair: Pair(mg.tensor(pair.first) * 2, collections.OrderedDict(sum=pair.second.sum(), k=3)))
+    for i in range(5):
+        result = step(Pair(X + i, X))
+        assert type(result) is Pair
+        assert result.first.numpy().tolist() == (2 * (X + i)).tolist()
+        assert type(result.second) is collections.OrderedDict
+        assert result.second["sum"] == 6.0
+        assert result.second["k"] == 3
+    assert replays(step) == 3
+
+
+def test_shapes_that_depend_on_values() -> None:
+    def plain(x: Any) -> Any:
+        chosen = x[x > 0]
+        return chosen * 2, chosen.sum() / chosen.size, np.flatnonzero(x > 1), np.unique(x)
+
+    step = mg.capture(plain)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x = rng.integers(-3, 4, 4).astype(float)
+        x[0] = 1.0
+        for found, expected in zip(step(x), plain(x), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_conditions_joined_by_and() -> None:
+    step = mg.capture(lambda x: mg.tensor(x) * ((x.sum() > 0) & np.logical_and(x.max() < 5, x.min() > -5)))
+    warm(step, X)
+    assert step(X + 10).numpy().tolist() == [0.0, 0.0, 0.0]
+    assert step(X - 10).numpy().tolist() == [0.0, 0.0, 0.0]
+    assert replays(step) >= 3
+
+
+def test_a_value_asked_for_again_after_a_change() -> None:
+    def plain(x: Any) -> Any:
+        x = x * 1.0
+        total = x[:1]
+        first = 1.0 if total > 0 else 2.0
+        total -= 5.0
+        return x.sum() * first * (3.0 if total > 0 else 4.0)
+
+    step = mg.capture(plain)
+    for start in (1.0, 1.0, 1.0, 1.0, 9.0, -1.0, 1.0, 9.0):
+        assert step(np.array([start, 1.0])) == plain(np.array([start, 1.0]))
+
+
+def test_accumulated_gradients_and_a_branch() -> None:
+    weights = [mg.tensor(np.ones(3), requires_grad=True) for _ in range(2)]
+
+    def accumulate(weight: mg.Tensor, x: Any) -> mg.Tensor:
+        loss = (weight * x).sum()
+        loss.backward()
+        return loss * 2 if loss > 10 else loss
+
+    step = mg.capture(lambda x: accumulate(weights[0], x))
+    for factor in (1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 5.0, 1.0):
+        assert step(X * factor).item() == accumulate(weights[1], X * factor).item()
+        assert weights[0].grad.numpy().tolist() == weights[1].grad.numpy().tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, float])
+def test_learning_rates_of_numpy(kind: Any) -> None:
+    weights = [mg.tensor(np.ones(3, np.float32), requires_grad=True) for _ in range(2)]
+    optimizers = [nn.AdamW([weight], lr=0.1) for weight in weights]
+
+    def train(weight: mg.Tensor, optimizer: nn.Optimizer, x: Any) -> None:
+        optimizer.zero_grad()
+        (weight * x).sum().backward()
+        optimizer.step()
+
+    step = mg.capture(lambda x: train(weights[0], optimizers[0], x))
+    for i in range(8):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = kind(0.1 * np.cos(i / 10))
+        x = (X / (i + 1)).astype(np.float32)
+        step(x)
+        train(weights[1], optimizers[1], x)
+        assert weights[0].data.tobytes() == weights[1].data.tobytes(), i
+    assert replays(step) >= 5
+
+
+def test_functions_that_change_their_argument() -> None:
+    def plain(x: Any) -> Any:
+        np.nan_to_num(x, copy=False)
+        a = np.zeros((3, 3), like=x)
+        a += np.eye(3)
+        a @= np.eye(3) * x[0]
+        return mg.tensor(x).sum() + a.sum()
+
+    step = mg.capture(plain)
+    for x in (X, X, X, X, np.array([np.nan, 1.0, 2.0]), X):
+        assert step(x.copy()).item() == plain(x.copy()).item()
+    assert replays(step) >= 3
+
+
+def test_dtypes_in_which_numpy_computes_otherwise() -> None:
+    def plain(x: Any, y: Any) -> Any:
+        return x**2.0, x**0.5, y.mean(axis=0), y.sum(axis=1), y.T.reshape(-1, order="F"), y.flatten("F")
+
+    step = mg.capture(plain)
+    for _ in range(4):
+        arguments = np.array([200, 3], np.uint8), np.full((30, 4), 4000.0, np.float16)
+        for found, expected in zip(step(*arguments), plain(*arguments), strict=True):
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
+    assert replays(step) == 2
+
+
+def test_what_is_asked_of_arrays_and_numbers() -> None:
+    def plain(x: Any, rate: float) -> Any:
+        right = isinstance(x, np.ndarray) and isinstance(rate, float)
+        return (x * rate, f"{rate:.2f}", right)
+
+    step = mg.capture(plain)
+    for rate in (0.5, 0.5, 0.5, 0.5, 0.25, 0.125):
+        assert step(X, rate)[0].tolist() == (X * rate).tolist()
+        assert step(X, rate)[1:] == (f"{rate:.2f}", True)
+
+
+def test_constant_results_are_new_in_every_call() -> None:
+    step = mg.capture(lambda x: (mg.tensor([0.0, 1.0]), np.arange(3), mg.tensor(x)))
+    for _ in range(5):
+        constants, numbers, _ = step(X)
+        assert (constants.numpy().tolist(), numbers.tolist()) == ([0.0, 1.0], [0, 1, 2])
+        constants.data += 5
+        numbers += 5
+
+
+def test_a_graph_made_before_the_arrays_were_replaced_and_changed() -> None:
+    weight = mg.tensor(np.ones(3), requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> None:
+        weight.data -= 0.1 * x
+
+    warm(step, X)
+    weight.data = np.full(3, 2.0)
+    step(X)
+    loss = (weight * weight).sum()
+    step(X)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+def test_two_optimisers_of_one_parameter() -> None:
+    results = []
+    for captured in (False, True):
+        weight = mg.tensor(np.ones(3, np.float32), requires_grad=True)
+        optimizers = [nn.Adam([weight], 0.1), nn.SGD([weight], 0.1, momentum=0.9)]
+
+        def step(x: Any, weight: mg.Tensor = weight, optimizers: list[Any] = optimizers) -> None:
+            for optimizer in optimizers:
+                weight.zero_grad()
+                (weight * x).sum().backward()
+                optimizer.step()
+
+        run: Any = mg.capture(step) if captured else step
+        found = []
+        for i in range(6):
+            run((X * i).astype(np.float32))
+            found.append(weight.data.tobytes())
+        results.append(found)
+    assert results[0] == results[1]
+
+
+# Methods
+
+
+def test_equal_objects_have_captured_steps_of_their_own() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Model:
+        name: str
+        factor: float = dataclasses.field(compare=False)
+
+        @mg.capture
+        def step(self, x: Any) -> mg.Tensor:
+            return mg.tensor(x) * self.factor
+
+    models = [Model("m", 2.0), Model("m", 5.0)]
+    for _ in range(4):
+        assert [model.step(X).numpy().tolist() for model in models] == [(2 * X).tolist(), (5 * X).tolist()]
+
+    class Slots:
+        __slots__ = ()
+
+        @mg.capture
+        def step(self, x: Any) -> Any:
+            return x
+
+    with pytest.raises(TypeError, match="no attributes"):
+        Slots().step(X)
+
+
+def test_copies_and_pickles_of_captured_functions() -> None:
+    assert pickle.loads(pickle.dumps(mg.capture(helper)))(X).numpy().tolist() == (3 * X).tolist()
+    model = Scaled()
+    model.step = mg.capture(model.forward)
+    warm(model.step, X)
+    other = copy.deepcopy(model)
+    other.k = 4.0
+    assert other.step(X).numpy().tolist() == (X * 8).tolist()
+    assert model.step(X).numpy().tolist() == (X * 2).tolist()
+
+
+# Refused, and nothing broken
+
+
+def refused(step: Callable[..., Any], *args: Any) -> str:
+    """The message with which a captured step is refused within some calls."""
+    captured: Any = mg.capture(step)
+    for _ in range(8):
+        try:
+            captured(*args)
+        except CaptureError as error:
+            return str(error)
+    raise AssertionError("nothing was refused")
+
+
+def test_state_that_a_step_changes_in_turns_is_refused() -> None:
+    flags = types.SimpleNamespace(turn=True)
+
+    def step(x: Any) -> Any:
+        flags.turn = not flags.turn
+        return mg.tensor(x) * (1.0 if flags.turn else 2.0)
+
+    assert "flags.turn changes" in refused(step, X)
+
+
+def test_random_numbers_of_modules_are_refused() -> None:
+    assert "random generator of a module" in refused(lambda x: x if random.random() < 2 else -x, X)
+    assert "random generator of a module" in refused(lambda x: x + np.random.rand(), X)  # noqa: NPY002
+
+
+def test_caught_errors_are_refused() -> None:
+    def step(a: Any) -> Any:
+        try:
+            return np.linalg.cholesky(a)
+        except np.linalg.LinAlgError:
+            return np.linalg.cholesky(a + 10 * np.eye(2))
+
+    assert "catches an error" in refused(step, np.array([[1.0, 5.0], [5.0, 1.0]]))
+
+    def swallowing(x: Any) -> Any:
+        try:
+            return mg.tensor(x).sum().item()
+        except Exception:
+            return 0.0
+
+    assert "return the tensor" in refused(swallowing, X)
+
+
+def test_changes_of_arguments_other_than_arrays_are_refused() -> None:
+    def fill(x: Any, metrics: dict[str, Any]) -> None:
+        metrics["loss"] = mg.tensor(x).sum()
+
+    def assign(x: Any, hidden: mg.Tensor) -> None:
+        hidden.data = hidden.data + x
+
+    assert "among its arguments" in refused(fill, X, {})
+    assert "among its arguments" in refused(assign, X, mg.tensor(X))
+
+
+def test_other_things_that_are_refused() -> None:
+    assert "returns a" in refused(lambda x: types.SimpleNamespace(loss=mg.tensor(x)), X)
+    assert "handed to a function" in refused(lambda x: np.apply_along_axis(np.sum, 0, x), X)
+    assert "np.asarray" in refused(lambda x: x.sum(), np.ma.masked_array(X, X > 2))
+    layer = nn.Dropout(0.5, 0)
+    assert "mg.checkpoint" in refused(lambda x: mg.checkpoint(layer)(mg.tensor(x)), X)
+
+
+def test_calls_that_are_never_alike_run_without_capture() -> None:
+    step = mg.capture(lambda x, i: mg.tensor(x) * i, max_recordings=2)
+    for i in range(5):
+        assert step(X, i).numpy().tolist() == (X * i).tolist()
+    with pytest.warns(RuntimeWarning, match="unlike all before"):
+        step(X, 5)
+    for i in range(6, 20):
+        assert step(X, i).numpy().tolist() == (X * i).tolist()
+    assert len(step.recordings) == 2
+
+
+def test_what_a_step_removes_and_what_is_frozen_is_put_back() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Frozen:
+        mask: Any
+        weight: Any
+
+    frozen = Frozen(np.ones(3), mg.tensor(np.ones(3), requires_grad=True))
+    holder = types.SimpleNamespace(weight=mg.tensor(np.ones(3)), buffer=np.ones(3))
+
+    def step(x: Any) -> Any:
+        buffer = holder.buffer
+        del holder.buffer
+        holder.buffer = buffer
+        return (frozen.weight * frozen.mask * x + holder.weight * buffer).sum()
+
+    captured = mg.capture(step)
+    assert [captured(X).item() for _ in range(4)] == [9.0] * 4
+    assert all(type(a) is np.ndarray for a in (frozen.mask, frozen.weight.data, holder.weight.data, holder.buffer))
+
+
+def test_arrays_that_a_step_caches_stay_arrays() -> None:
+    @functools.cache
+    def mask(n: int) -> mg.Tensor:
+        return mg.tensor(np.tri(n))
+
+    def step(x: Any) -> Any:
+        if len(x) not in CACHE:
+            CACHE[len(x)] = np.ones(len(x))
+        return (mask(len(x)) * x * CACHE[len(x)]).sum()
+
+    captured = mg.capture(step)
+    assert [captured(X).item() for _ in range(4)] == [10.0] * 4
+    assert (mask(3) * 2).sum().item() == 12.0
+    assert type(CACHE[3]) is np.ndarray
+
+
+def test_other_threads_go_on_while_a_step_is_recorded() -> None:
+    layer, problems = nn.Dropout(0.5, 0), []
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                w = mg.tensor(np.ones(4), requires_grad=True)
+                (layer(w * 2).sum() + mg.softmax(w)[0]).backward()
+                assert type(w.grad.data) is np.ndarray  # type: ignore[union-attr]
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for n in range(1, 8):
+        model = nn.MLP([3, 4, 2], rng=0)
+        step = mg.capture(lambda x, model=model: (model(x) ** 2).sum())
+        warm(step, np.ones((n, 3), np.float32))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not problems
+
+
+def test_the_first_calls_from_many_threads() -> None:
+    model = nn.MLP([3, 4, 2], rng=0)
+    rows = np.ones((2, 3), np.float32)
+    expected = model(rows).numpy().tobytes()
+    step = mg.capture(lambda x: model(x))
+    found: list[Any] = []
+
+    def work() -> None:
+        for _ in range(10):
+            try:
+                found.append(step(rows).numpy().tobytes())
+            except Exception as error:
+                found.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 80
