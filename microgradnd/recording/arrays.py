@@ -195,7 +195,7 @@ class RecordedArray(_Recorded):
     def __setitem__(self, index: Any, value: Any) -> None:
         if type(value) is RecordedArray and value.variable.root is self.variable.root:
             target = self.value[recorder().unwrapped(index)[0]]
-            if isinstance(target, np.ndarray) and _same_memory(target, value.value):
+            if isinstance(target, np.ndarray) and lies_alike(target, value.value):
                 return  # x[index] += y ends with x[index] = what lies there already
         recorder().call("setitem", "setitem", operator.setitem, (self, index, value), writes=(self,))
 
@@ -204,7 +204,8 @@ for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"
     setattr(RecordedArray, f"__i{_name}__", _in_place(_name))
 
 
-def _same_memory(x: Any, y: Any) -> bool:
+def lies_alike(x: Any, y: Any) -> bool:
+    """Whether two arrays are the same elements in the same places."""
     interfaces = [a.__array_interface__["data"][0] for a in (x, y)]
     return bool(interfaces[0] == interfaces[1]) and x.shape == y.shape and x.strides == y.strides and x.dtype == y.dtype
 

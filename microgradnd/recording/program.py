@@ -294,7 +294,7 @@ def _draws_before_branch(body: list[Instruction]) -> bool:
 
 def _constant(body: list[Instruction], outputs: list[Variable]) -> set[Variable]:
     """The arrays that come out the same in every replay, whatever there is before it."""
-    constant = {v.root for x in body for v in x.results if v.root.kind == "made" and v.root.shape is not None}
+    constant = {v.root for x in body for v in x.results if v.root.kind == "made"}
     constant -= {variable.root for variable in outputs}
     changing = True
     while changing:

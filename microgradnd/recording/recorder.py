@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
+from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, lies_alike
 from .instructions import CaptureError, Instruction, Variable
 
 # What may stand in the text of a program besides variables.
@@ -131,6 +131,9 @@ class Recorder:
                 self._numbers[key] = self._result(result, instruction)
             return self._numbers[key]
         if isinstance(result, np.ndarray) and not writes and self._root(result) is not None:
+            for given in _flat(args):
+                if _is_array(given) and lies_alike(result, given.value):  # reshaped to the shape that it has
+                    return RecordedArray(result, given.variable)
             key = (name, repr([id(x) if type(x) is Variable else x for x in (*noted_args, *noted_kwargs.items())]))
             if key in self._views:
                 return RecordedArray(result, self._views[key])
