@@ -547,3 +547,108 @@ def test_the_first_calls_from_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert found == [expected] * 80
+
+
+def test_arrays_in_tuples_that_a_step_changes() -> None:
+    buffers = (np.zeros(4), np.ones(2))
+
+    @mg.capture
+    def step(x: Any) -> Any:
+        array = buffers[0]
+        array += x
+        return mg.tensor(x).sum()
+
+    for i in range(1, 7):
+        step(np.full(4, 3.0))
+        assert buffers[0].tolist() == [3.0 * i] * 4
+
+
+def test_results_put_into_a_queue_are_refused_and_stay_arrays() -> None:
+    history: collections.deque[Any] = collections.deque()
+
+    @mg.capture
+    def step(x: Any) -> None:
+        history.append(x * 2)
+
+    with pytest.raises(CaptureError, match="history changes"):
+        warm(step, X, count=8)
+    assert all(type(x) is np.ndarray for x in history)
+
+
+def test_functions_that_write_into_their_arguments() -> None:
+    def plain(x: Any) -> Any:
+        out = np.zeros(3, like=x)
+        np.copyto(out, x, where=x > 1)
+        np.put(out, [0], x[1])
+        np.add.at(out, [1, 1], x[:2])
+        full = np.full_like(np.zeros((2, 3), like=x), x)
+        return out, full + x, np.linalg.qr(np.outer(x, x) + np.eye(3)).R
+
+    step = mg.capture(plain)
+    for i in range(5):
+        for found, expected in zip(step(X + i), plain(X + i), strict=True):
+            assert found.tobytes() == expected.tobytes()
+    assert replays(step) == 3
+
+
+def test_keywords_of_any_name() -> None:
+    weight = mg.tensor(np.ones(3), requires_grad=True)
+
+    @mg.capture
+    def step(**arrays: Any) -> mg.Tensor:
+        weight.zero_grad()
+        loss = (weight * sum(arrays.values())).sum()
+        loss.backward()
+        return loss
+
+    held = []
+    for i in range(8):
+        names = {"a b": X * i, "array": X, "kernels": X, "value_0": X}
+        assert step(**names).item() == 6.0 * (i + 3)
+        held.append(weight.grad.data)  # type: ignore[union-attr]
+    assert [x.tolist() for x in held] == [(X * (i + 3)).tolist() for i in range(8)]
+    assert replays(step) == 6
+
+
+def test_a_class_attribute_that_is_a_tuple_of_arrays() -> None:
+    class Model:
+        scales = (np.ones(3), np.full(3, 2.0))
+
+    model = Model()
+    step = mg.capture(lambda x: mg.tensor(x) * model.scales[1])
+    for _ in range(4):
+        assert step(X).numpy().tolist() == (2 * X).tolist()
+    Model.scales[1][:] = 5.0
+    assert step(X).numpy().tolist() == (5 * X).tolist()
+
+
+def test_a_shallow_copy_has_a_captured_step_of_its_own() -> None:
+    class Model:
+        factor = 2.0
+
+        @mg.capture
+        def step(self, x: Any) -> mg.Tensor:
+            return mg.tensor(x) * self.factor
+
+    model = Model()
+    warm(model.step, X)
+    other = copy.copy(model)
+    other.factor = 3.0
+    assert other.step(X).numpy().tolist() == (3 * X).tolist()
+    assert model.step(X).numpy().tolist() == (2 * X).tolist()
+
+
+def test_replays_that_fail_are_recorded_anew() -> None:
+    @mg.capture
+    def step(a: Any) -> Any:
+        try:
+            return np.linalg.inv(a)
+        except np.linalg.LinAlgError:
+            return a * 0
+
+    regular, singular = np.eye(2) * 2, np.ones((2, 2))
+    for _ in range(4):
+        assert step(regular).tolist() == [[0.5, 0.0], [0.0, 0.5]]
+    with pytest.warns(RuntimeWarning, match="recorded anew"):
+        assert step(singular).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert step(regular).tolist() == [[0.5, 0.0], [0.0, 0.5]]

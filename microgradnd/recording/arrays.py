@@ -45,6 +45,7 @@ class _Recorded:
         if getattr(np, ufunc.__name__, None) is not ufunc:
             raise CaptureError(f"capture: the ufunc {ufunc.__name__} is not one of NumPy's, which alone are recorded")
         if method == "at":
+            _to_write(inputs[0])
             return recorder().call("function", f"{name}.at", ufunc.at, inputs, writes=inputs[:1])
         if method == "__call__":
             out = out[0] if out is not None and len(out) == 1 else out
@@ -173,7 +174,7 @@ class RecordedArray(_Recorded):
         if function in CREATING_LIKE:
             return recorder().created_like(function, args, kwargs)
         writes = args[:1] if function in WRITING else ()
-        if writes and writes[0].__class__ is not RecordedArray:
+        if writes and type(writes[0]) is not RecordedArray:
             raise CaptureError(f"capture: {name} writes into an array that the recording does not know")
         out = kwargs.pop("out", None)
         return recorder().call("function", name, function, args, kwargs, _to_write(out), writes)

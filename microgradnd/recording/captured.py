@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -37,8 +38,7 @@ class Captured(Generic[P, R]):
     def __init__(self, step: Callable[P, R], max_recordings: int = 8) -> None:
         if not callable(step) or isinstance(step, type):
             raise TypeError(f"capture: expected a function, got {step!r}")
-        flags = getattr(getattr(step, "__code__", None), "co_flags", 0)
-        if flags & (0x20 | 0x80 | 0x200):  # generator, coroutine, asynchronous generator
+        if any(is_kind(step) for is_kind in (isgeneratorfunction, iscoroutinefunction, isasyncgenfunction)):
             raise TypeError(f"capture: {step.__name__} is a generator or coroutine function, which runs after the call")
         if max_recordings < 1:
             raise ValueError(f"capture: max_recordings must be at least 1, got {max_recordings}")
@@ -59,9 +59,10 @@ class Captured(Generic[P, R]):
             return self._step(*args, **kwargs)
         with self._lock:
             latest = self._latest
-            if latest is not None:
+            if latest is not None and len(kwargs) == len(latest.keywords):
+                values = (*args, *map(kwargs.get, latest.keywords)) if kwargs else args
                 try:
-                    result = latest.attempt(*args, **kwargs)
+                    result = latest.attempt(*values)
                 except Exception as error:
                     if latest.failed_at(error) is not None:  # else arguments of another kind, or something was deleted
                         return cast("R", self._otherwise(latest, error, args, kwargs))
@@ -77,12 +78,14 @@ class Captured(Generic[P, R]):
         """As a method: a captured step for each object, kept among its attributes."""
         if instance is None:
             return self
-        if self._name is None or not hasattr(instance, "__dict__"):
-            raise TypeError(
-                f"capture: objects of {type(instance).__name__} have no attributes to keep a captured step in"
-            )
-        method: Any = MethodType(self._step, instance)
-        return instance.__dict__.setdefault(self._name, Captured(method, self.max_recordings))
+        if not hasattr(instance, "__dict__"):
+            raise TypeError(f"capture: a {type(instance).__name__} has no attributes, to keep its captured step in")
+        key = f"_captured_{self._name or self._step.__name__}"
+        found = instance.__dict__.get(key)
+        if found is None or found._step.__self__ is not instance:  # that of the object that this is a copy of
+            method: Any = MethodType(self._step, instance)
+            found = instance.__dict__[key] = Captured(method, self.max_recordings)
+        return found
 
     def __reduce__(self) -> Any:
         """Copied and pickled without what was recorded."""
@@ -154,7 +157,8 @@ class Captured(Generic[P, R]):
             del self.recordings[self.max_recordings :]
         elif recording.left_at:
             self._reasons.append(recording.left_at)
-        return recording.result  # type: ignore[no-any-return]
+        result, recording.result = recording.result, None
+        return cast("R", result)
 
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """A replay after something else: verified if it is the first one at all."""
@@ -192,10 +196,9 @@ class Captured(Generic[P, R]):
         line = recording.failed_at(error)
         if line is not None and not recording.had_changed(line):
             result = detached(self._step(*args, **kwargs))  # most likely raises an error that says what is wrong
+            self._latest = None
             self.recordings.remove(recording)
-            warnings.warn(
-                f"capture: a replay failed, {error!r}; the step is recorded anew", RuntimeWarning, stacklevel=4
-            )
+            warnings.warn(f"capture: a replay failed and is recorded anew: {error!r}", RuntimeWarning, stacklevel=3)
             return result
         error.add_note("(in a replay of a captured step, which had changed some of what it changes)")
         raise error

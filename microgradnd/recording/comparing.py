@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..tensor import Tensor
 from .reach import Place, Reach
+from .results import data_of
+
+CHANGING = ("array", "tuple", "gradient", "number")  # roles of places whose content a step may change
 
 
 class State:
@@ -18,12 +20,12 @@ class State:
     def __init__(self, reach: Reach, generators: list[np.random.Generator], arrays: list[Any]) -> None:
         self._arrays = {id(x): x for x in arrays if isinstance(x, np.ndarray)}
         self._places: list[tuple[Place, Any]] = []
-        for place in reach.of_role("array", "gradient", "number"):
+        for place in reach.of_role(*CHANGING):
             value = place.get()
             self._places.append((place, value))
-            data = value._data if type(value) is Tensor else value
-            if isinstance(data, np.ndarray):
-                self._arrays[id(data)] = data
+            for data in value if place.role == "tuple" else (data_of(value),):
+                if isinstance(data, np.ndarray):
+                    self._arrays[id(data)] = data
         self._copies = [(x, x.copy()) for x in self._arrays.values() if x.flags.writeable]
         self._generators = [(generator, generator.bit_generator.state) for generator in generators]
 
@@ -40,7 +42,7 @@ def fingerprints(reach: Reach, generators: list[np.random.Generator], arrays: li
     """What stands for every bit of the result and of all that a step may change, by name."""
     found = {"the result": fingerprint(result)}
     found |= {f"argument {i}": fingerprint(x) for i, x in enumerate(arrays)}
-    for place in reach.of_role("array", "gradient", "number"):
+    for place in reach.of_role(*CHANGING):
         name = f"the gradient of {place.path}" if place.role == "gradient" else place.path
         found[name] = fingerprint(place.get())
     return found | {f"random generator {i}": repr(x.bit_generator.state) for i, x in enumerate(generators)}
@@ -48,7 +50,7 @@ def fingerprints(reach: Reach, generators: list[np.random.Generator], arrays: li
 
 def fingerprint(value: Any) -> Any:
     """Shape, dtype and a hash of an array's bytes; of other values themselves, as text."""
-    value = value._data if type(value) is Tensor else value
+    value = data_of(value)
     if isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
         return (

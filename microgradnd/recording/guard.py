@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from keyword import iskeyword
 from sys import getrefcount
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -92,30 +91,27 @@ MISSED = object()  # instead of a result: the recording may not hold for the cal
 
 
 def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, Any], list[int]]:
-    """A function of a step's arguments that replays the recording if it holds for them, and gives MISSED otherwise.
+    """A function of a step's arguments, those by keyword last, that replays the recording if it holds for them.
 
-    Straight-line code, since it runs at every call: some 30 ns for each condition. Returned with its variables and
-    with how often the buffers of gradients are referred to when nobody else holds them.
+    Otherwise it gives MISSED. Straight-line code, since it runs at every call: some 30 ns for each condition. Returned
+    with its variables and with how often the buffers of gradients are referred to when nobody else holds them.
     """
-    args, kwargs = recording.example
     scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout_of": layout_of, "leaves": leaves}
     scope |= {"kernels": kernels, "grad_mode": grad_mode, "getrefcount": getrefcount} | recording.watch.scope
-    names = [f"argument_{i}" for i in range(len(args))] + list(kwargs)
-    if not all(name.isidentifier() and not iskeyword(name) for name in kwargs):
-        return missed, {}, []
-    conditions, arrays = [], []
-    for i, (name, value) in enumerate(zip(names, (*args, *kwargs.values()), strict=True)):
-        data = value._data if value.__class__ is Tensor else value
-        if value.__class__ is Tensor:
+    names, conditions, arrays = [], [], []
+    for i, (kind, expected) in enumerate(recording.arguments):
+        names.append(name := f"argument_{i}")
+        if kind is Tensor:
             conditions.append(f"{name}.__class__ is Tensor and {name}._node is None")
             name += "._data"
-        if data.__class__ is np.ndarray:
-            conditions += [f"{name}.__class__ is array", f"{name}.shape == {data.shape}"]
-            conditions += [f"{name}.strides == {data.strides}", f"{name}.dtype is dtype_{i}"]
-            scope[f"dtype_{i}"] = data.dtype
+        if kind is Tensor or kind is np.ndarray:
+            shape, strides, dtype = expected[1:4] if kind is Tensor else expected
+            conditions += [f"{name}.__class__ is array", f"{name}.shape == {shape}"]
+            conditions += [f"{name}.strides == {strides}", f"{name}.dtype is dtype_{i}"]
+            scope[f"dtype_{i}"] = dtype
             arrays.append(name)
         else:
-            scope[f"layout_{i}"] = layout_of(value)
+            scope[f"layout_{i}"] = expected
             conditions.append(f"layout_of({name}) == layout_{i}")
             arrays.append(f"*leaves(({name},), {{}})")
     kernels_in_use, recording_gradients = recording.settings
@@ -126,6 +122,7 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
         conditions.append(f"leaf_{i}.grad is {'' if none else 'not '}None")
     scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(recording.buffers)}
     unheld = list(map(getrefcount, recording.buffers))
+    # Counted as the conditions will count them: how many references a call holds differs among versions of Python.
     counts = eval(f"[{', '.join(f'getrefcount(buffer_{i})' for i in range(len(recording.buffers)))}]", scope)
     for i, (leaf, count) in enumerate(zip(recording.kept_leaves, counts, strict=True)):
         scope[f"kept_{i}"] = leaf

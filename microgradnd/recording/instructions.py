@@ -30,7 +30,7 @@ class Variable:
 class Instruction:
     """One call: ``function(*args, **kwargs)``, with variables for arrays."""
 
-    __slots__ = ("args", "function", "kind", "kwargs", "name", "note", "results", "structure", "writes")
+    __slots__ = ("args", "function", "is_tuple", "kind", "kwargs", "name", "note", "results", "writes")
 
     def __init__(self, kind: str, name: str, function: Any, args: Any, kwargs: Any, note: str) -> None:
         self.kind = kind  # how it is written down: see recording.text
@@ -40,7 +40,7 @@ class Instruction:
         self.kwargs = kwargs
         self.note = note  # what it belongs to: an operation, its gradient, an optimiser
         self.results: list[Variable] = []  # new ones, in the order of the result's parts
-        self.structure: Any = None  # the result, with the variables in their places
+        self.is_tuple = False  # whether there are several, to be unpacked
         self.writes: list[Variable] = []  # whose memory is changed
 
     def reads(self) -> Iterator[Variable]:

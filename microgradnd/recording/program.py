@@ -57,6 +57,10 @@ class Program:
             variable.root: i for i, x in enumerate(self.body) for variable in (*x.reads(), *x.results, *x.writes)
         }
         self.used = {variable for x in needed for variable in x.reads()} | set(outputs)
+        self.ending: dict[int, list[Variable]] = {}  # by the position of the last instruction that uses them
+        for root, i in self.last.items():
+            self.ending.setdefault(i, []).append(root)
+        self.leaving = {variable.root for variable in outputs}
         self.planned: dict[Variable, int | None] = {}
         self.memory = 0
         self._plan()
@@ -93,10 +97,7 @@ class Program:
 
     def _plan(self) -> None:
         """A place in memory for each array that an instruction can write into, free again after its last use."""
-        ends: dict[int, list[Variable]] = {}
-        for used, i in self.last.items():
-            ends.setdefault(i, []).append(used)
-        kept, leaving = set(self.kept), {v.root for v in self.outputs}
+        ends, leaving, kept = self.ending, self.leaving, set(self.kept)
         free = _Free()
         root: Variable | None
         for i, x in enumerate(self.body):
@@ -190,7 +191,7 @@ def can_write(x: Instruction, root: Variable) -> bool:
         return False
     if x.kind == "operator":
         return x.name in OPERATORS and (x.name != "pow" or _is_plain_power(x, root))
-    if x.kind in ("ufunc", "reduce", "kept"):
+    if x.kind in ("ufunc", "reduce"):
         return "where" not in x.kwargs
     if x.kind == "create":
         return x.name in CREATED

@@ -82,9 +82,9 @@ class Reach:
         self._go_on()
         guarded = len(self.places)
         self._waiting += self._later
-        lengths = list(self.lengths)
+        lengths, wholes = list(self.lengths), list(self.wholes)
         self._go_on()
-        self.lengths = lengths
+        self.lengths, self.wholes = lengths, wholes
         for place in self.places[guarded:]:
             place.is_guarded = False
 
@@ -148,14 +148,12 @@ class Reach:
             if name in scope:
                 self._keep(scope, name, True, name)
                 value = scope[name]
-                if isinstance(value, ModuleType | type):
+                if isinstance(value, ModuleType):
                     self._named_parts(value, names, name)
 
     def _named_parts(self, value: Any, names: Any, path: str) -> None:
-        """Of a module of the program what the texts of functions name; all of a class."""
-        if isinstance(value, type):
-            self._value(value, path)
-        elif is_users(value.__name__):
+        """Of a module of the program what the texts of functions name."""
+        if is_users(value.__name__):
             for name in names:
                 if name in vars(value) and not name.startswith("__"):
                     self._keep(value, name, False, f"{path}.{name}")
@@ -163,7 +161,7 @@ class Reach:
     def _class(self, value: type, path: str) -> None:
         if is_users(value.__module__):
             for name, part in vars(value).items():
-                if isinstance(part, np.ndarray | np.random.Generator | RecordedArray | RecordedGenerator):
+                if isinstance(part, np.ndarray | np.random.Generator | RecordedArray | RecordedGenerator | tuple):
                     self._keep(value, name, False, f"{path}.{name}")
                 elif not name.startswith("__") or name in ("__call__", "__getattr__"):
                     # Not by getattr, which makes a new object of a class method each time.

@@ -111,12 +111,15 @@ class Recorder:
             instruction.kwargs["out"] = out.variable
             self.instructions.append(instruction)
             return out if result is real_out else self._result(result, instruction)
-        before = [(x, x.value.copy()) for x in _flat(args) if kind == "function" and not writes and _is_array(x)]
+        everything = [*args, *(kwargs or {}).values()]
+        before = [(x, x.value.copy()) for x in _flat(everything) if kind == "function" and not writes and _is_array(x)]
         result = self._tried(function, real_args, real_kwargs)
         changed = any(x.value.tobytes() != copy.tobytes() for x, copy in before if x.value is not result)
         if changed or real_kwargs.get("overwrite_input"):
             raise CaptureError(f"capture: {name} changes its argument, which is not recorded")
-        for given in _flat(args) if isinstance(result, np.ndarray) else ():  # what came is what went: nothing to note
+        for given in (
+            _flat(everything) if isinstance(result, np.ndarray) else ()
+        ):  # what came is what went: nothing to note
             if type(given) is RecordedArray and given.value is result:
                 if writes or (kind == "function" and name not in UNCHANGING):  # in place, like nan_to_num(copy=False)
                     instruction.writes = [x.variable for x in writes or (given,)]
@@ -156,9 +159,8 @@ class Recorder:
             raise
 
     def _result(self, result: Any, instruction: Instruction) -> Any:
-        handle = self._handle(result, instruction)
-        instruction.structure = self.unwrapped(handle)[1]
-        return handle
+        instruction.is_tuple = isinstance(result, tuple | list)
+        return self._handle(result, instruction)
 
     def _handle(self, result: Any, instruction: Instruction) -> Any:
         if result is None:

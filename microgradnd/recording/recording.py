@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from sys import getrefcount
 from typing import Any
 
@@ -19,7 +19,7 @@ from .guard import attempt_function, layout, layout_of, leaves, missed, settings
 from .instructions import CaptureError, Variable
 from .program import Program
 from .reach import Place, Watch
-from .results import Output, detached, outputs, rebuilt
+from .results import Output, data_of, detached, outputs, rebuilt
 from .scout import Executed
 from .session import Session
 from .text import Text
@@ -66,7 +66,8 @@ class Recording:
         self._sort(session)
         self._compile(session, getattr(function, "__name__", type(function).__name__))
         self.watch = Watch(self.reach, {id(place) for place, _ in self._assigned})
-        self.example = args, kwargs
+        self.arguments = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
+        self.keywords = tuple(kwargs)
 
     # Making
 
@@ -215,7 +216,7 @@ class Recording:
                 return f"the gradient of {place.path}"
         for place, variable in (*self._assigned, *self.loaded):
             value = place.get()
-            value = value._data if type(value) is Tensor else value
+            value = data_of(value)
             if type(value) is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
         if not all(map(_are_equal, self.merged)):
@@ -247,8 +248,8 @@ class Recording:
         if self._step is None:
             self.bind()
         read = [place.get() for place, _ in self.loaded]
-        kwargs = {name: kwargs[name] for name in self.example[1]}  # in the order of the recording
-        return leaves(args, kwargs) + [x._data if type(x) is Tensor else x for x in read]
+        kwargs = {name: kwargs[name] for name in self.keywords}  # in the order of the recording
+        return leaves(args, kwargs) + list(map(data_of, read))
 
     def replay(self, arrays: list[Any]) -> Any:
         """What the step would do and return. Raises Diverged, with nothing changed, at a branch that goes elsewhere."""
@@ -270,19 +271,13 @@ class Recording:
         for place in self._cleared:
             place.owner.grad = None
         count = len(self._results)
+        values = out if type(out) is tuple else (out,)
         if self._assigned or self._given_gradients:
-            values = out if type(out) is tuple else (out,)
             for (place, _), value in zip(self._assigned, values[count:], strict=False):
                 place.set(as_array(value))
             for (place, _), value in zip(self._given_gradients, values[count + len(self._assigned) :], strict=True):
                 place.owner.grad = as_array(value)
-            return self._rebuilt(iter(values))
-        if type(self.structure) is Output:
-            return self.structure.rebuilt(out)
-        return self._rebuilt(iter(out if type(out) is tuple else (out,)))
-
-    def _rebuilt(self, values: Iterator[Any]) -> Any:
-        return rebuilt(self.structure, values)
+        return rebuilt(self.structure, iter(values))
 
     def failed_at(self, error: BaseException) -> int | None:
         """The line of the program at which a replay failed; None for an error from somewhere else."""
@@ -303,8 +298,7 @@ class Recording:
 
     def inputs(self) -> dict[str, Any]:
         """The arrays that the program uses, by the names that they have in its text."""
-        found = {name: variable.array for name, variable in self._inputs}
-        return found | {self._text.names[v]: _data(place.get()) for place, v in self.loaded}
+        return {name: variable.array for name, variable in self._inputs}
 
     def settings_by_name(self) -> dict[str, Any]:
         """The numbers that the program reads, by the names of the mappings that they lie in."""
@@ -318,10 +312,6 @@ class Recording:
     def generators_by_name(self) -> dict[str, np.random.Generator]:
         """The random generators that the program draws from."""
         return {name: v.array for v, name in self._text.names.items() if v.kind == "generator"}
-
-
-def _data(x: Any) -> Any:
-    return x._data if type(x) is Tensor else x
 
 
 def _as_number(place: Place, text: str) -> str:

@@ -30,6 +30,11 @@ class Output:
         return tensor
 
 
+def data_of(x: Any) -> Any:
+    """The array of a tensor; other values as they are."""
+    return x._data if type(x) is Tensor else x
+
+
 def like(container: Any, parts: list[Any]) -> Any:
     """A tuple, list or dict of the same kind with other parts."""
     if isinstance(container, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dis
-import functools
 import inspect
 import os
 from pathlib import Path
@@ -100,7 +99,7 @@ def _define(name: str, function: Any, definitions: dict[str, str], imports: set[
     """The text of a function of ours, after that of what it uses."""
     if name in definitions:
         return
-    function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    function = inspect.unwrap(function)
     definitions[name] = ""  # its place, should it call itself
     for used in _globals_of(function.__code__):
         value = function.__globals__.get(used)

@@ -7,6 +7,7 @@ import inspect
 import random
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import is_
@@ -23,7 +24,7 @@ from .instructions import CaptureError, Variable, active, is_recording, recorder
 from .namespace import namespace
 from .reach import HANDLES, PLAIN, Place, Reach
 from .recorder import Recorder
-from .results import Output, like
+from .results import Output, data_of, like
 from .scout import Executed
 
 _one_at_a_time = threading.RLock()
@@ -217,7 +218,13 @@ class Session:
                     place.set(value.value)
         expected = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
         known = {(id(place.owner), place.key) for place in expected}
-        for place in self._everything().places:
+        reach = self._everything()
+        for owner, _, path in reach.wholes:
+            for i, part in enumerate(owner) if isinstance(owner, deque) else ():
+                if (bare := _bare(part)) is not part:
+                    owner[i] = bare
+                    self.left_at = path
+        for place in reach.places:
             value = place.value
             if type(value) in (*HANDLES, Tensor, tuple):
                 bare = _bare(value)
@@ -233,7 +240,7 @@ def _final(place: Place) -> Any:
         value = place.get()
     except (AttributeError, IndexError, KeyError, ValueError):
         return None
-    return value._data if type(value) is Tensor else value
+    return data_of(value)
 
 
 def _shape_of(x: Any) -> Any:

@@ -6,14 +6,13 @@ import builtins
 import keyword
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from .arrays import OPERATORS, UNARY
 from .instructions import Instruction, Variable
-from .program import GIVEN, SHAPING, Program, may_diverge
+from .program import ALIGNMENT, GIVEN, SHAPING, Program, may_diverge
 
 SYMBOLS = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
@@ -94,8 +93,8 @@ class Text:
         memory = []
         if program.memory:
             memory = [
-                f"memory = np.zeros({program.memory + 64}, np.uint8)",
-                "memory = memory[-memory.ctypes.data % 64 :]  # what lives at different times shares it",
+                f"memory = np.zeros({program.memory + ALIGNMENT}, np.uint8)",
+                f"memory = memory[-memory.ctypes.data % {ALIGNMENT} :]  # what lives at different times shares it",
             ]
         body = [f"    {line}".rstrip() for line in self._lines]
         title = re.sub(r'["\\\n]', " ", title)
@@ -175,16 +174,15 @@ class Text:
             return
         for variable in x.results:
             self._name(variable, self._wish(x, variable))
-        note = x.note
         text = self._statement(x)
         if not text:
             return
         if any(v.root.kind in GIVEN for v in x.writes):
             self._changes()
-        if note != self._note:
-            self._note = note
-            if note:
-                self._line(f"# {note}")
+        if x.note != self._note:
+            self._note = x.note
+            if x.note:
+                self._line(f"# {x.note}")
         shapes = ", ".join(str(v.shape) for v in x.results if v.shape is not None and v.root is v)
         for line in text.split("\n"):
             self._line(line, shapes)
@@ -211,7 +209,7 @@ class Text:
         if may_diverge(x):
             arrays = [v for v in x.results if v.shape is not None]
             checks = "".join(f"\nif {self.names[v]}.shape != {v.shape}:\n    raise Diverged" for v in arrays)
-        if isinstance(x.structure, tuple):
+        if x.is_tuple:
             return f"{', '.join(self.names[v] for v in x.results)}, = {expression}{checks}"
         return f"{self.names[x.results[0]]} = {expression}{checks}"
 
@@ -227,7 +225,9 @@ class Text:
         if x.kind == "create":
             if x.name == "np.empty":
                 return ""
-            return f"{out}.fill({FILLS[x.name] if x.name in FILLS else args[1]})"
+            if x.name == "np.full":
+                return f"{out}[...] = {args[1]}"
+            return f"{out}.fill({FILLS[x.name]})"
         if x.kind == "draw":
             return f"{self._term(x.args[0])}.{x.name}(dtype={literal(root.dtype)}, out={out})"
         if x.name in ("astype", "copy", "np.ascontiguousarray", "np.asarray", "np.array"):
@@ -276,9 +276,8 @@ class Text:
     def _release(self, i: int) -> None:
         """Forget large arrays that have no buffer after their last use."""
         program = self.program
-        leaving = {v.root for v in program.outputs}
-        for root, last in program.last.items():
-            if last != i or root.kind != "made" or root.shape is None or root in leaving or program.is_static(root):
+        for root in program.ending.get(i, ()):
+            if root.kind != "made" or root.shape is None or root in program.leaving or program.is_static(root):
                 continue
             if math.prod(root.shape) * root.dtype.itemsize >= LARGE:
                 names = [name for v, name in self.names.items() if v.root is root]
@@ -323,7 +322,3 @@ def literal(value: Any, term: Any = None) -> str:
 def _slice(part: slice, term: Any) -> str:
     start, stop = ("" if x is None else term(x) for x in (part.start, part.stop))
     return f"{start}:{stop}" + ("" if part.step is None else f":{term(part.step)}")
-
-
-def joined(lines: Iterable[str]) -> str:
-    return "\n".join(lines)
