@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from microgradnd import Tensor
+from microgradnd.backends import NAMESPACES, as_array
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -22,14 +25,14 @@ def one_hot(labels: npt.ArrayLike, num_classes: int | None = None, dtype: npt.DT
     ``num_classes`` is one more than the largest label where it is None. Raises TypeError for labels that
     are no integers, ValueError for labels outside of 0 to num_classes - 1.
     """
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"one_hot: labels must be integers, got {labels.dtype}")
+    index: Any = as_array(labels.data if isinstance(labels, Tensor) else labels)
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: labels must be integers, got {index.dtype}")
     if num_classes is None:
-        num_classes = int(labels.max()) + 1 if labels.size else 0
-    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(f"one_hot: labels must lie in 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")
-    rows: Array = (labels[..., None] == np.arange(num_classes)).astype(dtype)
+        num_classes = int(index.max()) + 1 if index.size else 0
+    if index.size and not (index.min() >= 0 and index.max() < num_classes):
+        raise ValueError(f"one_hot: labels must lie in 0 to {num_classes - 1}, got {index.min()} to {index.max()}")
+    rows: Array = (index[..., None] == NAMESPACES[type(index)].arange(num_classes)).astype(dtype)
     return rows
 
 

@@ -417,8 +417,8 @@ def test_values_as_python_numbers_are_refused(use: Callable[[Any], Any]) -> None
 def test_an_iterator_is_refused() -> None:
     data = itertools.cycle(np.arange(8.0).reshape(4, 2))
     step = mg.capture(lambda: mg.tensor(next(data)).sum())
-    assert [step().item() for _ in range(2)] == [1.0, 5.0]
-    with pytest.raises(CaptureError, match="differ in the result"):
+    assert step().item() == 1.0
+    with pytest.raises(CaptureError, match="calls next"):
         step()
 
 
@@ -472,8 +472,9 @@ def test_work_on_arrays_that_are_out_of_reach_is_refused() -> None:
 
     @mg.capture
     def step(x: Any) -> mg.Tensor:
-        array = next(hidden)
-        array *= 0.5
+        for array in hidden:
+            array *= 0.5
+            break
         return (weight * x).sum()
 
     for _ in range(2):
@@ -492,11 +493,11 @@ def test_a_counter_is_refused_by_its_name() -> None:
         count += 1
         return mg.tensor(x) * count
 
-    for i in range(5):
+    for i in range(9):
         assert step(np.ones(1)).item() == i + 1
     with pytest.raises(CaptureError, match="count changes from call to call"):
         step(np.ones(1))
-    assert count == 5
+    assert count == 9
 
 
 def test_results_put_into_a_list_are_refused_by_its_name() -> None:
@@ -506,7 +507,7 @@ def test_results_put_into_a_list_are_refused_by_its_name() -> None:
     def step(x: Any) -> None:
         losses.append(mg.tensor(x).sum())
 
-    for _ in range(5):
+    for _ in range(9):
         step(np.ones(2))
     with pytest.raises(CaptureError, match="losses"):
         step(np.ones(2))

@@ -33,10 +33,11 @@ def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
             change whatever it can reach. Its results are constants: no gradient flows through them.
         max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
 
-    A replay is valid as long as everything that the step can reach, apart from the values of arrays, learning rates
-    and floats among the arguments, is what it was in the recording; this is looked at before each replay. What has
-    changed is recorded anew, and where nothing holds for the next call that is refused. A branch on the value of a
-    tensor (``if loss < 1:``) is looked at in each replay, and the step itself runs where it goes another way.
+    A replay is valid as long as everything that the step's functions name, and what can be reached from there, is what
+    it was in the recording; this is looked at before each replay. The values of arrays, learning rates and floats among
+    the arguments are read anew. What has changed is recorded anew, and where nothing holds for the next call that is
+    refused. A branch on the value of a tensor (``if loss < 1:``) is looked at in each replay, and the step itself runs
+    where it goes another way. What the world outside of the program says, such as a file, is not looked at.
 
     Raises:
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),

@@ -139,8 +139,9 @@ class RecordedArray(_Recorded):
 
     def _unknown(self, *_: Any) -> NoReturn:
         raise CaptureError(
-            "capture: the value of a tensor was asked for (item, float, print, a NumPy function that is not recorded), "
-            "which a replay does not know before it computes; return the tensor from the step instead"
+            "capture: the value of a tensor was asked for, by item, float or print, by a NumPy function that is not "
+            "recorded, or as the index of a plain array (of mg.tensor(table) it is recorded); replays do not know it "
+            "before it computes: return the tensor from the step instead"
         )
 
     __float__ = __int__ = __index__ = __complex__ = __array__ = item = tolist = tobytes = __format__ = _unknown

@@ -15,7 +15,7 @@ from ..backends.memory import give_back_freed_memory
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, leaves
 from .instructions import CaptureError, is_recording
-from .recording import Diverged, Recording
+from .recording import UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
 from .scout import Executed
@@ -23,7 +23,8 @@ from .scout import Executed
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PATIENCE = 4  # recordings in a row that did not hold for the next call
+OFTEN = 50  # calls that went another way
+PATIENCE = 8  # recordings in a row that did not hold for the next call
 
 
 class Captured(Generic[P, R]):
@@ -52,6 +53,7 @@ class Captured(Generic[P, R]):
         self._executed: Executed | None = None  # what of the program it runs, once it has run
         self._unused = 0  # recordings in a row before one of them was replayed
         self._warned = False
+        self._merge = True  # whether equal step counts of an optimiser are read once for all of its parameters
         self._name: str | None = None  # as an attribute of a class
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -126,15 +128,17 @@ class Captured(Generic[P, R]):
                 self._reasons.clear()
                 self._unused = 0
                 return self._first_replay(recording, args, kwargs)
-            if reason != "the arguments":
+            if reason == UNEQUAL:
+                self._merge = False
+            elif reason != "the arguments":
                 reasons.append(reason)
         if reasons:
             self._reasons.append(reasons[0])
         if len(self._reasons) >= PATIENCE:
             reason = self._reasons.pop()
             raise CaptureError(
-                f"capture: {reason} changes from call to call, so that no recording holds for the next one; let it be "
-                "an argument, or change it outside of the step"
+                f"capture: {reason} changes from call to call, so that no recording holds for the next one. Let it be "
+                "an argument, or change it outside of the step; state that is a tensor can be kept by t.data = ..."
             )
         if self._unused >= 2 * self.max_recordings:
             if not self._warned:
@@ -150,7 +154,7 @@ class Captured(Generic[P, R]):
             self._executed = Executed()
             with self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
-        recording = Recording(self._step, args, kwargs, self._executed)
+        recording = Recording(self._step, args, kwargs, self._executed, self._merge)
         if recording.left_at is None:
             self._unused += 1
             self.recordings.insert(0, recording)
@@ -175,6 +179,8 @@ class Captured(Generic[P, R]):
             return cast("R", replayed)
         found = fingerprints(*parts, replayed)
         before.put_back()
+        for place, _ in recording.sets:
+            place.set(place.value)
         recording.release()  # the step takes memory too
         result = detached(self._step(*args, **kwargs))
         if different := list(differences(found, fingerprints(*parts, result))):
@@ -192,6 +198,14 @@ class Captured(Generic[P, R]):
     def _otherwise(self, recording: Recording, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The step itself, where a replay came to another branch or failed before it had changed anything."""
         if isinstance(error, Diverged):
+            recording.diverged += 1
+            if recording.diverged == OFTEN and recording.calls < OFTEN:
+                warnings.warn(
+                    f"capture: of {OFTEN + recording.calls} calls {OFTEN} took another way than the recording: a "
+                    "branch on a tensor's value, or a number asked for by float(), is another one nearly every time",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             return detached(self._step(*args, **kwargs))
         line = recording.failed_at(error)
         if line is not None and not recording.had_changed(line):

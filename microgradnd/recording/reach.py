@@ -7,6 +7,7 @@ replays read anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from ..autograd import Leaf
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import CaptureError
-from .scout import Executed, is_users, names_in, root_of
+from .scout import Executed, globals_in, is_users, names_in, root_of
 
 MOST = 100_000  # places that are looked at
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
@@ -71,9 +72,8 @@ class Reach:
         self._waiting: list[tuple[Any, str]] = []
         self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
         self._function(function, "")
+        self._names = executed.names()
         for code, scope in executed.globals.items():
-            for found in executed.functions[code]:
-                self._function(found, "")
             self._globals(code, scope)
         for i, x in enumerate(args):
             self._argument(x, f"argument_{i}")
@@ -91,14 +91,24 @@ class Reach:
     def of_role(self, *roles: str) -> Iterator[Place]:
         return (place for place in self.places if place.role in roles)
 
-    def changed(self) -> str | None:
-        """A plain value that is another one now, if there is one: by its path."""
+    def changed_plainly(self) -> list[tuple[Place, Any]]:
+        """The places of numbers, strings and the like that hold another one now, with what they hold."""
+        found = []
+        for place in self.of_role("plain"):
+            with contextlib.suppress(AttributeError, IndexError, KeyError, ValueError):
+                value = place.get()
+                if value is not place.value and isinstance(value, PLAIN) and isinstance(place.value, PLAIN):
+                    found += [] if is_equal(value, place.value) else [(place, value)]
+        return found
+
+    def changed_otherwise(self) -> str | None:
+        """Something else that is not what it was, if there is one: by its path."""
         for place in self.of_role("plain"):
             try:
                 value = place.get()
             except (AttributeError, IndexError, KeyError, ValueError):
                 return place.path
-            if value is not place.value and not is_equal(value, place.value):
+            if value is not place.value and not (isinstance(value, PLAIN) and isinstance(place.value, PLAIN)):
                 return place.path
         for owner, length, path in self.lengths:
             if len(owner) != length:
@@ -143,13 +153,11 @@ class Reach:
             self._value(x, path)
 
     def _globals(self, code: CodeType, scope: dict[str, Any]) -> None:
-        names = names_in(code)
-        for name in names:
+        for name in globals_in(code):
             if name in scope:
                 self._keep(scope, name, True, name)
-                value = scope[name]
-                if isinstance(value, ModuleType):
-                    self._named_parts(value, names, name)
+                if isinstance(scope[name], ModuleType):
+                    self._named_parts(scope[name], names_in(code), name)
 
     def _named_parts(self, value: Any, names: Any, path: str) -> None:
         """Of a module of the program what the texts of functions name."""
@@ -250,9 +258,14 @@ class Reach:
             for mapping, key in value.live_numbers():
                 self._numbers.add((id(mapping), key))
         attributes, unwatched = getattr(value, "__dict__", None), getattr(type(value), "unwatched", ())
+        # Of objects that the library knows nothing of, only what the program's functions name can matter.
+        named = None if self._is_read_by_others(value) else self._names
         if isinstance(attributes, dict):
-            self.lengths.append((attributes, len(attributes), path))
+            if named is None:
+                self.lengths.append((attributes, len(attributes), path))
             for name in list(attributes):
+                if named is not None and name not in named:
+                    continue
                 if name in unwatched:
                     self._later.append((attributes[name], f"{path}.{name}"))
                 else:
@@ -261,10 +274,17 @@ class Reach:
             self._value(kind, f"{path}.{kind.__name__}")
             slots = getattr(kind, "__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
-                if name not in ("__weakref__", "__dict__", *unwatched):
+                if name not in ("__weakref__", "__dict__", *unwatched) and (named is None or name in named):
                     mangled = name.startswith("__") and not name.endswith("__")
                     name = f"_{kind.__name__.lstrip('_')}{name}" if mangled else name
                     self._keep(value, name, False, f"{path}.{name}")
+
+    def _is_read_by_others(self, value: Any) -> bool:
+        """Whether attributes are read without being named: by layers and optimisers, or through what asks for any."""
+        if {"getattr", "vars", "__dict__", "asdict", "astuple", "replace"} & self._names:
+            return True
+        kinds = type(value).__mro__
+        return any(root_of(kind.__module__) in ("microgradnd", "nn") or "__getattr__" in vars(kind) for kind in kinds)
 
 
 class Watch:

@@ -24,6 +24,8 @@ from .scout import Executed
 from .session import Session
 from .text import Text
 
+UNEQUAL = "numbers of the optimiser that were equal"
+
 
 class Diverged(Exception):
     """A replay has come to a branch that goes another way than in the recording."""
@@ -36,22 +38,30 @@ class Recording:
         result: what the step returned when it was recorded.
         source: the program as text.
         calls: how often it was replayed.
+        diverged: how often a branch in it went another way.
         verified: whether a replay was compared with the step itself.
         left_at: where the step has put something that was not there before, as an optimiser does in its first step, or
             None; it is not repeated then.
     """
 
     def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        executed: Executed,
+        merge: bool = True,
     ) -> None:
         self._mappings: dict[int, str] = {}  # what numbers lie in, by name
         self.settings = settings()
         self.layout = layout(args, kwargs)
         self.calls = 0
         self.verified = False
-        session = Session(function, args, kwargs, executed)
+        session = Session(function, args, kwargs, executed, merge)
         self.result = detached(session.result)
         self.left_at = session.left_at
+        self.sets = session.sets
+        self.diverged = 0
         self.structure = session.structure
         self.reach = session.reach
         self._step: Any = None
@@ -172,7 +182,9 @@ class Recording:
         self.is_plain = (
             isinstance(self.structure, Output)
             and self.structure.is_tensor
-            and not (self._assigned or self._given_gradients or self._cleared or program.draws_before_branch)
+            and not (
+                self.sets or self._assigned or self._given_gradients or self._cleared or program.draws_before_branch
+            )
         )
 
     def bind(self) -> None:
@@ -220,7 +232,7 @@ class Recording:
             if type(value) is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
         if not all(map(_are_equal, self.merged)):
-            return "numbers of the optimiser that were equal"
+            return UNEQUAL
         self.watch.update(self._scope_of_attempt)
         # Where somebody holds a gradient its buffer is left to him.
         held = [leaf.grad is buffer for leaf, buffer in zip(self.kept_leaves, self.buffers, strict=False)]
@@ -268,6 +280,8 @@ class Recording:
             for record in self.records:
                 record[1] = order
         self.calls += 1
+        for place, value in self.sets:
+            place.set(value)
         for place in self._cleared:
             place.owner.grad = None
         count = len(self._results)

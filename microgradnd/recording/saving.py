@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dis
 import inspect
 import os
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .instructions import CaptureError
 from .recorder import owner_of
+from .scout import globals_in
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -101,7 +101,7 @@ def _define(name: str, function: Any, definitions: dict[str, str], imports: set[
         return
     function = inspect.unwrap(function)
     definitions[name] = ""  # its place, should it call itself
-    for used in _globals_of(function.__code__):
+    for used in globals_in(function.__code__):
         value = function.__globals__.get(used)
         if used == "compiled":  # compiled kernels: there are none here
             definitions[used] = "def compiled(*arrays):\n    return None"
@@ -114,12 +114,3 @@ def _define(name: str, function: Any, definitions: dict[str, str], imports: set[
     text = inspect.getsource(function)
     definitions.pop(name)
     definitions[name] = text[text.index("def ") :].rstrip()
-
-
-def _globals_of(code: CodeType) -> list[str]:
-    """The global names that a function reads, functions within it included."""
-    found = [x.argval for x in dis.get_instructions(code) if x.opname == "LOAD_GLOBAL"]
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found += _globals_of(constant)
-    return list(dict.fromkeys(found))

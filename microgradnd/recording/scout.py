@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import gc
+import dis
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any
 
 LIBRARIES = frozenset(["builtins", "cupy", "llvmlite", "microgradnd", "nn", "numba", "numpy"])
+UNREPEATED = (input, next, open, print)  # what a replay does not do
 
 
 def root_of(module: str | None) -> str:
@@ -17,50 +18,76 @@ def root_of(module: str | None) -> str:
 
 
 def is_users(module: str | None) -> bool:
-    """Whether a module is the program's own, neither ours nor one of Python's."""
+    """Whether a module is neither ours nor one of Python's."""
     root = root_of(module)
     return root != "" and root not in LIBRARIES and (root == "__main__" or root not in sys.stdlib_module_names)
 
 
 class Executed:
-    """The program's own functions that a step has run so far."""
+    """The program's own functions that a step has run so far.
+
+    Attributes:
+        globals: the global variables of each, by its code.
+        unrepeated: a function that the last call used and no replay would, such as ``print``, by its name.
+    """
 
     def __init__(self) -> None:
         self.globals: dict[CodeType, dict[str, Any]] = {}
-        self.functions: dict[CodeType, list[FunctionType]] = {}
+        self.unrepeated: str | None = None
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Note what runs in the block."""
+        self.unrepeated = None
+        outer = sys.getprofile()
 
         def profile(frame: Any, event: Any, argument: Any) -> None:
-            if event == "call" and frame.f_code not in self.globals and is_users(frame.f_globals.get("__name__")):
-                self.globals[frame.f_code] = frame.f_globals
+            self._note(frame, event, argument)
             if outer is not None:
                 outer(frame, event, argument)
 
-        outer = sys.getprofile()
         sys.setprofile(profile)
         try:
             yield
         finally:
             sys.setprofile(outer)
-            self._find_functions()
 
-    def _find_functions(self) -> None:
-        """The functions that have the codes: their closures and defaults are read too."""
-        new = [code for code in self.globals if code not in self.functions]
-        self.functions |= {code: [] for code in new}
-        if new:
-            for found in gc.get_referrers(*new):
-                if isinstance(found, FunctionType) and found.__code__ in self.functions:
-                    self.functions[found.__code__].append(found)
+    def _note(self, frame: Any, event: Any, argument: Any) -> None:
+        module = frame.f_globals.get("__name__")
+        if event == "call":
+            if is_users(module):
+                self.globals.setdefault(frame.f_code, frame.f_globals)
+            elif module in ("os", "posixpath", "ntpath") and _is_called_by_users(frame):
+                self.unrepeated = f"os.{frame.f_code.co_name}"
+        elif event == "c_call" and (argument in UNREPEATED or argument.__module__ == "time") and is_users(module):
+            self.unrepeated = f"{argument.__module__}.{argument.__name__}".removeprefix("builtins.")
+
+    def names(self) -> set[str]:
+        """All names in their text, those of attributes included."""
+        return {name for code in self.globals for name in names_in(code)}
+
+
+def _is_called_by_users(frame: Any) -> bool:
+    """Whether the program has called a function of Python's library, which may call others of it."""
+    caller = frame.f_back
+    while caller is not None and root_of(caller.f_globals.get("__name__")) in sys.stdlib_module_names:
+        caller = caller.f_back
+    return caller is not None and is_users(caller.f_globals.get("__name__"))
 
 
 def names_in(code: CodeType) -> list[str]:
-    """The names in a function's text, those in functions within it included."""
+    """The names in a function's text, those of attributes and of functions within it included."""
     found = dict.fromkeys(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             found.update(dict.fromkeys(names_in(constant)))
+    return list(found)
+
+
+def globals_in(code: CodeType) -> list[str]:
+    """The global variables that a function reads, and functions within it."""
+    found = {x.argval: None for x in dis.get_instructions(code) if x.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found.update(dict.fromkeys(globals_in(constant)))
     return list(found)

@@ -42,12 +42,19 @@ class Session:
         replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
         left_at: a place that was not there before and holds what the step computed, if there is one: what the step
             does next time is something else, then.
+        sets: places of plain values that the step changes, with what it leaves there.
         finals: what those places, and those of all gradients, held at the end, by id of the place.
     """
 
     def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        executed: Executed,
+        merge: bool,
     ) -> None:
+        self._merge = merge
         with _one_at_a_time:
             self._run(function, args, kwargs, executed)
 
@@ -76,6 +83,11 @@ class Session:
                     result = function(*wrapped, **wrapped_kwargs)
                 if self._recorder.trouble is not None:
                     raise self._recorder.trouble
+                if executed.unrepeated is not None:
+                    raise CaptureError(
+                        f"capture: the step calls {executed.unrepeated}, which a replay would not do again; do it "
+                        "outside, or hand over what it gives"
+                    )
                 if any(_shape_of(x) != shape for x, shape in containers):
                     raise CaptureError(
                         "capture: the step changes a list, dict or tensor among its arguments, which a replay does not "
@@ -91,8 +103,9 @@ class Session:
                 self.finals = {id(place): _final(place) for place in kept}
             finally:
                 self._restore()
+        self.sets = self.reach.changed_plainly()
         if self.left_at is None:
-            self.left_at = self.reach.changed()
+            self.left_at = self.reach.changed_otherwise()
         if len(executed.globals) > known:
             self.left_at = self.left_at or ""  # functions that were not looked into before
         self.result = _bare(result)
@@ -165,7 +178,8 @@ class Session:
                 handle = self._generator(value, name)
             elif place.role == "number":
                 plain = value if type(value) is int else float(value)
-                key = (place.key, type(value), plain)  # equal ones are one, as long as they stay equal
+                # Equal ones are one, as long as they stay equal.
+                key = (place.key, type(value), plain) if self._merge else id(place)
                 if key not in numbers:
                     numbers[key] = self._recorder.number(plain, str(place.key))
                 handle = numbers[key]
