@@ -795,3 +795,33 @@ def test_replays_that_fail_are_recorded_anew() -> None:
     with pytest.warns(RuntimeWarning, match="recorded anew"):
         assert step(singular).tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert step(regular).tolist() == [[0.5, 0.0], [0.0, 0.5]]
+
+
+def test_counters_of_optimisers_that_others_write() -> None:
+    class Lookahead(nn.Optimizer):
+        limits = {"lr": 10.0}  # noqa: RUF012
+
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, lr=0.5)
+
+        def _update(self, group: dict[str, Any], work: list[Any]) -> None:
+            for p, g, state in work:
+                state["n"] = (state.get("n", 0) + 1) % 3
+                p -= group["lr"] * g
+                if state["n"] == 0:
+                    p *= 0.5
+
+    weights = [mg.tensor(np.ones(3), requires_grad=True) for _ in range(2)]
+    optimizers = [Lookahead([weight]) for weight in weights]
+
+    def train(which: int, x: Any) -> None:
+        optimizers[which].zero_grad()
+        (weights[which] * x).sum().backward()
+        optimizers[which].step()
+
+    captured = mg.capture(lambda x: train(0, x))
+    for _ in range(20):
+        captured(X)
+        train(1, X)
+        assert weights[0].data.tolist() == weights[1].data.tolist()
+    assert replays(captured) >= 10

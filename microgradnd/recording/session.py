@@ -104,6 +104,8 @@ class Session:
             finally:
                 self._restore()
         self.sets = self.reach.changed_plainly()
+        for place, _ in self.sets:
+            place.is_guarded = True  # what is set depends on what was there
         if self.left_at is None:
             self.left_at = self.reach.changed_otherwise()
         if len(executed.globals) > known:
