@@ -49,7 +49,9 @@ def chart(path: Path, rows: list[tuple[str, dict[str, list[float]]]]) -> None:
         start = place
         for who in present:
             value = median(times[who]) / base
-            axes.barh(place, value, height, color=colours[who], label=None if who in seen else COLUMNS[who])
+            axes.barh(
+                place, value, height, color=colours[who], label=None if who in seen else COLUMNS[who].replace("`", "")
+            )
             axes.text(value * 1.03, place, f"{value:.2f}", va="center", fontsize=7)
             seen.add(who)
             place += 1
@@ -58,9 +60,9 @@ def chart(path: Path, rows: list[tuple[str, dict[str, list[float]]]]) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks([y for y, _ in ticks], [title.replace(", ", ",\n", 1) for _, title in ticks], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(place - 1, -1)
     axes.set_xlabel("time of a step as a multiple of PyTorch's (eager); shorter is faster")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="center right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
