@@ -18,11 +18,12 @@ from .arrays import RecordedArray, RecordedNumber
 from .guard import attempt_function, layout, layout_of, leaves, missed, settings
 from .instructions import CaptureError, Variable
 from .program import Program
-from .reach import Place, Watch
+from .reach import Place
 from .results import Output, data_of, detached, outputs, rebuilt
 from .scout import Executed
 from .session import Session
 from .text import Text
+from .watch import Watch
 
 UNEQUAL = "numbers of the optimiser that were equal"
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops, randomness
+from .. import randomness
 from ..backends import NAMESPACES
 from ..noting import hook
 from ..tensor import Tensor, constant
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import CaptureError, Variable, active, is_recording, recorder
 from .namespace import namespace
+from .notes import notes
 from .reach import HANDLES, PLAIN, Place, Reach
 from .recorder import Recorder
 from .results import Output, data_of, like
@@ -64,7 +65,7 @@ class Session:
         known = len(executed.globals)
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
-        self._recorder = Recorder(_notes(function))
+        self._recorder = Recorder(notes(function))
         self._generators: dict[int, RecordedGenerator] = {}
         self.left_at: str | None = None
         self.arguments: list[Variable] = []
@@ -326,36 +327,3 @@ def _names(function: Any, count: int) -> list[str]:
         parameters = ()  # type: ignore[assignment]
     names = [x.name for x in parameters if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)]
     return [names[i] if i < len(names) else f"x_{i}" for i in range(count)]
-
-
-def _notes(function: Any) -> Callable[[], str]:
-    """A function that tells which operation, gradient or optimiser is at work, from the stack of calls.
-
-    It looks at the code of the frames alone: their variables would be held for longer than the step holds them.
-    """
-    end = getattr(getattr(function, "__func__", function), "__code__", None)
-    operations = [x.operation for x in vars(ops).values() if hasattr(x, "operation")]
-    gradients = {
-        vjp.__code__: x.name for x in operations for vjp in x.vjps if vjp is not None and x.pullback_text == "None"
-    }
-
-    def note() -> str:
-        frame: Any = sys._getframe(2)
-        inner = ""
-        while frame is not None and frame.f_code is not end:
-            code = frame.f_code
-            if code.co_filename.startswith("<microgradnd operation"):
-                return str(code.co_name)
-            if code.co_name == "backpropagate":
-                return f"gradient of {inner}" if inner else "sum of gradients"
-            if code.co_name == "clip_grad_norm":
-                return "clip_grad_norm"
-            if code.co_name == "_update":
-                return str(code.co_qualname.partition(".")[0])
-            kernel, local, _ = code.co_qualname.partition(".<locals>.")
-            if not frame.f_globals.get("__name__", "").startswith(str(__package__)):  # not of the recording itself
-                inner = inner or gradients.get(code) or (kernel if local and kernel != "taken" else "")
-            frame = frame.f_back
-        return ""
-
-    return note

@@ -1,0 +1,42 @@
+"""Which operation, gradient or optimiser is at work: what instructions are headed with in a program's text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .. import ops
+
+
+def notes(function: Any) -> Callable[[], str]:
+    """A function that tells which operation, gradient or optimiser is at work, from the stack of calls.
+
+    It looks at the code of the frames alone: their variables would be held for longer than the step holds them.
+    """
+    end = getattr(getattr(function, "__func__", function), "__code__", None)
+    operations = [x.operation for x in vars(ops).values() if hasattr(x, "operation")]
+    gradients = {
+        vjp.__code__: x.name for x in operations for vjp in x.vjps if vjp is not None and x.pullback_text == "None"
+    }
+
+    def note() -> str:
+        frame: Any = sys._getframe(2)
+        inner = ""
+        while frame is not None and frame.f_code is not end:
+            code = frame.f_code
+            if code.co_filename.startswith("<microgradnd operation"):
+                return str(code.co_name)
+            if code.co_name == "backpropagate":
+                return f"gradient of {inner}" if inner else "sum of gradients"
+            if code.co_name == "clip_grad_norm":
+                return "clip_grad_norm"
+            if code.co_name == "_update":
+                return str(code.co_qualname.partition(".")[0])
+            kernel, local, _ = code.co_qualname.partition(".<locals>.")
+            if not frame.f_globals.get("__name__", "").startswith(str(__package__)):  # not of the recording itself
+                inner = inner or gradients.get(code) or (kernel if local and kernel != "taken" else "")
+            frame = frame.f_back
+        return ""
+
+    return note

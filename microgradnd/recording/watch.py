@@ -1,0 +1,57 @@
+"""What has to stay as it is for a recording to hold, as Python expressions and as a list of what differs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .reach import Place, Reach, is_equal, is_same_whole
+
+
+class Watch:
+    """What is found in a reach has to stay as it is, but for what replays read anew.
+
+    Attributes:
+        conditions: Python expressions, which hold as long as it does.
+        scope: the objects that they name.
+    """
+
+    def __init__(self, reach: Reach, ignored: set[int]) -> None:
+        guarded = reach.of_role("plain", "array", "tuple", "generator")
+        self.places = [x for x in guarded if x.is_guarded and id(x) not in ignored]
+        self._lengths, self._wholes = reach.lengths, reach.wholes
+        self.scope: dict[str, Any] = {"is_same_whole": is_same_whole}
+        self.conditions: list[str] = []
+        self._owners: dict[int, str] = {}
+        for i, place in enumerate(self.places):
+            self.scope[f"value_{i}"] = place.value
+            key = "" if type(place.key) in (str, int) else f"key_{i}"  # of others the text is no expression
+            self.scope |= {key: place.key} if key else {}
+            self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
+        self.conditions += [f"len({self._name(x)}) == {n}" for x, n, _ in reach.lengths]
+        for i, (x, content, _) in enumerate(reach.wholes):
+            self.scope[f"whole_{i}"] = content
+            self.conditions.append(f"is_same_whole({self._name(x)}, whole_{i})")
+
+    def _name(self, owner: Any) -> str:
+        name = self._owners.setdefault(id(owner), f"owner_{len(self._owners)}")
+        self.scope[name] = owner
+        return name
+
+    def differences(self) -> list[tuple[Place | None, str]]:
+        """The places that hold something else now, and the names of what has another length or content."""
+        found: list[tuple[Place | None, str]] = [(None, path) for x, n, path in self._lengths if len(x) != n]
+        found += [(None, path) for x, content, path in self._wholes if not is_same_whole(x, content)]
+        for place in self.places:
+            try:
+                value = place.get()
+            except (AttributeError, IndexError, KeyError, ValueError):
+                found.append((None, place.path))
+                continue
+            if value is not place.value and not is_equal(value, place.value):
+                found.append((place, place.path))
+        return found
+
+    def update(self, scope: dict[str, Any]) -> None:
+        """Take what lies in the places now for what is expected, also where the conditions are evaluated."""
+        for i, place in enumerate(self.places):
+            place.value = scope[f"value_{i}"] = place.get()
