@@ -825,3 +825,11 @@ def test_counters_of_optimisers_that_others_write() -> None:
         train(1, X)
         assert weights[0].data.tolist() == weights[1].data.tolist()
     assert replays(captured) >= 10
+
+
+def test_steps_of_a_module_without_a_name() -> None:
+    scope: dict[str, Any] = {"mg": mg, "np": np, "k": 2.0}
+    exec("step = mg.capture(lambda x: mg.tensor(x) * k)", scope)
+    warm(scope["step"], X)
+    scope["k"] = 3.0
+    assert scope["step"](X).numpy().tolist() == (3 * X).tolist()

@@ -151,7 +151,7 @@ class Captured(Generic[P, R]):
                 )
             return cast("R", detached(self._step(*args, **kwargs)))
         if self._executed is None:
-            self._executed = Executed()
+            self._executed = Executed(self._step)
             with self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
         recording = Recording(self._step, args, kwargs, self._executed, self._merge)

@@ -71,6 +71,7 @@ class Reach:
         self._paths: dict[int, str] = {}  # of tensors
         self._waiting: list[tuple[Any, str]] = []
         self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
+        self._own = executed.own
         self._function(function, "")
         self._names = executed.names()
         for code, scope in executed.globals.items():
@@ -135,7 +136,7 @@ class Reach:
             self._seen[id(function)] = function
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 self._keep(cell, "cell_contents", False, name)
-            if not is_users(function.__module__):
+            if not is_users(function.__module__) and function.__globals__ is not self._own:
                 return
             self._globals(function.__code__, function.__globals__)
             self._keep(function, "__defaults__", False, f"{path}defaults")

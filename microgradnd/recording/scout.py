@@ -31,7 +31,9 @@ class Executed:
         unrepeated: a function that the last call used and no replay would, such as ``print``, by its name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step: Any) -> None:
+        # Those of the step are the program's, whatever they say of their module.
+        self.own = getattr(getattr(step, "__func__", step), "__globals__", None)
         self.globals: dict[CodeType, dict[str, Any]] = {}
         self.unrepeated: str | None = None
 
@@ -54,12 +56,13 @@ class Executed:
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
         module = frame.f_globals.get("__name__")
+        users = frame.f_globals is self.own or is_users(module)
         if event == "call":
-            if is_users(module):
+            if users:
                 self.globals.setdefault(frame.f_code, frame.f_globals)
             elif module in ("os", "posixpath", "ntpath") and _is_called_by_users(frame):
                 self.unrepeated = f"os.{frame.f_code.co_name}"
-        elif event == "c_call" and (argument in UNREPEATED or argument.__module__ == "time") and is_users(module):
+        elif event == "c_call" and (argument in UNREPEATED or argument.__module__ == "time") and users:
             self.unrepeated = f"{argument.__module__}.{argument.__name__}".removeprefix("builtins.")
 
     def names(self) -> set[str]:
