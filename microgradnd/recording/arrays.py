@@ -22,7 +22,6 @@ OPERATORS = {
 }  # fmt: skip
 UNARY = ("neg", "pos", "abs", "invert")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-FUNCTIONS = {"and": operator.and_, "or": operator.or_}
 
 
 class _Recorded:
@@ -75,7 +74,7 @@ def _to_write(out: Any) -> Any:
 
 
 def _operator(name: str) -> Any:
-    function = FUNCTIONS.get(name) or getattr(operator, name)
+    function = getattr(operator, f"__{name}__")
 
     def apply(self: Any, *other: Any) -> Any:
         if other and getattr(other[0], "__array_ufunc__", self) is None:
@@ -86,7 +85,7 @@ def _operator(name: str) -> Any:
 
 
 def _reflected(name: str) -> Any:
-    function = FUNCTIONS.get(name) or getattr(operator, name)
+    function = getattr(operator, f"__{name}__")
     return lambda self, other: recorder().call("operator", name, function, (other, self))
 
 
@@ -95,7 +94,7 @@ def _in_place(name: str) -> Any:
 
     def apply(self: RecordedArray, other: Any) -> Any:
         if not isinstance(self.value, np.ndarray):
-            return recorder().call("operator", name, FUNCTIONS.get(name) or getattr(operator, name), (self, other))
+            return recorder().call("operator", name, getattr(operator, f"__{name}__"), (self, other))
         recorder().call("in place", name, function, (self, other), writes=(self,))
         return self
 
@@ -212,42 +211,11 @@ def lies_alike(x: Any, y: Any) -> bool:
     return bool(interfaces[0] == interfaces[1]) and x.shape == y.shape and x.strides == y.strides and x.dtype == y.dtype
 
 
-METHODS = frozenset(
-    [
-        "all",
-        "any",
-        "argmax",
-        "argmin",
-        "argsort",
-        "astype",
-        "clip",
-        "conj",
-        "copy",
-        "cumprod",
-        "cumsum",
-        "diagonal",
-        "dot",
-        "flatten",
-        "max",
-        "mean",
-        "min",
-        "nonzero",
-        "prod",
-        "ravel",
-        "repeat",
-        "reshape",
-        "round",
-        "squeeze",
-        "std",
-        "sum",
-        "swapaxes",
-        "take",
-        "trace",
-        "transpose",
-        "var",
-        "view",
-    ]
-)
+METHODS = frozenset([
+    "all", "any", "argmax", "argmin", "argsort", "astype", "clip", "conj", "copy", "cumprod", "cumsum", "diagonal",
+    "dot", "flatten", "max", "mean", "min", "nonzero", "prod", "ravel", "repeat", "reshape", "round", "squeeze", "std",
+    "sum", "swapaxes", "take", "trace", "transpose", "var", "view",
+])  # fmt: skip
 CHANGING = frozenset(["fill", "sort"])
 WRITING = (np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal)
 DESCRIBING = (np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.iscomplexobj, np.isrealobj)

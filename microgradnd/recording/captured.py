@@ -19,6 +19,7 @@ from .recording import UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
 from .scout import Executed
+from .session import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -154,15 +155,14 @@ class Captured(Generic[P, R]):
             self._executed = Executed(self._step)
             with self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
-        recording = Recording(self._step, args, kwargs, self._executed, self._merge)
-        if recording.left_at is None:
+        session = Session(self._step, args, kwargs, self._executed, self._merge)
+        if session.left_at is not None:  # an optimiser's first step, or what is never repeated
+            self._reasons.append(session.left_at)
+        elif not session.met_functions:
             self._unused += 1
-            self.recordings.insert(0, recording)
+            self.recordings.insert(0, Recording(session))
             del self.recordings[self.max_recordings :]
-        elif recording.left_at:
-            self._reasons.append(recording.left_at)
-        result, recording.result = recording.result, None
-        return cast("R", result)
+        return cast("R", detached(session.result))
 
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """A replay after something else: verified if it is the first one at all."""

@@ -31,6 +31,7 @@ def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def layout_of(x: Any) -> Any:
+    """The same of one argument: of an array its layout, of a number or string itself, of an object which one it is."""
     kind = type(x)
     if kind is np.ndarray:
         return x.shape, x.strides, x.dtype
@@ -138,7 +139,7 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
         read = place.expression(f"loaded_{k}")
         arrays.append(read)
         conditions.append(f"{read}.__class__ is array")
-    if recording.is_plain:  # as recording.finish does it, written out
+    if recording.is_plain:  # as recording.replay does it, written out
         changed = ""
         for i, record in enumerate(recording.records):
             scope[f"record_{i}"] = record

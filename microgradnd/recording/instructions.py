@@ -18,7 +18,9 @@ class Variable:
 
     def __init__(self, value: Any, kind: str, name: str, root: Variable | None = None) -> None:
         is_array = isinstance(value, np.ndarray)
-        self.kind = kind  # "input", "argument", "constant", "made", or "number" without an array's attributes
+        self.kind = (
+            kind  # "input", "argument", "constant", "made", or without an array's attributes "number" or "generator"
+        )
         self.name = name
         self.root = self if root is None else root  # the variable whose memory this is a view of
         self.shape: Any = value.shape if is_array else None
@@ -33,7 +35,9 @@ class Instruction:
     __slots__ = ("args", "function", "is_tuple", "kind", "kwargs", "name", "note", "results", "writes")
 
     def __init__(self, kind: str, name: str, function: Any, args: Any, kwargs: Any, note: str) -> None:
-        self.kind = kind  # how it is written down: see recording.text
+        # How it is written down: "operator", "in place", "ufunc", "reduce", "function", "method", "attribute", "getitem",
+        # "setitem", "create", "draw", "branch", "whole" (a function of ours) or "kernel" (a compiled one).
+        self.kind = kind
         self.name = name
         self.function = function
         self.args = args

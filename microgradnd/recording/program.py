@@ -43,7 +43,7 @@ class Program:
         last: the position in ``body`` of the last instruction that uses a root.
     """
 
-    def __init__(self, instructions: list[Instruction], outputs: list[Variable], kept: list[Variable]) -> None:
+    def __init__(self, instructions: list[Instruction], outputs: list[Variable], kept: set[Variable]) -> None:
         self.outputs, self.kept = outputs, kept
         needed = _needed(instructions, outputs)
         alone = _numbers_alone(needed)
@@ -97,7 +97,7 @@ class Program:
 
     def _plan(self) -> None:
         """A place in memory for each array that an instruction can write into, free again after its last use."""
-        ends, leaving, kept = self.ending, self.leaving, set(self.kept)
+        ends, leaving, kept = self.ending, self.leaving, self.kept
         free = _Free()
         root: Variable | None
         for i, x in enumerate(self.body):

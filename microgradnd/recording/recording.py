@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 import weakref
-from collections.abc import Callable
+from collections import Counter
 from sys import getrefcount
 from typing import Any
 
@@ -19,8 +19,7 @@ from .guard import attempt_function, layout, layout_of, leaves, missed, settings
 from .instructions import CaptureError, Variable
 from .program import Program
 from .reach import Place
-from .results import Output, data_of, detached, outputs, rebuilt
-from .scout import Executed
+from .results import Output, data_of, outputs, rebuilt
 from .session import Session
 from .text import Text
 from .watch import Watch
@@ -36,49 +35,29 @@ class Recording:
     """What one call of a step did, as a program that does the same for other values.
 
     Attributes:
-        result: what the step returned when it was recorded.
         source: the program as text.
         calls: how often it was replayed.
         diverged: how often a branch in it went another way.
         verified: whether a replay was compared with the step itself.
-        left_at: where the step has put something that was not there before, as an optimiser does in its first step, or
-            None; it is not repeated then.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        executed: Executed,
-        merge: bool = True,
-    ) -> None:
-        self._mappings: dict[int, str] = {}  # what numbers lie in, by name
-        self.settings = settings()
-        self.layout = layout(args, kwargs)
-        self.calls = 0
+    def __init__(self, session: Session) -> None:
+        self.settings, self.layout = session.settings, session.layout
+        self.arguments, self.keywords = session.layouts, session.keywords  # kind and layout of each; names of the last
+        self.calls = self.diverged = 0
         self.verified = False
-        session = Session(function, args, kwargs, executed, merge)
-        self.result = detached(session.result)
-        self.left_at = session.left_at
-        self.sets = session.sets
-        self.diverged = 0
-        self.structure = session.structure
-        self.reach = session.reach
+        self.sets, self.structure = session.sets, session.structure
+        self.reach, self.generators = session.reach, session.generators
+        self._mappings: dict[int, str] = {}  # what numbers lie in, by name
         self._step: Any = None
         self.attempt: Any = missed  # replays for arguments of a step, if everything is as the last replay left it
         self._scope_of_step: dict[str, Any] = {}
         self._scope_of_attempt: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self._unheld: list[int] = []
-        self.generators = session.generators
-        if self.left_at is not None:
-            return
         self._sort(session)
-        self._compile(session, getattr(function, "__name__", type(function).__name__))
+        self._compile(session)
         self.watch = Watch(self.reach, {id(place) for place, _ in self._assigned})
-        self.arguments = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
-        self.keywords = tuple(kwargs)
 
     # Making
 
@@ -118,14 +97,15 @@ class Recording:
             elif type(data) is not RecordedArray:
                 raise CaptureError(f"capture: the step gives {place.path} a gradient that was computed outside of it")
 
-    def _compile(self, session: Session, name: str) -> None:
+    def _compile(self, session: Session) -> None:
         gradients = [variable for _, variable in self._new_gradients]
         assigned = [variable for _, variable in self._assigned]
         read = {v for x in session.instructions for v in x.reads()}
         accumulated = {id(place.owner) for place, v in self.loaded if place.role == "gradient" and v in read}
         # In buffers, which replays write into: but not where the gradient before is read, should a branch go elsewhere.
         once = [v for place, v in self._new_gradients if id(place.owner) not in accumulated]
-        alone = [v for v in once if v.root is v and gradients.count(v) == 1 and v not in self._results + assigned]
+        counts = Counter([*gradients, *self._results, *assigned])
+        alone = {v for v in once if v.root is v and counts[v] == 1}
         program = Program(session.instructions, [*self._results, *assigned, *gradients], alone)
         first = {variable: place for place, variable in reversed(self.loaded)}  # several places may hold one array
         self.loaded = [(place, variable) for variable, place in first.items() if variable in program.used]
@@ -155,7 +135,9 @@ class Recording:
         written = {text_of(place): variable for place, variable in self._written_numbers}
         self.merged = [places for variable, places in self._numbers.items() if len(places) > 1]
         wishes = {v: f"d_{session.short(place.path)}" for place, v in self._new_gradients}
-        text = Text(program, [*session.arguments, *extra], numbers, written, returned, name, set(self._scope), wishes)
+        text = Text(
+            program, [*session.arguments, *extra], numbers, written, returned, session.name, set(self._scope), wishes
+        )
         self.source, self._text, self.program = text.source, text, program
         self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
         self.functions = text.functions
@@ -168,7 +150,7 @@ class Recording:
         for place, handle in session.replaced:
             if place.role == "array":
                 self._by_variable.setdefault(handle.variable, []).append(place)
-        self._filename = filename = f"<captured {name} {len(linecache.cache)}>"
+        self._filename = filename = f"<captured {session.name} {len(linecache.cache)}>"
         linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         weakref.finalize(self, linecache.cache.pop, filename, None)
         self._code = compile(self.source, filename, "exec")
@@ -228,8 +210,7 @@ class Recording:
             if type(place.owner.grad) is Tensor and place.owner.grad._node is not None:
                 return f"the gradient of {place.path}"
         for place, variable in (*self._assigned, *self.loaded):
-            value = place.get()
-            value = data_of(value)
+            value = data_of(place.get())
             if type(value) is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
         if not all(map(_are_equal, self.merged)):

@@ -20,6 +20,7 @@ from ..backends import NAMESPACES
 from ..noting import hook
 from ..tensor import Tensor, constant
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
+from .guard import layout, layout_of, settings
 from .instructions import CaptureError, Variable, active, is_recording, recorder
 from .namespace import namespace
 from .notes import notes
@@ -43,6 +44,7 @@ class Session:
         replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
         left_at: a place that was not there before and holds what the step computed, if there is one: what the step
             does next time is something else, then.
+        met_functions: whether functions ran that were not looked into before.
         sets: places of plain values that the step changes, with what it leaves there.
         finals: what those places, and those of all gradients, held at the end, by id of the place.
     """
@@ -55,6 +57,11 @@ class Session:
         executed: Executed,
         merge: bool,
     ) -> None:
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.settings = settings()
+        self.layout = layout(args, kwargs)
+        self.layouts = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
+        self.keywords = tuple(kwargs)
         self._merge = merge
         with _one_at_a_time:
             self._run(function, args, kwargs, executed)
@@ -68,6 +75,7 @@ class Session:
         self._recorder = Recorder(notes(function))
         self._generators: dict[int, RecordedGenerator] = {}
         self.left_at: str | None = None
+        self.met_functions = False
         self.arguments: list[Variable] = []
         self.replaced: list[tuple[Place, Any]] = []
         paths = [place.path for place in self.reach.of_role("array") if "." in place.path]
@@ -110,7 +118,7 @@ class Session:
         if self.left_at is None:
             self.left_at = self.reach.changed_otherwise()
         if len(executed.globals) > known:
-            self.left_at = self.left_at or ""  # functions that were not looked into before
+            self.met_functions = True
         self.result = _bare(result)
         self.instructions = self._recorder.instructions
         self.generators = [x.value for x in self._generators.values()]

@@ -23,17 +23,18 @@ POWERS = {2: "square", 0.5: "sqrt", -1: "reciprocal", 1: "positive"}  # what Num
 SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy": "loss"}
 FILLS = {"np.zeros": 0, "np.ones": 1}
 LARGE = 1 << 16  # bytes of an array that is given back as soon as it was used for the last time
+# Names of what stands in every module, or of parameters of np.savez, which takes arrays by name.
 RESERVED = {
+    "Diverged",
+    "Path",
+    "arrays",
+    "memory",
+    "np",
+    "step",
     "allow_pickle",
     "args",
-    "arrays",
     "file",
     "kwds",
-    "Path",
-    "np",
-    "memory",
-    "step",
-    "Diverged",
     *dir(builtins),
 }
 
@@ -134,7 +135,7 @@ class Text:
 
     def _term(self, value: Any) -> str:
         if type(value) is Variable:
-            return self.names[value] if value in self.names else self._name(value, value.name)
+            return self._name(value, value.name)
         text = literal(value, self._term)
         return f"({text})" if text.startswith("-") else text
 
@@ -167,14 +168,12 @@ class Text:
     def _write(self, x: Instruction) -> None:
         if x.kind in ("whole", "kernel"):
             self.functions[x.name] = x.function
-        if self.program.is_hoisted(x):
-            for variable in x.results:
-                self._name(variable, self._wish(x, variable))
-            self._setup.append(self._statement(x))
-            return
         for variable in x.results:
             self._name(variable, self._wish(x, variable))
         text = self._statement(x)
+        if self.program.is_hoisted(x):
+            self._setup.append(text)
+            return
         if not text:
             return
         if any(v.root.kind in GIVEN for v in x.writes):
@@ -218,7 +217,7 @@ class Text:
         root = x.results[0]
         if x.kind == "operator":
             name = OPERATORS[x.name]
-            if x.name == "pow" and x.args[1].__class__ in (int, float):
+            if x.name == "pow" and type(x.args[1]) in (int, float):
                 power = POWERS.get(x.args[1])
                 name, args = (power, args[:1]) if power else (name, args)
             return f"np.{name}({', '.join([*args, _out(name, out)])})"

@@ -8,25 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .workloads import (
-    BLOCK,
-    CHAR,
-    CHAR_BETAS,
-    CHAR_LR,
-    DECAY,
-    INNER,
-    LR,
-    MAX_NORM,
-    SIDE,
-    SIZES,
-    WIDTH,
-    Steps,
-    initial_parameters,
-    labelled_batches,
-    normal,
-    sublayer_shape,
-    token_batches,
-)
+from . import workloads as w
+from .workloads import Steps, initial_parameters, labelled_batches, normal, sublayer_shape, token_batches
 
 
 def engine(workload: str, kernels: str, captured: bool = False) -> Steps:
@@ -48,22 +31,22 @@ def training(workload: str) -> tuple[Callable[..., Any], list[Any]]:
 
     model: nn.Module
     if workload == "char_lm":
-        shape = CHAR["characters"], CHAR["width"], CHAR["heads"], CHAR["layers"], CHAR["length"]
+        shape = w.CHAR["characters"], w.CHAR["width"], w.CHAR["heads"], w.CHAR["layers"], w.CHAR["length"]
         model, data = nn.Transformer(*shape, rng=0), token_batches()
-        optimizer: nn.Optimizer = nn.AdamW(nn.decay_groups(model, DECAY), CHAR_LR, CHAR_BETAS)
+        optimizer: nn.Optimizer = nn.AdamW(nn.decay_groups(model, w.DECAY), w.CHAR_LR, w.CHAR_BETAS)
     else:
-        model, data = nn.MLP(SIZES[workload]), labelled_batches(workload)
+        model, data = nn.MLP(w.SIZES[workload]), labelled_batches(workload)
         for parameter, values in zip(model.parameters(), initial_parameters(workload), strict=True):
             parameter.data = values
         make = nn.SGD if workload == "tiny" else nn.Adam
-        optimizer = make(model.parameters(), LR[workload])
+        optimizer = make(model.parameters(), w.LR[workload])
 
     def step(X: Any, y: Any) -> Any:
         optimizer.zero_grad()
         loss = nn.cross_entropy(model(X), y)
         loss.backward()
         if workload == "char_lm":
-            nn.clip_grad_norm(model.parameters(), MAX_NORM)
+            nn.clip_grad_norm(model.parameters(), w.MAX_NORM)
         optimizer.step()
         return loss
 
@@ -77,13 +60,13 @@ def sublayer(workload: str) -> tuple[Callable[..., Any], list[Any]]:
 
     class FFN(nn.Module):
         def __init__(self) -> None:
-            self.norm, self.feed_forward = nn.LayerNorm(WIDTH), nn.FeedForward(WIDTH, INNER, rng=0)
+            self.norm, self.feed_forward = nn.LayerNorm(w.WIDTH), nn.FeedForward(w.WIDTH, w.INNER, rng=0)
 
         def forward(self, x: mg.Tensor) -> mg.Tensor:
             return x + self.feed_forward(self.norm(x))
 
     model: nn.Module
-    model = FFN() if workload == "ffn" else nn.TransformerBlock(BLOCK["width"], BLOCK["heads"], causal=True, rng=0)
+    model = FFN() if workload == "ffn" else nn.TransformerBlock(w.BLOCK["width"], w.BLOCK["heads"], causal=True, rng=0)
     shape = sublayer_shape(workload)
     inputs = mg.tensor(normal(*shape), requires_grad=True)
     optimizer = nn.SGD(model.parameters(), lr=1e-7)
@@ -101,8 +84,8 @@ def elementwise() -> Steps:
     import microgradnd as mg
     import nn
 
-    matrix = normal(SIDE, SIDE)
-    weight, bias = np.ones(SIDE, np.float32), np.zeros(SIDE, np.float32)
+    matrix = normal(w.SIDE, w.SIDE)
+    weight, bias = np.ones(w.SIDE, np.float32), np.zeros(w.SIDE, np.float32)
     parameter = mg.tensor(matrix, requires_grad=True)
     adam = nn.Adam([parameter])
     parameter.grad = mg.tensor(matrix)

@@ -9,26 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .workloads import (
-    BETAS,
-    BLOCK,
-    CHAR,
-    CHAR_BETAS,
-    CHAR_LR,
-    DECAY,
-    EPS,
-    INNER,
-    LR,
-    MAX_NORM,
-    SIDE,
-    WIDTH,
-    Steps,
-    initial_parameters,
-    labelled_batches,
-    normal,
-    sublayer_shape,
-    token_batches,
-)
+from . import workloads as w
+from .workloads import Steps, initial_parameters, labelled_batches, normal, sublayer_shape, token_batches
 
 
 def jax_jit(workload: str) -> Steps:
@@ -86,30 +68,30 @@ def training(workload: str) -> Steps:
     def transformer(p: Any, tokens: Any) -> Any:
         x = p["tokens"][tokens] + p["positions"]
         for part in p["blocks"]:
-            x = block(x, part, CHAR["heads"])
+            x = block(x, part, w.CHAR["heads"])
         return layer_norm(x, p["w_norm"], p["b_norm"]) @ p["tokens"].T
 
     model: Callable[..., Any] = mlp
     if workload == "char_lm":
-        width = CHAR["width"]
+        width = w.CHAR["width"]
         parameters: Any = {
-            "tokens": normal(CHAR["characters"], width) * 0.02,
-            "positions": normal(CHAR["length"], width) * 0.02,
-            "blocks": [block_parameters(width, 4 * width, CHAR["heads"]) for _ in range(CHAR["layers"])],
+            "tokens": normal(w.CHAR["characters"], width) * 0.02,
+            "positions": normal(w.CHAR["length"], width) * 0.02,
+            "blocks": [block_parameters(width, 4 * width, w.CHAR["heads"]) for _ in range(w.CHAR["layers"])],
             "w_norm": np.ones(width, np.float32),
             "b_norm": np.zeros(width, np.float32),
         }
         model, data = transformer, token_batches()
-        rate, betas = CHAR_LR, CHAR_BETAS
+        rate, betas = w.CHAR_LR, w.CHAR_BETAS
     else:
         parameters, data = initial_parameters(workload), labelled_batches(workload)
-        rate, betas = LR[workload], BETAS
+        rate, betas = w.LR[workload], w.BETAS
 
     def adam(t: Any, p: Any, g: Any, m: Any, v: Any) -> Any:
         m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
         if workload == "char_lm" and p.ndim >= 2:
-            p = p - rate * DECAY * p
-        return p - rate * (m / (1 - betas[0] ** t)) / (jnp.sqrt(v / (1 - betas[1] ** t)) + EPS), m, v
+            p = p - rate * w.DECAY * p
+        return p - rate * (m / (1 - betas[0] ** t)) / (jnp.sqrt(v / (1 - betas[1] ** t)) + w.EPS), m, v
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train(state: Any, X: Any, y: Any) -> Any:
@@ -119,7 +101,7 @@ def training(workload: str) -> Steps:
             return (jax.tree.map(lambda p, g: p - rate * g, p, g), m, v, t), loss
         if workload == "char_lm":
             norm = jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(g)))
-            g = jax.tree.map(lambda x: x * jnp.minimum(1.0, MAX_NORM / (norm + 1e-6)), g)
+            g = jax.tree.map(lambda x: x * jnp.minimum(1.0, w.MAX_NORM / (norm + 1e-6)), g)
         t = t + 1
         updated = jax.tree.map(functools.partial(adam, t), p, g, m, v)
         is_triple = lambda x: isinstance(x, tuple)  # noqa: E731
@@ -143,7 +125,7 @@ def sublayer(workload: str) -> Steps:
     import jax
     import jax.numpy as jnp
 
-    width, inner, heads = (WIDTH, INNER, 0) if workload == "ffn" else (BLOCK["width"], 4 * BLOCK["width"], 8)
+    width, inner, heads = (w.WIDTH, w.INNER, 0) if workload == "ffn" else (w.BLOCK["width"], 4 * w.BLOCK["width"], 8)
     shape = sublayer_shape(workload)
     x, g = jnp.asarray(normal(*shape)), jnp.asarray(normal(*shape, seed=1))
     p = jax.tree.map(jnp.asarray, block_parameters(width, inner, heads))
@@ -166,12 +148,12 @@ def elementwise(workload: str) -> Steps:
     import jax
     import jax.numpy as jnp
 
-    matrix, weight, bias = jnp.asarray(normal(SIDE, SIDE)), jnp.ones(SIDE), jnp.zeros(SIDE)
+    matrix, weight, bias = jnp.asarray(normal(w.SIDE, w.SIDE)), jnp.ones(w.SIDE), jnp.zeros(w.SIDE)
 
     @functools.partial(jax.jit, donate_argnums=(0, 2, 3))
     def adam(p: Any, g: Any, m: Any, v: Any) -> Any:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        return p - 1e-3 * m / (jnp.sqrt(v) + EPS), m, v
+        return p - 1e-3 * m / (jnp.sqrt(v) + w.EPS), m, v
 
     state = [jnp.array(matrix), jnp.zeros_like(matrix), jnp.zeros_like(matrix)]
 

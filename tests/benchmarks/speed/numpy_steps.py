@@ -14,7 +14,7 @@ def by_hand(workload: str) -> Steps:
     """Multilayer perceptrons: "tiny" with SGD, "mlp" with Adam."""
     parameters = initial_parameters(workload)
     weights, biases = parameters[::2], parameters[1::2]
-    update = Adam(parameters) if workload == "mlp" else None
+    update = UPDATES[workload](parameters)
     batches = itertools.cycle(labelled_batches(workload))
 
     def step() -> Any:
@@ -36,14 +36,21 @@ def by_hand(workload: str) -> Steps:
             gradients = [inputs[i].T @ delta, delta.sum(axis=0), *gradients]
             if i:
                 delta = (delta @ weights[i].T) * (zs[i - 1] > 0)
-        if update is not None:
-            update(gradients)
-        else:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= LR[workload] * gradient
+        update(gradients)
         return loss
 
     return {workload: step}
+
+
+class SGD:
+    """p -= lr g."""
+
+    def __init__(self, parameters: list[Any]) -> None:
+        self.parameters = parameters
+
+    def __call__(self, gradients: list[Any]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter -= LR["tiny"] * gradient
 
 
 class Adam:
@@ -64,6 +71,9 @@ class Adam:
             v *= beta2
             v += (1 - beta2) * g * g
             p -= LR["mlp"] * (m / (1 - beta1**self.t)) / (np.sqrt(v / (1 - beta2**self.t)) + EPS)
+
+
+UPDATES: dict[str, Any] = {"tiny": SGD, "mlp": Adam}
 
 
 def products(workload: str) -> Steps:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from .numpy_steps import Adam
-from .workloads import LR, Steps, initial_parameters, labelled_batches
+from .numpy_steps import UPDATES
+from .workloads import Steps, initial_parameters, labelled_batches
 
 
 def mygrad(workload: str) -> Steps:
@@ -15,7 +15,7 @@ def mygrad(workload: str) -> Steps:
     from mygrad.nnet.losses import softmax_crossentropy
 
     parameters = [my.tensor(p) for p in initial_parameters(workload)]
-    update = Adam([p.data for p in parameters]) if workload == "mlp" else None
+    update = UPDATES[workload]([p.data for p in parameters])
     batches = itertools.cycle(labelled_batches(workload))
 
     def step() -> Any:
@@ -26,11 +26,7 @@ def mygrad(workload: str) -> Steps:
         loss = softmax_crossentropy(my.matmul(X, W) + b, y)
         loss.backward()
         gradients = [p.grad for p in parameters]
-        if update is not None:
-            update(gradients)
-        else:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.data -= LR[workload] * gradient
+        update(gradients)
         return loss.item()
 
     return {workload: step}
@@ -41,7 +37,7 @@ def hips_autograd(workload: str) -> Steps:
     from autograd import value_and_grad
 
     parameters = initial_parameters(workload)
-    update = Adam(parameters) if workload == "mlp" else None
+    update = UPDATES[workload](parameters)
     batches = itertools.cycle(labelled_batches(workload))
 
     def loss_of(parameters: Any, X: Any, y: Any) -> Any:
@@ -57,11 +53,7 @@ def hips_autograd(workload: str) -> Steps:
 
     def step() -> Any:
         loss, gradients = gradient_of(parameters, *next(batches))
-        if update is not None:
-            update(gradients)
-        else:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= LR[workload] * gradient
+        update(gradients)
         return loss
 
     return {workload: step}

@@ -6,26 +6,8 @@ import itertools
 from typing import Any
 
 from ..environment import blas_threads
-from .workloads import (
-    BETAS,
-    BLOCK,
-    CHAR,
-    CHAR_BETAS,
-    CHAR_LR,
-    DECAY,
-    INNER,
-    LR,
-    MAX_NORM,
-    SIDE,
-    SIZES,
-    WIDTH,
-    Steps,
-    initial_parameters,
-    labelled_batches,
-    normal,
-    sublayer_shape,
-    token_batches,
-)
+from . import workloads as w
+from .workloads import Steps, initial_parameters, labelled_batches, normal, sublayer_shape, token_batches
 
 
 def pytorch(workload: str, compiled: bool) -> Steps:
@@ -69,14 +51,14 @@ def language_model() -> Any:
     import torch
     from torch.nn import functional as F
 
-    width = CHAR["width"]
+    width = w.CHAR["width"]
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tokens = torch.nn.Parameter(torch.randn(CHAR["characters"], width) * 0.02)
-            self.positions = torch.nn.Parameter(torch.randn(CHAR["length"], width) * 0.02)
-            layers = [blocks(width, 4 * width, CHAR["heads"]) for _ in range(CHAR["layers"])]
+            self.tokens = torch.nn.Parameter(torch.randn(w.CHAR["characters"], width) * 0.02)
+            self.positions = torch.nn.Parameter(torch.randn(w.CHAR["length"], width) * 0.02)
+            layers = [blocks(width, 4 * width, w.CHAR["heads"]) for _ in range(w.CHAR["layers"])]
             self.blocks = torch.nn.Sequential(*layers)
             self.norm = torch.nn.LayerNorm(width)
 
@@ -94,23 +76,23 @@ def training(workload: str, compiled: bool) -> Steps:
     if workload == "char_lm":
         model, data = language_model(), token_batches()
         groups = [
-            {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": DECAY},
+            {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": w.DECAY},
             {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer: Any = torch.optim.AdamW(groups, CHAR_LR, CHAR_BETAS, fused=True)
+        optimizer: Any = torch.optim.AdamW(groups, w.CHAR_LR, w.CHAR_BETAS, fused=True)
     else:
         data = labelled_batches(workload)
         layers: list[Any] = []
-        for a, b in itertools.pairwise(SIZES[workload]):
+        for a, b in itertools.pairwise(w.SIZES[workload]):
             layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
         model = torch.nn.Sequential(*layers[:-1])
         with torch.no_grad():
             for parameter, values in zip(model.parameters(), initial_parameters(workload), strict=True):
                 parameter.copy_(torch.from_numpy(values.T))  # its weights are (out, in)
         if workload == "tiny":
-            optimizer = torch.optim.SGD(model.parameters(), LR[workload])
+            optimizer = torch.optim.SGD(model.parameters(), w.LR[workload])
         else:
-            optimizer = torch.optim.Adam(model.parameters(), LR[workload], BETAS, fused=True)
+            optimizer = torch.optim.Adam(model.parameters(), w.LR[workload], w.BETAS, fused=True)
     call: Any = torch.compile(model) if compiled else model
     batches = itertools.cycle([(torch.from_numpy(X), torch.from_numpy(y)) for X, y in data])
 
@@ -120,7 +102,7 @@ def training(workload: str, compiled: bool) -> Steps:
         loss = F.cross_entropy(call(X).flatten(0, -2), y.flatten())
         loss.backward()
         if workload == "char_lm":
-            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), w.MAX_NORM)
         optimizer.step()
         return loss.detach()
 
@@ -131,9 +113,9 @@ def sublayer(workload: str, compiled: bool) -> Steps:
     import torch
 
     if workload == "ffn":
-        model = blocks(WIDTH, INNER, 0)
+        model = blocks(w.WIDTH, w.INNER, 0)
     else:
-        model = blocks(BLOCK["width"], 4 * BLOCK["width"], BLOCK["heads"])
+        model = blocks(w.BLOCK["width"], 4 * w.BLOCK["width"], w.BLOCK["heads"])
     shape = sublayer_shape(workload)
     inputs, g = torch.from_numpy(normal(*shape)).requires_grad_(), torch.from_numpy(normal(*shape, seed=1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
@@ -152,14 +134,14 @@ def elementwise() -> Steps:
     import torch
     from torch.nn import functional as F
 
-    matrix = torch.from_numpy(normal(SIDE, SIDE))
-    weight, bias = torch.ones(SIDE), torch.zeros(SIDE)
+    matrix = torch.from_numpy(normal(w.SIDE, w.SIDE))
+    weight, bias = torch.ones(w.SIDE), torch.zeros(w.SIDE)
     parameter = torch.nn.Parameter(matrix.clone())
     adam = torch.optim.Adam([parameter], fused=True)
     parameter.grad = matrix
     return {
         "gelu": lambda: F.gelu(matrix),
         "softmax": lambda: torch.softmax(matrix, -1),
-        "layer norm": lambda: F.layer_norm(matrix, (SIDE,), weight, bias),
+        "layer norm": lambda: F.layer_norm(matrix, (w.SIDE,), weight, bias),
         "adam": adam.step,
     }
