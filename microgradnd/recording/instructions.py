@@ -35,8 +35,8 @@ class Instruction:
     __slots__ = ("args", "function", "is_tuple", "kind", "kwargs", "name", "note", "results", "writes")
 
     def __init__(self, kind: str, name: str, function: Any, args: Any, kwargs: Any, note: str) -> None:
-        # How it is written down: "operator", "in place", "ufunc", "reduce", "function", "method", "attribute", "getitem",
-        # "setitem", "create", "draw", "branch", "whole" (a function of ours) or "kernel" (a compiled one).
+        # How it is written down: "operator", "in place", "ufunc", "reduce", "function", "method", "attribute",
+        # "getitem", "setitem", "create", "draw", "branch", "whole" (a function of ours) or "kernel" (a compiled one).
         self.kind = kind
         self.name = name
         self.function = function
