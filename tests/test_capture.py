@@ -211,6 +211,16 @@ def test_compiled_kernels() -> None:
     assert all(name in captured.source for name in ("layer_norm_gradient(", "bias_gelu(", "adam("))
 
 
+def test_a_thousand_steps_by_compiled_kernels() -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(1)
+    data = [(rng.standard_normal((32, 64), np.float32), rng.integers(0, 10, 32)) for _ in range(20)] * 50
+    with mg.kernels("numba"):
+        captured = assert_same_training(lambda: nn.MLP([64, 160, 10], rng=0), "adam", data)
+    assert replays(captured) >= 990
+    assert "adam(" in captured.source
+
+
 # What is read anew
 
 

@@ -1,9 +1,14 @@
-"""Time of a training step as the tokens or the layers grow: linear once past the caches."""
+"""Time of a training step as the tokens or the layers grow: linear once past the caches.
+
+``scaling.png`` is written to the directory that the environment variable ``SPEED_OUTPUT`` names, if it is set.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +44,28 @@ def feed_forward(tokens: int, layers: int) -> Callable[[], None]:
     return step
 
 
+def chart(path: Path, found: dict[str, dict[int, float]]) -> None:
+    """Seconds of a step by its size, beside what they would be in proportion to the largest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(found), figsize=(9, 3.6), layout="constrained")
+    for axes, (what, seconds) in zip(panels, found.items(), strict=True):
+        sizes = list(seconds)
+        axes.loglog(sizes, [1e3 * t for t in seconds.values()], "o-", label="measured")
+        each = seconds[sizes[-1]] / sizes[-1]
+        axes.loglog(sizes, [1e3 * each * n for n in sizes], "--", color="grey", label="in proportion to the last")
+        axes.set(xlabel=what, ylabel="milliseconds a step", title=f"feed-forward sublayers: {what}")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def run(rounds: int) -> None:
+    found: dict[str, dict[int, float]] = {}
     for what, sizes, make in (
         ("tokens", TOKENS, lambda n: feed_forward(n, 4)),
         ("layers", LAYERS, lambda n: feed_forward(512, n)),
@@ -54,7 +80,11 @@ def run(rounds: int) -> None:
                 start = time.perf_counter()
                 step()
                 times[n].append(time.perf_counter() - start)
-        last = median(times[sizes[-1]]) / sizes[-1]
+        found[what] = {n: median(times[n]) for n in sizes}
+        last = found[what][sizes[-1]] / sizes[-1]
         for n in sizes:
-            each = median(times[n]) / n
+            each = found[what][n] / n
             print(f"  {n:>5} {what}  {n * each * 1e3:9.2f} ms  {each * 1e6:9.1f} us each, {each / last:.2f} x the last")
+    if output := os.environ.get("SPEED_OUTPUT"):
+        Path(output).mkdir(parents=True, exist_ok=True)
+        chart(Path(output) / "scaling.png", found)
