@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from microgradnd.backends import NAMESPACES
-from microgradnd.kernels import SMALL, compiled
+from microgradnd.kernels import compiled
 
 from .optim import Optimizer, Params, as_float
 
@@ -70,7 +70,9 @@ class Adam(Optimizer):
             averages = _state(state, parameter, "exp_avg", "exp_avg_sq")
             root = (1 - beta2**t) ** 0.5  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
-            if parameter.size > SMALL and (fast := compiled(parameter, gradient, *averages)):
+            if parameter.size > NAMESPACES[parameter.__class__].SMALL and (
+                fast := compiled(parameter, gradient, *averages)
+            ):
                 added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
                 fast.adam(
                     parameter, gradient, *averages, added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root

@@ -12,7 +12,7 @@ from microgradnd import Tensor
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
 from microgradnd.inplace import next_change, record_of
-from microgradnd.kernels import SMALL, compiled
+from microgradnd.kernels import compiled
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -237,7 +237,8 @@ class SGD(Optimizer):
         momentum, weight_decay = group["momentum"], group["weight_decay"]
         lr: Any = None
         for p, d, state in work:
-            if p.size > SMALL:
+            xp = NAMESPACES[p.__class__]
+            if p.size > xp.SMALL:
                 v = state.get("momentum_buffer") if momentum else None
                 if (v is not None or not momentum) and (fast := compiled(p, d, v)):
                     fast.sgd(p, d, v, weight_decay, momentum, group["lr"])
@@ -248,7 +249,7 @@ class SGD(Optimizer):
                 v = state.get("momentum_buffer")
                 if v is None:
                     # An array for a number too, and one that can be gone through as if it were flat.
-                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(d, order="C")
+                    v = state["momentum_buffer"] = xp.array(d, order="C")
                 else:
                     v *= momentum
                     v += d
@@ -256,5 +257,5 @@ class SGD(Optimizer):
             dtype = p.dtype
             if lr is None or lr.dtype is not dtype:
                 # NumPy multiplies by a 0-d array faster than by a number. float16 has no small rates.
-                lr = NAMESPACES[p.__class__].asarray(group["lr"], np.float32 if dtype.char == "e" else dtype)
+                lr = xp.asarray(group["lr"], np.float32 if dtype.char == "e" else dtype)
             p -= lr * d

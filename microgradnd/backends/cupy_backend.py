@@ -38,4 +38,5 @@ def sigmoid(x: Any) -> Any:
 
 _ours: dict[str, Any] = {f.__name__: f for f in (masked, relu, relu_gradient, sigmoid)}
 _ours |= {"erf": erf, "normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
+_ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})

@@ -144,7 +144,7 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-_ours = (erf, masked, matmul, max, min, normal_cdf, relu, relu_gradient, sigmoid, sum)
-namespace = SimpleNamespace(
-    **{**vars(np), **{f.__name__: f for f in _ours}, "scatter_add": functools.partial(scatter_add, np)}
-)
+_functions = (erf, masked, matmul, max, min, normal_cdf, relu, relu_gradient, sigmoid, sum)
+_ours: dict[str, Any] = {f.__name__: f for f in _functions}
+_ours |= {"scatter_add": functools.partial(scatter_add, np), "SMALL": SMALL}
+namespace = SimpleNamespace(**{**vars(np), **_ours})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import SMALL, compiled
+from . import compiled
 
 # Up to so many classes NumPy is faster with the classes along the first axis: reductions and broadcasts then
 # run over the rows, many elements at a time. Measured: 0.25 to 0.8 of the time for 10 classes, 3 times for 64.
@@ -52,7 +52,7 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
 def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
     x_rows = rows(x)
-    fast = compiled(x, weight, bias) if approximate == "none" and x.size > SMALL else None
+    fast = compiled(x, weight, bias) if approximate == "none" and x.size > xp.SMALL else None
     inner = affine(xp, x_rows, weight, bias, add_bias=fast is None)
     if fast is not None:
         out, gelu_gradient = fast.bias_gelu(inner, bias)
@@ -72,7 +72,7 @@ def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tu
 
 def silu(xp: Any, x: Any) -> tuple[Any, Any]:
     """x sigmoid(x), with s + x s (1 - s) for its derivative."""
-    if x.size > SMALL and (fast := compiled(x)):
+    if x.size > xp.SMALL and (fast := compiled(x)):
         return fast.silu(x)
     s = xp.sigmoid(_wide(x))
     out = x * s
@@ -81,7 +81,7 @@ def silu(xp: Any, x: Any) -> tuple[Any, Any]:
 
 def swiglu(xp: Any, gate: Any, x: Any) -> tuple[Any, Any]:
     """silu(gate) x."""
-    if gate.shape == x.shape and x.size > SMALL and (fast := compiled(gate, x)):
+    if gate.shape == x.shape and x.size > xp.SMALL and (fast := compiled(gate, x)):
         return fast.swiglu(gate, x)
     inner, silu_pullback = silu(xp, gate)
     return inner * x, lambda g: (lambda: silu_pullback(g * x)[0], lambda: g * inner)
@@ -91,7 +91,7 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     """x Phi(x), with Phi + x Phi' for its derivative; keeps Phi."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    if x.size > SMALL and (fast := compiled(x)):
+    if x.size > xp.SMALL and (fast := compiled(x)):
         return fast.gelu(x, approximate)
     z = _wide(x)
     if approximate == "tanh":
@@ -126,7 +126,7 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
 def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     """The last axis with mean 0 and variance 1, scaled and shifted."""
     n = _normalized(x, weight, bias)
-    if x.size > SMALL and (fast := compiled(x, weight, bias)):
+    if x.size > xp.SMALL and (fast := compiled(x, weight, bias)):
         return fast.layer_norm(x, weight, bias, eps)
     x_rows = _wide(rows(x))
     normal = x_rows - (xp.sum(x_rows, axis=1) / n)[:, None]
@@ -155,7 +155,7 @@ def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any
 def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     """The last axis with mean square 1, scaled."""
     n = _normalized(x, weight)
-    if x.size > SMALL and (fast := compiled(x, weight)):
+    if x.size > xp.SMALL and (fast := compiled(x, weight)):
         return fast.rms_norm(x, weight, eps)
     x_rows = _wide(rows(x))
     scale = 1 / xp.sqrt(xp.sum(x_rows * x_rows, axis=1) / n + float(eps))[:, None]
@@ -200,7 +200,7 @@ def _normalized(x: Any, *parameters: Any) -> int:
 
 def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """exp(x) / sum(exp(x)), shifted by the maximum."""
-    if x.size > SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
         return fast.softmax(x)
     e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
     out = e / xp.sum(e, axis=axis, keepdims=True)
@@ -209,7 +209,7 @@ def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
 
 def log_softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """x - logsumexp(x), shifted by the maximum."""
-    if x.size > SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
         return fast.log_softmax(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     out = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
@@ -229,7 +229,7 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     if count == 0:
         raise ValueError("there are no rows to average over")
     axis = 0 if classes <= FEW_CLASSES else 1  # the axis of the classes in what follows
-    if logits.size > SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
+    if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
         _flat_index(xp, logits, targets, count, classes, axis)  # refuses classes out of range
         return fast.cross_entropy(logits, targets)
     z = _matrix(xp, logits, count, classes, axis)

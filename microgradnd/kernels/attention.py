@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..noting import noted
-from . import SMALL, compiled
+from . import compiled
 
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
 
@@ -75,7 +75,7 @@ def attention(
     out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
     largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
     total = xp.ones((*shape[:-1], 1), dtype)
-    fast = compiled(query, key, value) if math.prod(shape) > SMALL else None
+    fast = compiled(query, key, value) if math.prod(shape) > xp.SMALL else None
     if fast is not None and attn_mask is None and not dropout_p and math.prod(shape) > CHUNK:
         found = fast.attention(query, key, value, is_causal, scale)
         if found is not None:

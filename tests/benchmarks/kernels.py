@@ -31,7 +31,8 @@ def run(rounds: int) -> None:
         return
     import microgradnd as mg
     import nn
-    from microgradnd.kernels import array_kernels, numba_compiler
+    from microgradnd.backends.numpy_backend import namespace
+    from microgradnd.kernels import numba_compiler
 
     def both_ways(op: Callable[..., mg.Tensor]) -> Callable[[Any], Callable[[], Any]]:
         def make(x: Any) -> Callable[[], Any]:
@@ -51,9 +52,9 @@ def run(rounds: int) -> None:
         return nn.Adam([t]).step
 
     candidates = {"gelu": both_ways(mg.gelu), "softmax": both_ways(mg.softmax), "layer norm": both_ways(mg.layer_norm)}
-    small, parallel = array_kernels.SMALL, numba_compiler.PARALLEL
+    small, parallel = namespace.SMALL, numba_compiler.PARALLEL
     try:
-        array_kernels.SMALL = nn.adaptive.SMALL = 0
+        namespace.SMALL = 0
         print(f"  microseconds, forward and backward; thresholds in use: SMALL {small}, PARALLEL {parallel}")
         for name, make in {**candidates, "adam": adam}.items():
             for size in SIZES:
@@ -67,5 +68,5 @@ def run(rounds: int) -> None:
                     every = least(step, rounds)
                 print(f"  {name:<12}{size:>9}  NumPy {numpy:9.1f}  one thread {one:9.1f}  all threads {every:9.1f}")
     finally:
-        array_kernels.SMALL = nn.adaptive.SMALL = small
+        namespace.SMALL = small
         numba_compiler.PARALLEL = parallel
