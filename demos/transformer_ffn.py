@@ -102,6 +102,15 @@ def backward(p: Arrays, cache: Arrays, g: Any) -> Arrays:
     return {"x": dx, "gamma": dgamma, "beta": dbeta, "W1": dW1, "b1": db1, "W2": dW2, "b2": db2}
 
 
+def array_library(device: str) -> Any:
+    """NumPy or CuPy, for what is computed by hand."""
+    if device == "cpu":
+        return np
+    import cupy
+
+    return cupy
+
+
 def central_differences(f: Callable[[], Any], x: Any) -> Any:
     """(f(x + h) - f(x - h)) / 2h for each element of x, which f reads."""
     slopes = x * 0
@@ -139,19 +148,14 @@ NAMES = {
 }
 
 
-def move(xp: Any, model: nn.Module) -> None:
-    """The parameters as arrays of NumPy or CuPy."""
-    for parameter in model.parameters():
-        parameter.data = xp.asarray(parameter.data)
-
-
-def compare(xp: Any, activation: str, d_model: int, d_ff: int, rng: np.random.Generator) -> None:
+def compare(device: str, activation: str, d_model: int, d_ff: int, rng: np.random.Generator) -> None:
     """Print, per parameter, the largest difference between two gradients relative to the largest element."""
     model = Sublayer(d_model, d_ff, ACTIVATIONS[activation], np.float64, rng)
     for parameter in model.parameters():  # no zeros and ones, which would hide errors
         parameter.data = parameter.data + rng.uniform(-0.3, 0.3, parameter.shape)
-    move(xp, model)
-    x = mg.tensor(xp.asarray(rng.standard_normal((BATCH, POSITIONS, d_model))), requires_grad=True)
+    model.to(device)
+    x = mg.tensor(rng.standard_normal((BATCH, POSITIONS, d_model)), requires_grad=True, device=device)
+    xp = array_library(device)
     g = xp.asarray(rng.standard_normal((BATCH, POSITIONS, d_model)))
     model(x).backward(g)
     engine = {"x": x.grad.data} | {NAMES[name]: p.grad.data for name, p in model.named_parameters()}
@@ -184,12 +188,12 @@ def teacher(xp: Any, mix: Any, x: Any) -> Any:
 
 
 def train(
-    xp: Any, activation: str, d_model: int, d_ff: int, steps: int, lr: float, seed: int
+    device: str, activation: str, d_model: int, d_ff: int, steps: int, lr: float, seed: int
 ) -> tuple[list[float], Any, Any]:
     """The loss at each step, and for new positions the targets and what the trained sublayer gives, (R, d) each."""
     rng = np.random.default_rng(seed)
-    model = Sublayer(d_model, d_ff, ACTIVATIONS[activation], np.float32, rng)
-    move(xp, model)
+    model = Sublayer(d_model, d_ff, ACTIVATIONS[activation], np.float32, rng).to(device)
+    xp = array_library(device)
     mix = xp.asarray((rng.standard_normal((d_model, d_model)) / math.sqrt(d_model)).astype(np.float32))
     optimizer = nn.AdamW(nn.decay_groups(model, 1e-3), lr)
     schedule = nn.WarmupCosineLR(optimizer, min(50, steps - 1), steps)
@@ -271,35 +275,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def array_library(device: str) -> Any:
-    """NumPy or CuPy. RuntimeError where CuPy finds no GPU."""
-    if device == "cpu":
-        return np
-    import cupy
-
-    try:
-        cupy.zeros(1)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise RuntimeError(f"CuPy finds no GPU to use: {error}") from error
-    return cupy
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
     from tqdm import tqdm
 
-    xp = array_library(args.device)
+    mg.tensor(0.0, device=args.device)  # where there is no such device, the error comes now
     rng = np.random.default_rng(args.seed)
     for activation in ACTIVATIONS:
-        compare(xp, activation, args.d_model, args.d_ff, rng)
+        compare(args.device, activation, args.d_model, args.d_ff, rng)
 
     results = {}
     print()
     # The bar is drawn on terminals only, so that a log file holds just the lines.
     for activation in (bar := tqdm(ACTIVATIONS, unit="run", disable=None)):
         with np.errstate(over="ignore", invalid="ignore"):  # reported as a loss that is not finite
-            losses, targets, learned = train(xp, activation, args.d_model, args.d_ff, args.steps, args.lr, args.seed)
+            losses, targets, learned = train(
+                args.device, activation, args.d_model, args.d_ff, args.steps, args.lr, args.seed
+            )
         results[activation] = losses, *(x.get() if hasattr(x, "get") else x for x in (targets, learned))
         bar.write(f"{activation}: mean squared error {losses[0]:.4f} at first, {np.mean(losses[-20:]):.4f} at the end")
     plot(results, args.out)

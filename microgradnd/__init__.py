@@ -2,6 +2,7 @@
 
 from .autograd import no_grad
 from .config import show_config
+from .devices import cuda_is_available, device, from_dlpack
 from .functional import grad, value_and_grad
 from .gradcheck import check_grads
 from .kernels import kernels
@@ -19,6 +20,9 @@ __all__ = [
     "capture",
     "check_grads",
     "checkpoint",
+    "cuda_is_available",
+    "device",
+    "from_dlpack",
     "grad",
     "kernels",
     "no_grad",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backends import NAMESPACES, as_array
+from .devices import refuse_several_devices
 from .tensor import Tensor, constant
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ def no_gradient(operation: Operation, argument: str) -> TypeError:
 
 def explained(error: Exception, operation: Operation, **arguments: Any) -> Exception:
     """``error`` as an error of the same kind that names the operation, the shapes and the dtypes."""
+    try:
+        refuse_several_devices(operation.name, **{name: arguments[name] for name in operation.arguments})
+    except TypeError as several:
+        return several
     for kind in _EXPLAINED:
         if type(error) is kind or (isinstance(error, kind) and type(error).__module__.startswith(("numpy", "cupy"))):
             got = ", ".join(f"{name}: {_described(x)}" for name, x in arguments.items())

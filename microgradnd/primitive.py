@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from .autograd import Node, grad_mode
 from .backends import NAMESPACES, as_array, numpy_backend
+from .devices import refuse_several_devices
 from .inplace import next_order
 from .operands import (
     array_operand,
@@ -242,8 +243,11 @@ class Operation:
         namespaces = [
             f"_namespace_of({x})" if x == self.star else f"_NAMESPACES.get({x}.__class__)" for x in self.arguments
         ]
+        one = len(self.arguments) == 1 and self.arguments[0] != self.star
+        arrays = ", ".join(f"{x}={x}" for x in self.arguments)
         return [
             f"xp = {' or '.join(namespaces)} or _numpy",
+            *([] if one else ["if xp is not _numpy:", f"    _refuse_several_devices(_op.name, {arrays})"]),
             "try:",
             f"    {self.results_text} = _function(xp, {self._passed_on()})",
             "    if out.__class__ not in _NAMESPACES:",
@@ -325,5 +329,6 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_numpy": numpy_backend.namespace,
     "_operand": operand,
     "_operands": operands,
+    "_refuse_several_devices": refuse_several_devices,
     "_tuple": tuple,
 }

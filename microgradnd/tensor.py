@@ -10,10 +10,14 @@ import numpy as np
 
 from .autograd import Leaf, Node, backpropagate, enable_grad
 from .backends import NAMESPACES, as_array
+from .devices import beside, default, device_of, placed
 from .inplace import is_changed_in_place, next_change, next_order, record_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from . import devices
+    from .devices import Device
 
     # CuPy has no types: its arrays are Any. npt.ArrayLike would allow strings.
     Operand: TypeAlias = (
@@ -33,11 +37,14 @@ class Tensor:
             tensor shares their memory (as ``np.asarray`` does). Of a tensor the values, without its graph.
         dtype: converts ``data``; None keeps its dtype (Python floats: float64, as in NumPy).
         requires_grad: whether ``backward()`` shall compute a gradient for it; floating-point dtypes only.
+        device: ``"cpu"``, ``"cuda"`` or a :class:`device`, to which ``data`` is copied if it is not there. None leaves
+            CuPy arrays where they are, and everything else on the device of the ``with`` block around, or the host.
 
     Raises:
         TypeError: for data that is not numeric, and for ``requires_grad`` with an integer, boolean or
             complex dtype.
-        ValueError: for nested lists whose lengths differ.
+        ValueError: for nested lists whose lengths differ, and for devices of other names.
+        ImportError, RuntimeError: for a GPU without CuPy, and one that CuPy does not find.
 
     Operations on tensors are functions of ``microgradnd`` under NumPy's names; the operators and a few
     methods are the same functions.
@@ -95,17 +102,27 @@ class Tensor:
         def reshape(self, *shape: Any) -> Tensor: ...
         def squeeze(self, axis: Axis = None) -> Tensor: ...
         def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def to(self, device: Device) -> Tensor: ...
         def swapaxes(self, axis1: int, axis2: int) -> Tensor: ...
         def transpose(self, *axes: Any) -> Tensor: ...
         def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor: ...
 
-    def __init__(self, data: Operand, dtype: npt.DTypeLike | None = None, requires_grad: bool = False) -> None:
+    def __init__(
+        self,
+        data: Operand,
+        dtype: npt.DTypeLike | None = None,
+        requires_grad: bool = False,
+        device: Device | None = None,
+    ) -> None:
         if isinstance(data, Tensor):
             data = data._data
         try:
-            self._data = as_array(data, dtype)
+            array = as_array(data, dtype)
         except (TypeError, ValueError) as error:
             raise type(error)(f"tensor: {error}") from None
+        if device is not None or (default.current is not None and array.__class__ is np.ndarray):
+            array = placed(array, device or default.current)  # type: ignore[arg-type]
+        self._data = array
         self._node = None
         if requires_grad:
             self.requires_grad = True
@@ -114,7 +131,7 @@ class Tensor:
     def data(self) -> Any:
         """The array itself, NumPy's or CuPy's.
 
-        Assigning replaces the values: same shape, converted to the tensor's dtype; a graph recorded before
+        Assigning replaces the values: same shape, converted to the tensor's dtype and device; a graph recorded before
         keeps the old values. After an in-place change such as ``t.data -= step``, a backward that needs
         the old values raises RuntimeError instead of giving a wrong gradient. (Writing through an index,
         ``t.data[0] = 1``, goes unnoticed.)
@@ -137,9 +154,7 @@ class Tensor:
             return
         array = self._matching(value, "data")
         # An array that somebody changes in place, as an optimiser does with its own, is not shared.
-        self._data = array.copy() if is_changed_in_place(array) else array
-        if self._node is not None:
-            self._node.assigned = next_order()
+        replace(self, array.copy() if is_changed_in_place(array) else array)
 
     @property
     def grad(self) -> Tensor | None:
@@ -163,12 +178,13 @@ class Tensor:
             self._node.grad = None if value is None else constant(self._matching(value, "grad"))
 
     def _matching(self, value: Operand, what: str) -> Any:
-        """``value`` as an array of this tensor's shape and dtype."""
+        """``value`` as an array of this tensor's shape and dtype, on its device."""
         data = self._data
         try:
             array = as_array(value._data if isinstance(value, Tensor) else value, like=data)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{what}: {error}") from None
+        array = beside(array, data)
         if array.shape != data.shape:
             raise ValueError(f"{what}: expected shape {data.shape}, got {array.shape}")
         if array.dtype != data.dtype:
@@ -219,6 +235,11 @@ class Tensor:
     def size(self) -> int:
         """The number of elements."""
         return self._data.size  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> devices.device:
+        """Where the elements lie: ``device('cpu')``, or a GPU such as ``device('cuda:0')``."""
+        return device_of(self._data)
 
     def item(self) -> bool | int | float | complex:
         """The only element as a Python number. Raises ValueError where there is not exactly one."""
@@ -293,7 +314,19 @@ class Tensor:
                 "be lost: use t.detach() or t.numpy(), mg's functions instead of NumPy's, and mg.stack or "
                 "mg.concatenate to join tensors"
             )
+        if self._data.__class__ is not np.ndarray:
+            raise TypeError(f"a tensor on {self.device} becomes no NumPy array by itself: copy it with t.numpy()")
         return np.array(self._data, dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The memory, for another library's ``from_dlpack``. Raises BufferError where a gradient would be lost."""
+        if self._node is not None:
+            raise BufferError("a tensor that requires a gradient is not handed over; give t.detach()")
+        return self._data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        """DLPack's type and number of the device."""
+        return self._data.__dlpack_device__()  # type: ignore[no-any-return]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A leaf or constant with values of its own, and no gradient yet."""
@@ -347,6 +380,13 @@ def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:
     return {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
 
 
+def replace(tensor: Tensor, array: Any) -> None:
+    """Give a leaf or constant another array."""
+    tensor._data = array
+    if tensor._node is not None:
+        tensor._node.assigned = next_order()  # type: ignore[union-attr]
+
+
 def constant(array: Any) -> Tensor:
     """A tensor around the result of an array function, without a gradient. Tensors stay as they are."""
     if array.__class__ is Tensor:
@@ -357,7 +397,9 @@ def constant(array: Any) -> Tensor:
     return tensor
 
 
-def tensor(data: Operand, dtype: npt.DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
+def tensor(
+    data: Operand, dtype: npt.DTypeLike | None = None, requires_grad: bool = False, device: Device | None = None
+) -> Tensor:
     """A tensor of ``data``: see :class:`Tensor`.
 
     >>> x = mg.tensor([1.0, 2.0, 3.0], requires_grad=True)
@@ -365,4 +407,4 @@ def tensor(data: Operand, dtype: npt.DTypeLike | None = None, requires_grad: boo
     >>> x.grad
     tensor([2., 4., 6.], dtype=float64)
     """
-    return Tensor(data, dtype, requires_grad)
+    return Tensor(data, dtype, requires_grad, device)

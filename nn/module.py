@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+import microgradnd as mg
 from microgradnd import Tensor
 from microgradnd.autograd import Node
+from microgradnd.devices import placed, resolved
+from microgradnd.tensor import replace
 
 
 class Module:
@@ -65,6 +68,22 @@ class Module:
         """Forget the gradients of all parameters (sets them to None)."""
         for parameter in self.parameters():
             parameter.zero_grad()
+
+    def to(self, device: mg.device | str) -> Module:
+        """Move all tensors of this module, with their gradients, to a device such as ``"cuda"``; returns self.
+
+        The tensors stay the same objects, so that an optimiser that was given them goes on with them. Raises what
+        :meth:`Tensor.to` raises; nothing has moved then.
+        """
+        device = resolved(device)
+        tensors = [tensor for _, tensor in self.named_tensors()]
+        moved = [placed(tensor.data, device) for tensor in tensors]
+        for tensor, array in zip(tensors, moved, strict=True):
+            gradient = tensor.grad
+            replace(tensor, array)
+            if gradient is not None:
+                tensor.grad = gradient.to(device)
+        return self
 
     def train(self, mode: bool = True) -> Module:
         """Switch this module and all those in it to training (or with False to evaluation) mode; returns self."""

@@ -11,6 +11,7 @@ import numpy as np
 from microgradnd import Tensor
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
+from microgradnd.devices import beside
 from microgradnd.inplace import next_change, record_of
 from microgradnd.kernels import compiled
 
@@ -133,6 +134,7 @@ class Optimizer:
                 p = parameter._data
                 if p is not slot.own:
                     p = parameter._data = slot.own = p.copy()
+                    slot.state = {name: beside(x, p) if hasattr(x, "shape") else x for name, x in slot.state.items()}
                     leaf.assigned = order
                     slot.record = record_of(p)
                 work.append((p, g._data if g.__class__ is Tensor else g, slot.state))

@@ -1,28 +1,69 @@
-"""Devices: the same tests run on NumPy and on the real CuPy over host memory."""
+"""Devices: one suite, on NumPy, on the real CuPy over host memory, or on a GPU.
+
+python -m pytest                        on NumPy
+python -m pytest --device cupy-cpu      tests with the fixtures below on CuPy over host memory: see cupy_on_cpu
+python -m pytest --device cuda          the same on a GPU, but for those that count launches
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import microgradnd as mg
 from tests import cupy_on_cpu
 
 # In CI everything optional is installed first, so that nothing may be skipped for want of it.
 COMPLETE = os.environ.get("CI") == "true"
-_without_cupy = cupy_on_cpu.unavailable()
-if _without_cupy is None:
-    cupy_on_cpu.install()  # before anything imports CuPy
+DEVICES = ("numpy", "cupy-cpu", "cuda")
+CHOICE = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=DEVICES, default="numpy", help="what computes in tests of devices (numpy)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen = config.getoption("--device")
+    config.stash[CHOICE] = chosen
+    if chosen == "cuda":
+        if not mg.cuda_is_available():
+            raise pytest.UsageError("--device cuda: CuPy finds no GPU here; --device cupy-cpu works without one")
+    elif (missing := cupy_on_cpu.unavailable()) is None:
+        cupy_on_cpu.install()  # before anything imports CuPy
+    elif chosen == "cupy-cpu":
+        raise pytest.UsageError(f"--device cupy-cpu: {missing}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
+    """Elsewhere than on NumPy only what has to do with devices; on a GPU nothing that rests on the stand-in."""
+    chosen = config.stash[CHOICE]
+    kept, left = [], []
+    for item in items:
+        names = set(item.fixturenames)
+        if chosen == "numpy":
+            wanted = not names & {"cupy", "counted"}
+        else:
+            wanted = bool(names & {"device", "cupy"})
+            wanted &= not (chosen == "cuda" and "counted" in names)
+        (kept if wanted else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 class Device:
     """An array library: arrays to and from it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        if name == "numpy":
+    def __init__(self, chosen: str) -> None:
+        self.chosen = chosen
+        self.name = "cpu" if chosen == "numpy" else "cuda"  # of mg.device
+        if chosen == "numpy":
             self.xp: Any = np
         else:
             import cupy
@@ -37,12 +78,33 @@ class Device:
         return x.get() if hasattr(x, "get") else x
 
 
-@pytest.fixture(params=["numpy", "cupy-on-cpu"])
+@pytest.fixture
 def device(request: pytest.FixtureRequest) -> Device:
-    """NumPy, then CuPy on host memory."""
-    if request.param == "cupy-on-cpu" and _without_cupy is not None:
-        pytest.skip(f"CuPy on host memory is not available: {_without_cupy}")
-    return Device(request.param)
+    """What ``--device`` chose."""
+    return Device(request.config.stash[CHOICE])
+
+
+@pytest.fixture
+def cupy() -> Any:
+    """CuPy, for tests that NumPy has no part in: they run with another ``--device`` alone."""
+    import cupy
+
+    return cupy
+
+
+@pytest.fixture
+def counted(cupy: Any) -> Any:
+    """Count what a block does on CuPy over host memory: ``with counted() as found: ...`` and ``found.launches``."""
+
+    @contextmanager
+    def count() -> Iterator[SimpleNamespace]:
+        before, found = cupy_on_cpu.counters(), SimpleNamespace()
+        yield found
+        after = cupy_on_cpu.counters()
+        vars(found).update({name: after[name] - before[name] for name in after})
+        found.copies = found.host_to_device + found.device_to_host
+
+    return count
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -359,10 +359,7 @@ def test_a_model_stays_on_its_device(tmp_path: Path, device: Any) -> None:
     model, expected = nn.Linear(3, 2, rng=0), nn.Linear(3, 2, rng=1)
     for parameter in model.parameters():
         parameter.data = parameter.data * 0
-    moved = nn.Linear(3, 2, rng=0)
-    for name in ("weight", "bias"):
-        data = device.array(getattr(moved, name).data)
-        setattr(moved, name, mg.tensor(data, requires_grad=True))
+    moved = nn.Linear(3, 2, rng=0).to(device.name)
     optimizer = nn.Adam(moved.parameters(), lr=0.1)
     moved(mg.tensor(device.array(np.ones((4, 3), np.float32)))).sum().backward()
     optimizer.step()

@@ -32,6 +32,7 @@ from .elementwise import cos, erf, exp, log, sin, sqrt, tanh
 from .indexing import getitem, scatter_add
 from .linalg import einsum, linear, linear_gelu, linear_relu, matmul
 from .losses import cross_entropy
+from .moving import to
 from .nondifferentiable import (
     bitwise_and,
     bitwise_or,
@@ -196,6 +197,7 @@ _others: dict[str, Any] = {
     "min": min,
     "squeeze": squeeze,
     "sum": sum,
+    "to": to,
     "swapaxes": swapaxes,
     "var": var,
     "T": property(transpose),
