@@ -10,6 +10,8 @@ import numpy as np
 
 import microgradnd as mg
 from microgradnd.backends import as_array
+from microgradnd.devices import beside
+from microgradnd.ops.indexing import take_rows
 
 from .init import drawn, normal
 from .module import Module
@@ -33,7 +35,8 @@ class Embedding(Module):
     Raises:
         ValueError: for sizes below 1, and a ``padding_idx`` out of range.
         TypeError: in forward, for tokens that are no integers.
-        IndexError: in forward, for tokens outside of 0 to num_embeddings - 1.
+        IndexError: in forward, for tokens outside of 0 to num_embeddings - 1. Tokens that lie on a GPU are not waited
+            for: there such a token gives a vector of NaN.
     """
 
     def __init__(
@@ -57,14 +60,16 @@ class Embedding(Module):
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
 
     def forward(self, tokens: Any) -> mg.Tensor:
-        index = as_array(tokens.data if isinstance(tokens, mg.Tensor) else tokens, like=self.weight.data)
+        index = as_array(tokens.data if isinstance(tokens, mg.Tensor) else tokens)
         if index.dtype.kind not in "iu":
             raise TypeError(f"Embedding: tokens must be integers, got {index.dtype}")
-        if index.size and not (index.min() >= 0 and index.max() < self.num_embeddings):
+        on_host = index.__class__ is np.ndarray
+        if on_host and index.size and not (index.min() >= 0 and index.max() < self.num_embeddings):
             raise IndexError(
                 f"Embedding: tokens must lie in 0 to {self.num_embeddings - 1}, got {index.min()} to {index.max()}"
             )
-        vectors = mg.getitem(self.weight, index)
+        index = beside(index, self.weight.data)
+        vectors = take_rows(self.weight, index)
         if self.padding_idx is None:
             return vectors
         return mg.where((index == self.padding_idx)[..., None], vectors.detach(), vectors)
@@ -124,7 +129,9 @@ class SinusoidalPositions(Module):
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
-        return x + _on_device(self.table[_positions(self, x, start, self.table.shape)], x)
+        positions = _positions(self, x, start, self.table.shape)
+        out: mg.Tensor = x + _beside(x, self, "table")[positions]
+        return out
 
     def extra_repr(self) -> str:
         return f"{self.table.shape[0]}, {self.table.shape[1]}"
@@ -152,7 +159,8 @@ class RotaryPositions(Module):
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
         positions = _positions(self, x, start, (len(self.cos), 2 * self.cos.shape[1]))
-        return mg.rotate_halves(x, _on_device(self.cos[positions], x), _on_device(self.sin[positions], x))
+        cos, sin = _beside(x, self, "cos"), _beside(x, self, "sin")
+        return mg.rotate_halves(x, cos[positions], sin[positions])
 
     def extra_repr(self) -> str:
         return f"{self.cos.shape[0]}, {2 * self.cos.shape[1]}"
@@ -177,5 +185,14 @@ def _positions(module: Module, x: mg.Tensor, start: int, shape: tuple[int, ...])
     return slice(start, stop)
 
 
-def _on_device(table: np.ndarray, x: mg.Tensor) -> mg.Tensor:
-    return mg.tensor(as_array(table, x.dtype if x.dtype.kind == "f" else None, like=x.data))
+def _beside(x: mg.Tensor, module: Module, name: str) -> Any:
+    """A table of the module in the dtype and on the device of x: on a GPU copied once, not in every step."""
+    table = getattr(module, name)
+    dtype = x.dtype if x.dtype.kind == "f" else table.dtype
+    if x.data.__class__ is np.ndarray:
+        return table.astype(dtype, copy=False)
+    copies = vars(module).setdefault("_copies", {})
+    key = name, str(x.device), dtype
+    if key not in copies:
+        copies[key] = beside(table.astype(dtype), x.data)
+    return copies[key]

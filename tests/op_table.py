@@ -33,6 +33,7 @@ class Op:
     high: float = 2.0
     differentiable: tuple[int, ...] = (0,)  # positions of the arguments with a gradient
     analytic: Callable[..., Any] | None = None  # the reference for complex arguments, where it differs
+    on_gpu: Callable[..., Any] | None = None  # the reference there, where it differs
     sequence: bool = False  # takes the arrays as one sequence
     torch: Callable[..., Any] | None = None  # (torch, *args, **options)
     keeps_dtype: bool = True
@@ -333,6 +334,7 @@ OPS = (
         "dropout",
         lambda x, p=0.5, rng=0: x * (np.random.default_rng(rng).random(x.shape, np.float32) >= p) / (1 - p),
         (shapes((3, 4), p=0.5, rng=3), shapes((2, 3, 2), p=0.25, rng=5), shapes((3,), p=0.0, rng=0)),
+        on_gpu=lambda x, p=0.5, rng=0: x * _dropped(x.shape, p, rng),
     ),
     # normalisation
     Op(

@@ -10,9 +10,28 @@ import cupy
 import numpy as np
 from cupyx.scipy.special import erf, ndtr
 
+from .cupy_random import kept
 from .numpy_backend import scatter_add
 
 array_type = cupy.ndarray
+
+# Each of these is one launch: a chain of CuPy's functions takes one for every step of it.
+_masked = cupy.ElementwiseKernel("T x, bool mask", "T out", "out = mask ? x : T(0)", "masked")
+_scaled = {
+    double: cupy.ElementwiseKernel(
+        f"T x, bool mask, {kind} scale", "T out", "out = mask ? T(x * scale) : T(0)", f"scaled_{kind}"
+    )
+    for double, kind in ((False, "float32"), (True, "float64"))
+}
+_relu_gradient = cupy.ElementwiseKernel("T g, U out", "T gx", "gx = out > U(0) ? g : T(0)", "relu_gradient")
+_sigmoid = cupy.ElementwiseKernel("T x", "T out", "out = T(1) / (T(1) + exp(-x))", "sigmoid")
+# Where rows are taken: n is how many there are, size the elements of each. A row that is not there is NaN.
+_take_rows = cupy.ElementwiseKernel(
+    "raw T x, I row, int64 n, int64 size, int64 column",
+    "T out",
+    'out = row >= 0 && row < n ? x[(long long)row * size + column] : T(nan(""))',
+    "take_rows",
+)
 
 
 def relu(x: Any, out: Any = None) -> Any:
@@ -22,21 +41,33 @@ def relu(x: Any, out: Any = None) -> Any:
 
 def relu_gradient(g: Any, out: Any) -> Any:
     """g where ``out``, the rectifier's result, is positive, and 0 elsewhere."""
-    return masked(g, out > 0)
+    return _relu_gradient(g, out)
 
 
-def masked(x: Any, mask: Any) -> Any:
-    """x where ``mask`` holds and 0 elsewhere."""
-    return cupy.where(mask, x, cupy.zeros((), x.dtype)) if hasattr(mask, "shape") else x * mask
+def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
+    """x, times ``scale``, where ``mask`` holds, and 0 elsewhere."""
+    if not hasattr(mask, "dtype") or mask.dtype.kind != "b":
+        return x * mask if scale is None else x * mask * scale
+    if scale is None:
+        return _masked(x, mask)
+    return _scaled[x.dtype.char == "d"](x, mask, scale)
 
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)); of integers in float64."""
-    x = x.astype(np.float64) if x.dtype.kind in "biu" else x
-    return 1 / (1 + cupy.exp(-x))
+    return _sigmoid(x.astype(np.float64) if x.dtype.kind in "biu" else x)
 
 
-_ours: dict[str, Any] = {f.__name__: f for f in (masked, relu, relu_gradient, sigmoid)}
+def take_rows(x: Any, index: Any) -> Any:
+    """``x[index]`` along the first axis, with NaN for rows that are not there: a device is not asked about them."""
+    x = cupy.ascontiguousarray(x)
+    size = int(np.prod(x.shape[1:]))
+    columns = cupy.arange(size)
+    out = _take_rows(x, index.reshape(-1, 1), len(x), size, columns)
+    return out.reshape(index.shape + x.shape[1:])
+
+
+_ours: dict[str, Any] = {f.__name__: f for f in (kept, masked, relu, relu_gradient, sigmoid, take_rows)}
 _ours |= {"erf": erf, "normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})

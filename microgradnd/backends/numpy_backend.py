@@ -104,11 +104,13 @@ def relu(x: Any, out: Any = None) -> Any:
 _BITS = {"e": np.dtype(np.int16), "f": np.dtype(np.int32), "d": np.dtype(np.int64)}
 
 
-def masked(x: Any, mask: Any) -> Any:
-    """x where ``mask`` holds and 0 elsewhere, even where x is infinite or NaN, as a product with the mask is not.
+def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
+    """x, times ``scale``, where ``mask`` holds and 0 elsewhere, even where x is infinite or NaN, as no product is.
 
     The bits of x, as integers, times 0 or 1: a quarter of the time of np.where.
     """
+    if scale is not None:
+        return masked(x, mask) * scale
     dtype = x.dtype
     bits = _BITS.get(dtype.char)
     if bits is None or x.ndim == 0 or getattr(mask, "shape", None) != x.shape:
@@ -131,6 +133,16 @@ def relu_gradient(g: Any, out: Any) -> Any:
     return masked(g, np.greater(out, _zeros((), out.dtype)))
 
 
+def kept(seed: int, number: int, shape: tuple[int, ...], p: float) -> Any:
+    """Booleans, each False with probability p, that depend on ``seed`` and ``number`` alone."""
+    return np.random.Generator(np.random.Philox(key=[int(seed), number])).random(shape, np.float32) >= p
+
+
+def take_rows(x: Any, index: Any) -> Any:
+    """``x[index]`` along the first axis."""
+    return x[index]
+
+
 def matmul(x: Any, y: Any) -> Any:
     """np.matmul, whose calls cost 0.5 us more than dot's where the two are the same."""
     return x.dot(y) if x.ndim == 2 and y.ndim == 2 else np.matmul(x, y)
@@ -144,7 +156,7 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-_functions = (erf, masked, matmul, max, min, normal_cdf, relu, relu_gradient, sigmoid, sum)
+_functions = (erf, kept, masked, matmul, max, min, normal_cdf, relu, relu_gradient, sigmoid, sum, take_rows)
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
 _ours |= {"scatter_add": functools.partial(scatter_add, np), "SMALL": SMALL}
 namespace = SimpleNamespace(**{**vars(np), **_ours})

@@ -143,9 +143,9 @@ __all__ = [
 ]
 
 
-def masked(x: Any, mask: Any) -> Tensor:
+def masked(x: Any, mask: Any, scale: float | None = None) -> Tensor:
     """What ``xp.masked`` of the array namespaces is, for gradients that are differentiated again."""
-    return where(mask, x, 0.0)
+    return where(mask, x if scale is None else x * scale, 0.0)
 
 
 def relu_gradient(g: Any, out: Any) -> Tensor:

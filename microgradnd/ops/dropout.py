@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends import as_array
+from ..backends import NAMESPACES
 from ..primitive import primitive
 from ..randomness import generator
 from ..tensor import Tensor
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@primitive(x=lambda g, xp, kept, scale: xp.masked(g, kept) * scale, kept=None)
+@primitive(x=lambda g, xp, kept, scale: xp.masked(g, kept, scale), kept=None)
 def _dropout(xp: Any, x: Operand, kept: Operand, scale: float) -> Any:
-    return xp.masked(x, kept) * scale
+    return xp.masked(x, kept, scale)
 
 
 def dropout(x: Operand, p: float = 0.5, rng: Rng = None) -> Tensor:
@@ -27,13 +27,17 @@ def dropout(x: Operand, p: float = 0.5, rng: Rng = None) -> Tensor:
     Args:
         x: floating-point, any shape.
         p: between 0 and 1; 1 gives zeros.
-        rng: a ``numpy.random.Generator``, which is advanced, or a seed; None draws a seed. Numbers are drawn on
-            the host, so that one seed drops the same elements on every device.
+        rng: a ``numpy.random.Generator``, which is advanced, or a seed; None draws a seed. On a GPU the generator
+            gives a seed for the device, so that nothing is copied; there other elements are dropped than on the host.
 
     Raises ValueError for p out of range.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must lie between 0 and 1, got {p}")
     x, p = x if isinstance(x, Tensor) else Tensor(x), float(p)
-    kept = generator(rng).random(x.shape, np.float32) >= p
-    return _dropout(x, as_array(kept, like=x.data), 1 / (1 - p) if p < 1 else 0.0)
+    rng = generator(rng)
+    if x.data.__class__ is np.ndarray:
+        kept = rng.random(x.shape, np.float32) >= p
+    else:
+        kept = NAMESPACES[x.data.__class__].kept(rng.integers(2**63), 0, x.shape, p)
+    return _dropout(x, kept, 1 / (1 - p) if p < 1 else 0.0)

@@ -11,6 +11,7 @@ import numpy as np
 from ..autograd import Part
 from ..backends import NAMESPACES
 from ..backends.numpy_backend import is_basic
+from ..devices import beside
 from ..primitive import primitive
 from ..tensor import Tensor
 
@@ -30,17 +31,64 @@ def _getitem(xp: Any, x: Operand, index: Any) -> Any:
 
 
 @primitive(x=lambda g, index: g[index])
-def scatter_add(xp: Any, x: Operand, index: Any, shape: tuple[int, ...]) -> Any:
-    """Zeros of ``shape`` to which x is added at ``index``; where an index repeats, values add up."""
+def _scatter_add(xp: Any, x: Operand, index: Any, shape: tuple[int, ...]) -> Any:
     return xp.scatter_add(x, index, shape)
+
+
+def scatter_add(x: Operand, index: Any, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of ``shape`` to which x is added at ``index``; where an index repeats, values add up.
+
+    Raises IndexError as :func:`getitem` does.
+    """
+    array = x._data if x.__class__ is Tensor else x
+    if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
+        index = _looked_at("scatter_add", _plain(index), shape, array)
+    return _scatter_add(x, index, shape)
+
+
+@primitive(x=lambda g, xp, index, x_shape: xp.scatter_add(g, index, x_shape))
+def take_rows(xp: Any, x: Operand, index: Any) -> Any:
+    """``x[index]`` for an array of integers that has been checked; on a GPU it need not be: see ``xp.take_rows``."""
+    return xp.take_rows(x, index)
 
 
 def getitem(x: Operand, index: Any) -> Tensor:
     """``x[index]`` with all of NumPy's indexing: integers, slices, None, Ellipsis, integer and boolean arrays.
 
-    Indices may be tensors of integers or booleans. Elements that are read twice get both gradients.
+    Indices may be tensors of integers or booleans. Elements that are read twice get both gradients. Raises IndexError
+    for elements that are not there; arrays of indices that lie on a GPU are waited for, to look at them.
     """
-    return _getitem(x, _plain(index))
+    index = _plain(index)
+    array = x._data if x.__class__ is Tensor else x
+    if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
+        index = _looked_at("getitem", index, array.shape, array)
+    return _getitem(x, index)
+
+
+def _looked_at(operation: str, index: Any, shape: tuple[int, ...], like: Any) -> Any:
+    """The index for an array of ``shape``, with its arrays beside ``like``; CuPy itself lets them wrap around."""
+    parts, axis, found = index if index.__class__ is tuple else (index,), 0, []
+    after = sum(getattr(part, "ndim", 1) if _is_mask(part) else part is not None and part is not ... for part in parts)
+    for part in parts:
+        if part is ...:
+            axis += len(shape) - after
+        elif hasattr(part, "dtype") and part.ndim:
+            if part.dtype.kind in "iu" and part.size and axis < len(shape):
+                low, high = int(part.min()), int(part.max())
+                if low < -shape[axis] or high >= shape[axis]:
+                    raise IndexError(
+                        f"{operation}: index {low} to {high} is out of bounds for axis {axis} of length {shape[axis]}"
+                    )
+            axis += part.ndim if _is_mask(part) else 1
+            part = beside(part, like)
+        elif part is not None:
+            axis += 1
+        found.append(part)
+    return tuple(found) if index.__class__ is tuple else found[0]
+
+
+def _is_mask(part: Any) -> bool:
+    return hasattr(part, "dtype") and part.dtype.kind == "b" and part.ndim > 0
 
 
 def _plain(index: Any) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..backends import as_array
+from ..backends import NAMESPACES, as_array
 from ..fused import fused
 from ..kernels import array_kernels
 from ..tensor import Tensor
@@ -37,4 +35,5 @@ def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
     if targets.shape == log_p.shape:
         return -sum(log_p * targets) / count
     rows = reshape(log_p, (count, log_p.shape[-1]))
-    return -sum(rows[np.arange(count), reshape(targets, (count,))]) / count
+    each = NAMESPACES[type(rows.data)].arange(count)
+    return -sum(rows[each, reshape(targets, (count,))]) / count

@@ -12,7 +12,7 @@ from .arrays import CREATING, RecordedArray, RecordedNumber, create
 from .instructions import is_recording, recorder
 
 # Written in terms of NumPy's functions: what they call is noted.
-COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "sum")
+COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "sum", "take_rows")
 # Noted as a call of their own.
 WHOLE = ("erf", "normal_cdf", "sigmoid")
 

@@ -1,0 +1,72 @@
+"""Indices and random numbers on devices: what is out of range is seen, and what is drawn can be drawn again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from microgradnd.backends import NAMESPACES
+
+BAD = [([4], 0), ([-5], 0), ((slice(None), [0, 3]), 1), ((..., [-4]), 1), ((None, [0], [3]), 1), ((1, [7]), 1)]
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize(("index", "axis"), BAD)
+def test_indices_out_of_range_are_refused(index: Any, axis: int, on_host: bool, device: Any) -> None:
+    x = mg.tensor(np.ones((4, 3)), device=device.name)
+    place = (lambda part: part) if on_host else device.array
+    parts = index if isinstance(index, tuple) else (index,)
+    there = tuple(place(np.array(part)) if isinstance(part, list) else part for part in parts)
+    with pytest.raises(IndexError, match=rf"getitem: index .* is out of bounds for axis {axis}"):
+        x[there]
+    with pytest.raises(IndexError, match="out of bounds"):
+        mg.scatter_add(mg.tensor(np.ones(3), device=device.name), place(np.array([0, 1, 4])), (4,))
+
+
+def test_indices_come_to_the_tensors_device(device: Any) -> None:
+    values = np.arange(24.0).reshape(4, 3, 2)
+    mask = values[..., 0] > 7
+    for index in (
+        [1, -4, 3], np.array([[0, 1], [3, -1]]), (slice(1, None), [2, -3]), (..., [0, 1]), mask, (mask, 1),
+        (0, None, [1]), ([0, 1], [2, 2]), np.array([], int), (np.array(2), [0]),
+    ):  # fmt: skip
+        x = mg.tensor(values, device=device.name, requires_grad=True)
+        np.testing.assert_array_equal(x[index].numpy(), values[index])
+        x[index].sum().backward()
+        expected = np.zeros_like(values)
+        np.add.at(expected, index, 1)
+        np.testing.assert_array_equal(x.grad.numpy(), expected)  # type: ignore[union-attr]
+
+
+def test_tokens_that_are_not_there_are_refused_on_the_host_and_nan_on_a_gpu(device: Any) -> None:
+    layer = nn.Embedding(5, 3, rng=0).to(device.name)
+    for tokens in ([5], [[0, -1]], np.array([2, 7])):
+        with pytest.raises(IndexError, match="Embedding: tokens must lie in 0 to 4"):
+            layer(tokens)
+    tokens = device.array(np.array([[0, 5], [-1, 4]]))
+    if device.name == "cpu":
+        with pytest.raises(IndexError, match="Embedding: tokens must lie in 0 to 4"):
+            layer(tokens)
+    else:
+        np.testing.assert_array_equal(np.isnan(layer(tokens).numpy()).all(-1), [[False, True], [True, False]])
+        np.testing.assert_array_equal(layer(tokens).numpy()[0, 0], layer.weight.numpy()[0])
+
+
+def test_dropout_draws_from_the_generators_seed_on_the_device(device: Any) -> None:
+    xp = NAMESPACES[device.xp.ndarray]
+    for seed, number, shape, p in ((5, 0, (3, 7), 0.5), (2**63 - 1, 12, (999,), 0.1), (7, 2**40, (2, 0), 0.3)):
+        drawn = np.random.Generator(np.random.Philox(key=[seed, number])).random(shape, np.float32)
+        np.testing.assert_array_equal(device.host(xp.kept(seed, number, shape, p)), drawn >= p)
+    x = mg.tensor(np.full((64, 64), np.inf), device=device.name)
+    layer = nn.Dropout(0.25, rng=3)
+    state = layer.rng.bit_generator.state
+    first, second = layer(x).numpy(), layer(x).numpy()
+    assert set(np.unique(first)) == {0, np.inf}  # what is dropped is 0, not infinity times 0
+    assert 0.2 < (first == 0).mean() < 0.3
+    assert (first != second).any()
+    layer.rng.bit_generator.state = state
+    np.testing.assert_array_equal(layer(x).numpy(), first)
