@@ -12,6 +12,7 @@ and training lowers the cross-entropy between these odds and the characters that
 for a laptop: Karpathy, 2022). Run
 
     python demos/char_lm.py                     on the text of Python's own reference topics, 465,000 characters
+    python demos/char_lm.py --device cuda       with CuPy arrays, on a GPU
     python demos/char_lm.py my.txt              on any text file in UTF-8
     python demos/char_lm.py --resume            goes on from the last checkpoint, as if there had been no break
     python demos/char_lm.py --resume --iterations 0 --prompt "The yield expression"          writes without training
@@ -106,7 +107,7 @@ def evaluate(model: nn.Transformer, data: np.ndarray, rows: int = 64) -> float:
     total = 0.0
     for start in range(0, count, rows):
         batch = slice(start, start + rows)
-        total += nn.cross_entropy(model(inputs[batch]), targets[batch]).item() * len(inputs[batch])
+        total += nn.cross_entropy(model(inputs[batch]), mg.tensor(targets[batch])).item() * len(inputs[batch])
     model.train()
     return total / count
 
@@ -205,6 +206,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--prompt", help=f"what the sample begins with ({PROMPT!r}, where the text has that)")
     parser.add_argument("--length", type=int, default=LENGTH, help="characters to write (%(default)s)")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0: the likeliest ones (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="NumPy or CuPy (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path(OUT), help="picture to write (%(default)s)")
     args = parser.parse_args(argv)
     given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
@@ -285,7 +287,7 @@ def train(
     ):
         while values["step"] < last:
             inputs, targets = random_batch(train_data, settings["context"], settings["batch_size"], rng)  # (B, T) each
-            loss = nn.cross_entropy(model(inputs), targets)
+            loss = nn.cross_entropy(model(inputs), mg.tensor(targets))
             if not math.isfinite(loss.item()):
                 where = f"in iteration {values['step'] + 1}"
                 raise ArithmeticError(f"the loss became {loss.item()} {where}: --lr {settings['lr']} is too large")
@@ -312,6 +314,11 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args, given = parse(argv)
+    with mg.device(args.device):  # where tensors and layers are made
+        learn(args, given)
+
+
+def learn(args: argparse.Namespace, given: dict) -> None:
     import matplotlib.figure  # noqa: F401  (needed at the end; to be missed now)
     import safetensors  # noqa: F401
 
@@ -372,6 +379,7 @@ if __name__ == "__main__":
         print("interrupted; --resume goes on from the last checkpoint, if there is one yet", file=sys.stderr)
         sys.exit(130)
     except ImportError as error:
-        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
-    except (ArithmeticError, MemoryError, OSError, ValueError) as error:
+        extra = "cuda12" if error.name == "cupy" else "demos"
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[{extra}]' in the clone brings it")
+    except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"char_lm: {error}")

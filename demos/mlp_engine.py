@@ -13,6 +13,7 @@ leaves every parameter's gradient in its `.grad`. The same seed gives the same l
 files, up to rounding. Run it, on the 8x8 digits of scikit-learn, with
 
     python demos/mlp_engine.py
+    python demos/mlp_engine.py --device cuda        the same with CuPy arrays, on a GPU
 """
 
 import argparse
@@ -45,13 +46,13 @@ def init_params(rng: np.random.Generator, sizes: Sequence[int], dtype: DTypeLike
     return params
 
 
-def forward(params: Params, X: np.ndarray) -> mg.Tensor:
+def forward(params: Params, X: mg.Tensor) -> mg.Tensor:
     """The logits z2: (n, d) -> (n, k)."""
     a1 = mg.relu(X @ params["W1"] + params["b1"])  # (n, h)
     return a1 @ params["W2"] + params["b2"]
 
 
-def cross_entropy(z2: mg.Tensor, y: np.ndarray) -> mg.Tensor:
+def cross_entropy(z2: mg.Tensor, y: mg.Tensor) -> mg.Tensor:
     """Mean of -log p[target] over the rows, from the logits z2 (n, k) and one-hot rows y (n, k)."""
     return -(y.astype(z2.dtype) * mg.log_softmax(z2)).sum() / len(y)
 
@@ -84,7 +85,7 @@ def train(
         order = np.arange(n) if batch_size is None or rng is None else rng.permutation(n)
         for start in range(0, n, batch_size or n):
             rows = order[start : start + (batch_size or n)]
-            loss = cross_entropy(forward(params, X[rows]), y[rows])
+            loss = cross_entropy(forward(params, mg.tensor(X[rows])), mg.tensor(y[rows]))
             loss.backward()
             sgd_step(params, lr)
             losses.append(loss.item())
@@ -93,7 +94,7 @@ def train(
 
 def accuracy(params: Params, X: np.ndarray, y: np.ndarray) -> float:
     with mg.no_grad():
-        z2 = forward(params, X)
+        z2 = forward(params, mg.tensor(X))
     return float(np.mean(z2.numpy().argmax(axis=1) == y.argmax(axis=1)))
 
 
@@ -114,16 +115,18 @@ def load_digits(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nd
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The multilayer perceptron of mlp_numpy.py, without its calculus.")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of all randomness (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="NumPy or CuPy (%(default)s)")
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed must not be negative, got {args.seed}")
     rng = np.random.default_rng(args.seed)
-    X, y, X_test, y_test = load_digits(rng)  # (1438, 64), (1438, 10), (359, 64), (359, 10)
-    params = init_params(rng, (X.shape[1], HIDDEN, y.shape[1]))
-    for epoch in range(1, EPOCHS + 1):
-        losses = train(params, X, y, LR, 1, BATCH_SIZE, rng)
-        print(f"epoch {epoch:3d}  loss {np.mean(losses):.4f}", end="  ")
-        print(f"train accuracy {accuracy(params, X, y):.4f}  test accuracy {accuracy(params, X_test, y_test):.4f}")
+    with mg.device(args.device):  # where mg.tensor puts what it gets
+        X, y, X_test, y_test = load_digits(rng)  # (1438, 64), (1438, 10), (359, 64), (359, 10)
+        params = init_params(rng, (X.shape[1], HIDDEN, y.shape[1]))
+        for epoch in range(1, EPOCHS + 1):
+            losses = train(params, X, y, LR, 1, BATCH_SIZE, rng)
+            print(f"epoch {epoch:3d}  loss {np.mean(losses):.4f}", end="  ")
+            print(f"train accuracy {accuracy(params, X, y):.4f}  test accuracy {accuracy(params, X_test, y_test):.4f}")
 
 
 if __name__ == "__main__":
@@ -133,4 +136,7 @@ if __name__ == "__main__":
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except ImportError as error:
-        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
+        extra = "cuda12" if error.name == "cupy" else "demos"
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[{extra}]' in the clone brings it")
+    except RuntimeError as error:
+        sys.exit(f"mlp_engine: {error}")

@@ -1,7 +1,7 @@
 """microgradnd: define-by-run automatic differentiation of N-dimensional arrays, on NumPy or CuPy."""
 
 from .autograd import no_grad
-from .config import show_config
+from .config import memory_report, show_config
 from .devices import cuda_is_available, device, from_dlpack
 from .functional import grad, value_and_grad
 from .gradcheck import check_grads
@@ -25,6 +25,7 @@ __all__ = [
     "from_dlpack",
     "grad",
     "kernels",
+    "memory_report",
     "no_grad",
     "primitive",
     "show_config",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import sys
 from typing import Any
 
 import numpy as np
 
+from .devices import cuda_is_available
 from .kernels import installed, kernels
 
 
@@ -19,6 +21,26 @@ def show_config() -> None:
     """
     for name, what in _lines():
         print(f"{name:<12} {what}")
+
+
+def memory_report() -> dict[str, dict[str, int]]:
+    """Bytes of memory by device: ``{"cpu": {...}, "cuda:0": {...}}``.
+
+    Of the host ``resident``, what the process has in memory (on Linux). Of each GPU, once the program has imported
+    CuPy: ``used`` by arrays, ``held`` by CuPy's pool for them and for arrays to come, and ``free`` of ``total`` on the
+    device, whoever has the rest.
+    """
+    report: dict[str, dict[str, int]] = {"cpu": {}}
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as statm:
+            report["cpu"]["resident"] = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    cupy: Any = sys.modules.get("cupy")
+    for i in range(cupy.cuda.runtime.getDeviceCount() if cupy is not None and cuda_is_available() else 0):
+        with cupy.cuda.Device(i):
+            pool = cupy.get_default_memory_pool()
+            free, total = cupy.cuda.runtime.memGetInfo()
+            report[f"cuda:{i}"] = {"used": pool.used_bytes(), "held": pool.total_bytes(), "free": free, "total": total}
+    return report
 
 
 def _lines() -> list[tuple[str, str]]:
@@ -67,4 +89,8 @@ def _cupy() -> str:
     cupy = sys.modules.get("cupy")
     if cupy is None:
         return "not in use"
-    return f"{cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} devices"
+    if not cuda_is_available():
+        return f"{cupy.__version__}, no GPU"
+    count = cupy.cuda.runtime.getDeviceCount()
+    names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count)]
+    return f"{cupy.__version__}, {', '.join(names)}"

@@ -12,7 +12,7 @@ from .activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from .adaptive import Adam, AdamW, RMSprop
 from .attention import KVCache, MultiHeadAttention
 from .containers import MLP, Sequential
-from .data import batches, one_hot, standardize
+from .data import batches, one_hot, prefetch, standardize
 from .dropout import Dropout
 from .embedding import Embedding, LearnedPositions, RotaryPositions, SinusoidalPositions
 from .gradients import clip_grad_norm, decay_groups
@@ -85,6 +85,7 @@ __all__ = [
     "load_pytorch",
     "mse_loss",
     "one_hot",
+    "prefetch",
     "save_checkpoint",
     "save_pytorch",
     "scaled_dot_product_attention",

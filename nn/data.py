@@ -1,15 +1,19 @@
-"""Preparing data: arrays in, arrays out."""
+"""Preparing data: arrays in, arrays out; and batches on their way to a device."""
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+import microgradnd as mg
 from microgradnd import Tensor
 from microgradnd.backends import NAMESPACES, as_array
+from microgradnd.devices import default
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -90,6 +94,62 @@ def batches(
         raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
     order = np.random.default_rng(rng).permutation(len(X)) if shuffle else None
     return _slices(X, y, batch_size, order)
+
+
+def prefetch(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
+    """Each batch, a tuple of arrays, as tensors on the device of the ``with mg.device(...)`` block around.
+
+    >>> with mg.device("cuda"):
+    ...     for x, y in nn.prefetch(nn.batches(X, labels, 128, rng=rng)):
+    ...         ...
+
+    On a GPU the next batch is copied while the step with this one computes: through memory that the system does not
+    move (pinned), on a stream of its own.
+    """
+    if default.current is None or default.current.type == "cpu":
+        return (tuple(map(mg.tensor, batch)) for batch in batches)
+    return _copied_ahead(batches)
+
+
+def _copied_ahead(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
+    import cupy
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    under_way: deque[Any] = deque()  # pinned memory is not given back before it has been read
+
+    def start(batch: Any) -> tuple[list[Any], Any]:
+        """The copies, and the event after which they are there."""
+        # What this stream gets from the pool may be a batch of before that a step still reads.
+        stream.wait_event(cupy.cuda.get_current_stream().record())
+        pinned = [_pinned(cupy, np.asarray(x)) for x in batch]
+        with stream:
+            copies = [cupy.empty(x.shape, x.dtype) for x in pinned]
+        for copy, x in zip(copies, pinned, strict=True):
+            copy.set(x, stream=stream)
+        there = stream.record()
+        under_way.append((there, pinned))
+        while under_way[0][0].done and len(under_way) > 1:
+            under_way.popleft()
+        return copies, there
+
+    ahead = None
+    try:
+        for batch in itertools.chain(batches, [None]):
+            now, ahead = ahead, None if batch is None else start(batch)
+            if now is not None:
+                copies, there = now
+                cupy.cuda.get_current_stream().wait_event(there)
+                yield tuple(map(mg.tensor, copies))
+    finally:
+        stream.synchronize()
+
+
+def _pinned(cupy: Any, x: Any) -> Any:
+    """A copy of x in memory that a GPU can read by itself."""
+    memory = cupy.cuda.alloc_pinned_memory(max(1, x.nbytes))
+    copy: Any = np.frombuffer(memory, x.dtype, x.size).reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 def _slices(X: Array, y: Array, batch_size: int, order: Array | None) -> Iterator[tuple[Array, Array]]:
