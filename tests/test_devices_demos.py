@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,43 @@ def test_a_demo_prints_the_same_on_each_device(
     assert words[0] == words[1]
     assert len(numbers[0]) == len(numbers[1]) > 2
     np.testing.assert_allclose(numbers[1], numbers[0], rtol=2e-3, atol=2e-4)
+
+
+def test_gpu_check_without_a_gpu() -> None:
+    script = Path(__file__).parent.parent / "demos" / "gpu_check.py"
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=hidden)
+    assert (result.returncode, result.stderr) == (2, "")
+    assert result.stdout.startswith("gpu_check: there is no GPU here that CuPy can use")
+
+
+@pytest.mark.parametrize("fails", [None, "suite", "digits", "times"])
+def test_gpu_check_prints_one_page(
+    fails: str | None, cupy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the commands' answers made up: what they do is tested elsewhere."""
+    answers = {
+        "-m pytest -q --device cuda": (0, "....\n2646 passed in 9s\n"),
+        "demos/mlp_engine.py --device cpu": (0, "epoch 30  loss 0.0141  test accuracy 0.9861\n"),
+        "demos/mlp_engine.py --device cuda": (0, "epoch 30  loss 0.0142  test accuracy 0.9861\n"),
+        "-m tests.benchmarks gpu": (0, "gpu: the table\n"),
+    }
+    broken = {
+        "suite": ("-m pytest -q --device cuda", (1, "FAILED tests/test_ops.py::test_x\n1 failed, 9 passed\n")),
+        "digits": ("demos/mlp_engine.py --device cuda", (0, "epoch 30  loss 0.0141  test accuracy 0.7\n")),
+        "times": ("-m tests.benchmarks gpu", (1, "Traceback\n")),
+    }
+    answers |= dict([broken[fails]] if fails else [])
+    gpu_check = importlib.import_module("demos.gpu_check")
+    monkeypatch.setattr(gpu_check, "run", lambda *command: answers[" ".join(command)])
+    assert gpu_check.main([]) == (1 if fails else 0)
+    page = capsys.readouterr().out
+    headings = re.findall(r"^## (\w+)$", page, flags=re.MULTILINE)
+    assert headings == ["machine", "suite", "digits", "times", "result"]
+    for _, answer in answers.values():
+        assert answer.splitlines()[-1] in page
+    assert re.findall(r"^(\w+) +FAILED$", page, flags=re.MULTILINE) == ([fails] if fails else [])
+    assert "GiB free" in page
 
 
 def test_twenty_steps_of_a_transformer_are_those_of_the_host(cupy: Any) -> None:

@@ -9,6 +9,7 @@ from . import (
     char_lm,
     depth,
     generation,
+    gpu,
     import_time,
     kernels,
     memory,
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "kernels": kernels,
     "startup": startup,
     "scaling": scaling,
+    "gpu": gpu,
 }
 
 

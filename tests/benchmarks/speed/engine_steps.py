@@ -1,4 +1,4 @@
-"""The workloads in microgradnd: eager or captured, by compiled kernels or by NumPy's."""
+"""The workloads in microgradnd: eager or captured, by compiled kernels or by NumPy's, on the device of the block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def engine(workload: str, kernels: str, captured: bool = False) -> Steps:
     train, data = {"ffn": sublayer, "block": sublayer}.get(workload, training)(workload)
     if captured:
         train = mg.capture(train)
-    batches = itertools.cycle(data)
+    batches = itertools.cycle([tuple(map(mg.tensor, batch)) for batch in data])
     return {workload: lambda: train(*next(batches))}
 
 
@@ -84,11 +84,11 @@ def elementwise() -> Steps:
     import microgradnd as mg
     import nn
 
-    matrix = normal(w.SIDE, w.SIDE)
-    weight, bias = np.ones(w.SIDE, np.float32), np.zeros(w.SIDE, np.float32)
+    matrix = mg.tensor(normal(w.SIDE, w.SIDE))
+    weight, bias = mg.tensor(np.ones(w.SIDE, np.float32)), mg.tensor(np.zeros(w.SIDE, np.float32))
     parameter = mg.tensor(matrix, requires_grad=True)
     adam = nn.Adam([parameter])
-    parameter.grad = mg.tensor(matrix)
+    parameter.grad = matrix
     return {
         "gelu": lambda: mg.gelu(matrix),
         "softmax": lambda: mg.softmax(matrix),

@@ -10,10 +10,11 @@ from . import workloads as w
 from .workloads import Steps, initial_parameters, labelled_batches, normal, sublayer_shape, token_batches
 
 
-def pytorch(workload: str, compiled: bool) -> Steps:
+def pytorch(workload: str, compiled: bool, device: str = "cpu") -> Steps:
     import torch
 
     torch.set_num_threads(blas_threads())
+    torch.set_default_device(device)
     if workload == "elementwise":
         return elementwise()
     if workload in ("ffn", "block"):
@@ -88,13 +89,13 @@ def training(workload: str, compiled: bool) -> Steps:
         model = torch.nn.Sequential(*layers[:-1])
         with torch.no_grad():
             for parameter, values in zip(model.parameters(), initial_parameters(workload), strict=True):
-                parameter.copy_(torch.from_numpy(values.T))  # its weights are (out, in)
+                parameter.copy_(torch.tensor(values.T))  # its weights are (out, in)
         if workload == "tiny":
             optimizer = torch.optim.SGD(model.parameters(), w.LR[workload])
         else:
             optimizer = torch.optim.Adam(model.parameters(), w.LR[workload], w.BETAS, fused=True)
     call: Any = torch.compile(model) if compiled else model
-    batches = itertools.cycle([(torch.from_numpy(X), torch.from_numpy(y)) for X, y in data])
+    batches = itertools.cycle([(torch.tensor(X), torch.tensor(y)) for X, y in data])
 
     def step() -> Any:
         X, y = next(batches)
@@ -117,7 +118,7 @@ def sublayer(workload: str, compiled: bool) -> Steps:
     else:
         model = blocks(w.BLOCK["width"], 4 * w.BLOCK["width"], w.BLOCK["heads"])
     shape = sublayer_shape(workload)
-    inputs, g = torch.from_numpy(normal(*shape)).requires_grad_(), torch.from_numpy(normal(*shape, seed=1))
+    inputs, g = torch.tensor(normal(*shape)).requires_grad_(), torch.tensor(normal(*shape, seed=1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
     call: Any = torch.compile(model) if compiled else model
 
@@ -134,7 +135,7 @@ def elementwise() -> Steps:
     import torch
     from torch.nn import functional as F
 
-    matrix = torch.from_numpy(normal(w.SIDE, w.SIDE))
+    matrix = torch.tensor(normal(w.SIDE, w.SIDE))
     weight, bias = torch.ones(w.SIDE), torch.zeros(w.SIDE)
     parameter = torch.nn.Parameter(matrix.clone())
     adam = torch.optim.Adam([parameter], fused=True)
