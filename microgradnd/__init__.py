@@ -1,6 +1,8 @@
 """microgradnd: define-by-run automatic differentiation of N-dimensional arrays, on NumPy or CuPy."""
 
+from .autocast import autocast
 from .autograd import no_grad
+from .backends.tf32 import allow_tf32
 from .config import show_config
 from .functional import grad, value_and_grad
 from .gradcheck import check_grads
@@ -16,6 +18,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Tensor",
+    "allow_tf32",
+    "autocast",
     "capture",
     "check_grads",
     "checkpoint",

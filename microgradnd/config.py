@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .backends import tf32
 from .kernels import installed, kernels
 
 
@@ -66,5 +67,6 @@ def _kernels() -> str:
 def _cupy() -> str:
     cupy = sys.modules.get("cupy")
     if cupy is None:
-        return "not in use"
-    return f"{cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} devices"
+        return f"not in use{', TF32 chosen' if tf32.allow_tf32.current else ''}"
+    products = "TF32" if tf32.in_use() else "float32"
+    return f"{cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} devices, products of float32 in {products}"

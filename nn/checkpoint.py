@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from microgradnd import Tensor
+from microgradnd.dtypes import is_numeric
 
 from .module import Module
 
@@ -137,7 +138,8 @@ def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, Tensor):
         value = value.data
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
-        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8 or isinstance(value, np.ma.MaskedArray):
+        known = is_numeric(value.dtype) and value.dtype.kind != "c" and value.dtype.itemsize <= 8
+        if not known or isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"save_checkpoint: {path}: a {type(value).__name__} of {value.dtype} can't be saved")
         if path in arrays or path == "__metadata__":
             raise ValueError(f"save_checkpoint: {path} can't be the name of this array, it is taken; dots join names")

@@ -10,6 +10,7 @@ import numpy as np
 
 import microgradnd as mg
 from microgradnd.backends import as_array
+from microgradnd.dtypes import is_floating
 
 from .init import drawn, normal
 from .module import Module
@@ -178,4 +179,4 @@ def _positions(module: Module, x: mg.Tensor, start: int, shape: tuple[int, ...])
 
 
 def _on_device(table: np.ndarray, x: mg.Tensor) -> mg.Tensor:
-    return mg.tensor(as_array(table, x.dtype if x.dtype.kind == "f" else None, like=x.data))
+    return mg.tensor(as_array(table, x.dtype if is_floating(x.dtype) else None, like=x.data))

@@ -10,9 +10,14 @@ import cupy
 import numpy as np
 from cupyx.scipy.special import erf, ndtr
 
+from ..dtypes import BFLOAT16
+from . import tf32
+from .narrow import in_float32
 from .numpy_backend import scatter_add
 
 array_type = cupy.ndarray
+if tf32.allow_tf32.current is not None:
+    tf32.apply()
 
 
 def relu(x: Any, out: Any = None) -> Any:
@@ -36,7 +41,14 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + cupy.exp(-x))
 
 
-_ours: dict[str, Any] = {f.__name__: f for f in (masked, relu, relu_gradient, sigmoid)}
-_ours |= {"erf": erf, "normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
+def matmul(x: Any, y: Any) -> Any:
+    """cupy.matmul."""
+    return (_batched_matmul if x.ndim > 2 or y.ndim > 2 else cupy.matmul)(x, y)
+
+
+# What CuPy 14.2 refuses bfloat16 for, or gives another dtype.
+_batched_matmul, einsum, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.einsum, cupy.var, erf))
+_ours: dict[str, Any] = {f.__name__: f for f in (masked, matmul, relu, relu_gradient, sigmoid)}
+_ours |= {"einsum": einsum, "var": var, "erf": erf, "normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})

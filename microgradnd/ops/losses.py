@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..autocast import in_float32
 from ..backends import as_array
 from ..fused import fused
 from ..kernels import array_kernels
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@fused(array_kernels.cross_entropy, "logits")
+@fused(array_kernels.cross_entropy, "logits", conversion=in_float32)
 def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
     """The mean over all rows of -sum(targets * log_softmax(logits)), in nats.
 

@@ -1,0 +1,25 @@
+"""Sums and products of float16 and bfloat16, which are taken in float32 and rounded once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import NARROW, cast
+
+
+def in_float32(function: Callable[..., Any], chars: tuple[str, ...] = NARROW) -> Callable[..., Any]:
+    """A function of arrays; of those of one dtype among ``chars`` it computes in float32, and gives their dtype."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        dtypes = [x.dtype for x in args if hasattr(x, "dtype")]
+        if not dtypes or dtypes[0].char not in chars or any(dtype != dtypes[0] for dtype in dtypes):
+            return function(*args, **kwargs)
+        wide = [x.astype(np.float32) if hasattr(x, "dtype") else x for x in args]
+        return cast(function(*wide, **kwargs), dtypes[0])
+
+    return wrapper
