@@ -30,7 +30,9 @@ class GradScaler:
 
     A step whose gradients are not all finite is left out, and the scale falls; after ``growth_interval`` steps in a
     row that were taken it grows (Micikevicius et al., 2018). Names and rules are those of ``torch.amp.GradScaler``.
-    bfloat16 has the range of float32, and needs no scaling.
+    bfloat16 has the range of float32, and needs no scaling. On NumPy, what follows from an infinite gradient may be
+    warned of (RuntimeWarning, invalid value) before the step is left out; ``np.errstate(invalid="ignore")`` around
+    backward prevents that.
 
     On a device, ``step`` waits for one number: whether all gradients of the optimiser are finite. Nothing else here
     waits. Python decides by it, so ``step`` and ``update`` belong outside of a function that ``mg.capture`` records.
@@ -70,10 +72,9 @@ class GradScaler:
         self.enabled = bool(enabled)
         self.skipped = 0
         self._growth_tracker = 0  # steps since the scale changed
-        self._finite: dict[
-            Optimizer, Any
-        ] = {}  # since the last update: of unscaled gradients; None where there are none
-        self._stepped: dict[Optimizer, bool] = {}  # whether the step was taken
+        # Since the last update: whether the unscaled gradients are finite, None where there are none.
+        self._finite: dict[Optimizer, Any] = {}
+        self._stepped: set[Optimizer] = set()
 
     def scale(self, outputs: Any) -> Any:
         """A tensor, or each of a list or tuple of tensors, times the scale."""
@@ -81,7 +82,7 @@ class GradScaler:
             return type(outputs)([self.scale(x) for x in outputs])
         if not isinstance(outputs, Tensor):
             raise TypeError(f"scale: expected a tensor or a list of tensors, got {outputs!r}")
-        return outputs * self._scale if self.enabled else outputs
+        return outputs * np.float32(self._scale) if self.enabled else outputs
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients of all parameters of ``optimizer`` by the scale: ``step`` does so where you do not.
@@ -98,10 +99,10 @@ class GradScaler:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(p.dtype.char == "e" for p in parameters):
             raise ValueError("unscale_: a gradient is float16; parameters must be float32, mg.autocast converts them")
-        factor = 1 / self._scale
+        factor = np.float32(1 / self._scale)
         finite = []
         for parameter in parameters:
-            g = parameter.grad.data * np.float32(factor)
+            g = parameter.grad.data * factor
             parameter.grad = g
             finite.append(NAMESPACES[type(g)].isfinite(g).all())
         self._finite[optimizer] = functools.reduce(operator.and_, finite) if finite else None
@@ -119,11 +120,10 @@ class GradScaler:
         if optimizer not in self._finite:
             self.unscale_(optimizer)
         if self._finite[optimizer] is None:
-            raise RuntimeError(
-                "step: no parameter of this optimizer has a gradient; call scale(loss).backward() before"
-            )
-        self._stepped[optimizer] = bool(self._finite[optimizer])
-        if self._stepped[optimizer]:
+            raise RuntimeError("step: no parameter of this optimizer has a gradient; first call scale(loss).backward()")
+        finite = self._finite[optimizer] = bool(self._finite[optimizer])
+        self._stepped.add(optimizer)
+        if finite:
             optimizer.step()
         else:
             self.skipped += 1

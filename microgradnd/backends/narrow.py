@@ -20,6 +20,7 @@ def in_float32(function: Callable[..., Any], chars: tuple[str, ...] = NARROW) ->
         if not dtypes or dtypes[0].char not in chars or any(dtype != dtypes[0] for dtype in dtypes):
             return function(*args, **kwargs)
         wide = [x.astype(np.float32) if hasattr(x, "dtype") else x for x in args]
-        return cast(function(*wide, **kwargs), dtypes[0])
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is part of scaling losses
+            return cast(function(*wide, **kwargs), dtypes[0])
 
     return wrapper
