@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from microgradnd import Tensor
-from microgradnd.dtypes import is_numeric
+from microgradnd.dtypes import BFLOAT16, as_dtype, is_numeric
 
 from .module import Module
 
@@ -144,6 +144,9 @@ def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         if path in arrays or path == "__metadata__":
             raise ValueError(f"save_checkpoint: {path} can't be the name of this array, it is taken; dots join names")
         arrays[path] = np.ascontiguousarray(value.get() if hasattr(value, "get") else value).reshape(value.shape)
+        if value.dtype.char == BFLOAT16:  # which safetensors writes, but does not read into NumPy
+            arrays[path] = arrays[path].view(np.uint16)
+            return {"tensor": path, "dtype": "bfloat16"}
         return {"tensor": path}
     if isinstance(value, np.generic):
         value = value.item()
@@ -162,7 +165,8 @@ def _unpacked(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The inverse of :func:`_packed`; tuples have become lists."""
     if isinstance(value, dict):
         if "tensor" in value:
-            return arrays[value["tensor"]]
+            array = arrays[value["tensor"]]
+            return array.view(as_dtype(value["dtype"])) if "dtype" in value else array
         return {key: _unpacked(part, arrays) for key, part in value["dict"].items()}
     return [_unpacked(part, arrays) for part in value] if isinstance(value, list) else value
 

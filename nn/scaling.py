@@ -14,6 +14,8 @@ from microgradnd.backends import NAMESPACES
 
 from .optim import Optimizer
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class GradScaler:
     """Multiply the loss, so that small gradients survive float16, and divide the gradients again before the step.
@@ -147,7 +149,7 @@ class GradScaler:
             self._growth_tracker += 1
             if self._growth_tracker == self.growth_interval:
                 grown = self._scale * self.growth_factor
-                if grown <= np.finfo(np.float32).max:
+                if grown <= LARGEST:
                     self._scale = float(np.float32(grown))
                 self._growth_tracker = 0
         self._finite.clear()
@@ -200,6 +202,6 @@ class GradScaler:
 def _positive(name: str, value: float) -> float:
     """A scale, as float32 has it."""
     scale = float(value)
-    if not 0 < scale <= np.finfo(np.float32).max:
+    if not 0 < scale <= LARGEST:
         raise ValueError(f"GradScaler: {name} must be above 0 and finite in float32, got {value}")
     return float(np.float32(scale))

@@ -12,7 +12,7 @@ from cupyx.scipy.special import erf, ndtr
 
 from ..dtypes import BFLOAT16
 from . import tf32
-from .narrow import in_float32
+from .narrow import in_float32, promoting
 from .numpy_backend import scatter_add
 
 array_type = cupy.ndarray
@@ -32,7 +32,7 @@ def relu_gradient(g: Any, out: Any) -> Any:
 
 def masked(x: Any, mask: Any) -> Any:
     """x where ``mask`` holds and 0 elsewhere."""
-    return cupy.where(mask, x, cupy.zeros((), x.dtype)) if hasattr(mask, "shape") else x * mask
+    return where(mask, x, cupy.zeros((), x.dtype)) if hasattr(mask, "shape") else x * mask
 
 
 def sigmoid(x: Any) -> Any:
@@ -48,7 +48,15 @@ def matmul(x: Any, y: Any) -> Any:
 
 # What CuPy 14.2 refuses bfloat16 for, or gives another dtype.
 _batched_matmul, einsum, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.einsum, cupy.var, erf))
+where = promoting(cupy.where)
 _ours: dict[str, Any] = {f.__name__: f for f in (masked, matmul, relu, relu_gradient, sigmoid)}
-_ours |= {"einsum": einsum, "var": var, "erf": erf, "normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
+_ours |= {
+    "einsum": einsum,
+    "var": var,
+    "where": where,
+    "erf": erf,
+    "normal_cdf": ndtr,
+    "scatter_add": partial(scatter_add, cupy),
+}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})

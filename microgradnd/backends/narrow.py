@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import NARROW, cast
+from ..dtypes import BFLOAT16, NARROW, cast
 
 
 def in_float32(function: Callable[..., Any], chars: tuple[str, ...] = NARROW) -> Callable[..., Any]:
@@ -24,3 +24,17 @@ def in_float32(function: Callable[..., Any], chars: tuple[str, ...] = NARROW) ->
             return cast(function(*wide, **kwargs), dtypes[0])
 
     return wrapper
+
+
+def promoting(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The function ``where`` with bfloat16 promoted as by operators: alone it stays, beside Python's floats float32."""
+
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        chars = [getattr(getattr(part, "dtype", None), "char", None) for part in (x, y)]
+        if BFLOAT16 not in chars:
+            return plain(condition, x, y)
+        x, y = (np.float32(part) if part.__class__ is float else part for part in (x, y))
+        out = plain(condition, x, y)
+        return out.astype(x.dtype) if chars == [BFLOAT16, BFLOAT16] else out
+
+    return where

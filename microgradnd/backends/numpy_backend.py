@@ -10,7 +10,7 @@ import numpy as np
 
 from ..dtypes import NARROW, is_narrow
 from ..kernels import SMALL, compiled
-from .narrow import in_float32
+from .narrow import in_float32, promoting
 from .numpy_erf import erf, normal_cdf
 
 
@@ -161,5 +161,6 @@ def is_basic(index: Any) -> bool:
 _functions = (erf, masked, matmul, max, min, normal_cdf, relu, relu_gradient, sigmoid, sum)
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
 _ours |= {f.__name__: in_float32(f) for f in (np.einsum, np.mean, np.var, np.vdot)}
+_ours["where"] = promoting(np.where)
 _ours |= {"scatter_add": functools.partial(scatter_add, np), "SMALL": SMALL}
 namespace = SimpleNamespace(**{**vars(np), **_ours})
