@@ -47,16 +47,11 @@ def matmul(x: Any, y: Any) -> Any:
 
 
 # What CuPy 14.2 refuses bfloat16 for, or gives another dtype.
-_batched_matmul, einsum, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.einsum, cupy.var, erf))
+_batched_matmul, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.var, erf))
+einsum = in_float32(cupy.einsum, (BFLOAT16,), first=1)
 where = promoting(cupy.where)
 _ours: dict[str, Any] = {f.__name__: f for f in (masked, matmul, relu, relu_gradient, sigmoid)}
-_ours |= {
-    "einsum": einsum,
-    "var": var,
-    "where": where,
-    "erf": erf,
-    "normal_cdf": ndtr,
-    "scatter_add": partial(scatter_add, cupy),
-}
+_ours |= {"einsum": einsum, "erf": erf, "var": var, "where": where}
+_ours |= {"normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})
