@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from microgradnd import Tensor
+from microgradnd.autocast import in_float32
 from microgradnd.backends import NAMESPACES
+from microgradnd.recording.instructions import CaptureError, is_recording
 
-from .optim import Optimizer
+from .optim import Optimizer, as_float
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -32,12 +34,12 @@ class GradScaler:
 
     A step whose gradients are not all finite is left out, and the scale falls; after ``growth_interval`` steps in a
     row that were taken it grows (Micikevicius et al., 2018). Names and rules are those of ``torch.amp.GradScaler``.
-    bfloat16 has the range of float32, and needs no scaling. On NumPy, what follows from an infinite gradient may be
-    warned of (RuntimeWarning, invalid value) before the step is left out; ``np.errstate(invalid="ignore")`` around
-    backward prevents that.
+    bfloat16 has the range of float32, and needs no scaling. NumPy may warn of what follows from an overflow before the
+    step is left out (RuntimeWarning); ``np.errstate(over="ignore", invalid="ignore")`` around backward prevents that.
 
     On a device, ``step`` waits for one number: whether all gradients of the optimiser are finite. Nothing else here
-    waits. Python decides by it, so ``step`` and ``update`` belong outside of a function that ``mg.capture`` records.
+    waits. Python decides by it: ``scale`` and backward may be part of a step that ``mg.capture`` records, the other
+    methods belong outside of it.
 
     Args:
         init_scale: the scale at first, above 0.
@@ -50,8 +52,11 @@ class GradScaler:
     Attributes:
         skipped: how many steps have been left out.
 
-    Raises ValueError for values out of range.
+    Raises ValueError for values out of range, and CaptureError where a captured step calls more than ``scale``.
     """
+
+    # What mg.capture need not look after: within a captured step it does not change.
+    unwatched: ClassVar = ("skipped", "_growth_tracker", "_finite", "_stepped")
 
     def __init__(
         self,
@@ -61,7 +66,7 @@ class GradScaler:
         growth_interval: int = 2000,
         enabled: bool = True,
     ) -> None:
-        self._scale = _positive("init_scale", init_scale)
+        self._live = {"scale": _positive("init_scale", init_scale)}
         self.growth_factor = growth_factor
         self.backoff_factor = backoff_factor
         self.growth_interval = operator.index(growth_interval)
@@ -84,7 +89,14 @@ class GradScaler:
             return type(outputs)([self.scale(x) for x in outputs])
         if not isinstance(outputs, Tensor):
             raise TypeError(f"scale: expected a tensor or a list of tensors, got {outputs!r}")
-        return outputs * np.float32(self._scale) if self.enabled else outputs
+        if not self.enabled:
+            return outputs
+        (outputs,) = in_float32(outputs)
+        return outputs * as_float(self._live["scale"])
+
+    def live_numbers(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Where the scale lies: ``mg.capture`` reads it anew each time."""
+        yield self._live, "scale"
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients of all parameters of ``optimizer`` by the scale: ``step`` does so where you do not.
@@ -94,6 +106,7 @@ class GradScaler:
         """
         if not self.enabled:
             return
+        _refuse_recording("unscale_")
         if optimizer in self._stepped:
             raise RuntimeError("unscale_: it must come before step(), which has been called since the last update()")
         if optimizer in self._finite:
@@ -101,7 +114,7 @@ class GradScaler:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(p.dtype.char == "e" for p in parameters):
             raise ValueError("unscale_: a gradient is float16; parameters must be float32, mg.autocast converts them")
-        factor = np.float32(1 / self._scale)
+        factor = np.float32(1 / self._live["scale"])
         finite = []
         for parameter in parameters:
             g = parameter.grad.data * factor
@@ -117,6 +130,7 @@ class GradScaler:
         if not self.enabled:
             optimizer.step()
             return
+        _refuse_recording("step")
         if optimizer in self._stepped:
             raise RuntimeError("step: it has already been called on this optimizer since the last update()")
         if optimizer not in self._finite:
@@ -137,27 +151,28 @@ class GradScaler:
         """
         if not self.enabled:
             return
+        _refuse_recording("update")
         checked = [finite for finite in self._finite.values() if finite is not None]
         if new_scale is not None:
-            self._scale = _positive("new_scale", new_scale)
+            self._live["scale"] = _positive("new_scale", new_scale)
         elif not checked:
             raise RuntimeError("update: call step() or unscale_() before; there is no gradient to judge the scale by")
         elif not all(map(bool, checked)):
-            self._scale = float(np.float32(self._scale * self.backoff_factor))
+            self._live["scale"] = float(np.float32(self._live["scale"] * self.backoff_factor))
             self._growth_tracker = 0
         else:
             self._growth_tracker += 1
             if self._growth_tracker == self.growth_interval:
-                grown = self._scale * self.growth_factor
+                grown = self._live["scale"] * self.growth_factor
                 if grown <= LARGEST:
-                    self._scale = float(np.float32(grown))
+                    self._live["scale"] = float(np.float32(grown))
                 self._growth_tracker = 0
         self._finite.clear()
         self._stepped.clear()
 
     def get_scale(self) -> float:
         """The scale; 1 where scaling is not enabled."""
-        return self._scale if self.enabled else 1.0
+        return self._live["scale"] if self.enabled else 1.0
 
     def is_enabled(self) -> bool:
         """Whether scaling is enabled."""
@@ -168,7 +183,7 @@ class GradScaler:
         if not self.enabled:
             return {}
         return {
-            "scale": self._scale,
+            "scale": self._live["scale"],
             "growth_factor": self.growth_factor,
             "backoff_factor": self.backoff_factor,
             "growth_interval": self.growth_interval,
@@ -193,10 +208,19 @@ class GradScaler:
         checked = GradScaler(state["scale"], *(state[name] for name in settings))
         checked._growth_tracker = operator.index(state["_growth_tracker"])
         checked.skipped = operator.index(state.get("skipped", 0))
-        vars(self).update(vars(checked))
+        self._live.update(checked._live)
+        vars(self).update(vars(checked) | {"_live": self._live})
 
     def __repr__(self) -> str:
         return f"GradScaler(scale={self.get_scale()}, skipped={self.skipped}, enabled={self.enabled})"
+
+
+def _refuse_recording(method: str) -> None:
+    if is_recording():
+        raise CaptureError(
+            f"capture: GradScaler.{method} decides by what the gradients are, which replays would not; call it after "
+            "the captured step"
+        )
 
 
 def _positive(name: str, value: float) -> float:

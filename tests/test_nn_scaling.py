@@ -11,6 +11,7 @@ import pytest
 
 import microgradnd as mg
 import nn
+from microgradnd.recording.instructions import CaptureError
 from tests import cupy_on_cpu
 from tests.conftest import Device
 
@@ -259,6 +260,48 @@ def test_state_of_pytorch_fits() -> None:
     scaler = nn.GradScaler()
     scaler.load_state_dict(torch.amp.GradScaler("cpu", init_scale=32.0, growth_interval=7).state_dict())
     assert (scaler.get_scale(), scaler.growth_interval, scaler.skipped) == (32.0, 7, 0)
+
+
+def test_a_captured_step_uses_the_scale_of_the_moment() -> None:
+    found = []
+    for wrapper in (lambda f: f, mg.capture):
+        p = parameter(Device("numpy"))
+        optimizer, scaler = nn.SGD([p], lr=0.01), nn.GradScaler(init_scale=4.0, growth_interval=2)
+
+        def step(x: Any) -> mg.Tensor:
+            loss = (p * x).sum()  # noqa: B023
+            optimizer.zero_grad()  # noqa: B023
+            scaler.scale(loss).backward()  # noqa: B023
+            return loss
+
+        wrapped: Any = wrapper(step)
+        for i in range(9):
+            with np.errstate(over="ignore", invalid="ignore"):
+                wrapped(np.full(3, np.inf if i == 4 else i, np.float32))
+            scaler.step(optimizer)
+            scaler.update()
+        found.append((host(p).tolist(), scaler.get_scale(), scaler.skipped))
+    assert found[0] == found[1]
+    assert found[0][1:] == (32.0, 1)
+    assert len(wrapped.recordings) == 1
+
+
+def test_a_captured_step_refuses_what_looks_at_values() -> None:
+    p = parameter(Device("numpy"))
+    optimizer, scaler = nn.SGD([p], lr=0.01), nn.GradScaler()
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        loss = (p * x).sum()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    step(np.ones(3, np.float32))  # not recorded yet
+    with pytest.raises(CaptureError, match=r"GradScaler\.step decides"):
+        step(np.ones(3, np.float32))
 
 
 def test_one_number_is_waited_for() -> None:
