@@ -1,6 +1,8 @@
 """microgradnd: define-by-run automatic differentiation of N-dimensional arrays, on NumPy or CuPy."""
 
+from .autocast import autocast
 from .autograd import no_grad
+from .backends.tf32 import allow_tf32
 from .config import memory_report, show_config
 from .devices import cuda_is_available, device, from_dlpack
 from .functional import grad, value_and_grad
@@ -17,6 +19,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Tensor",
+    "allow_tf32",
+    "autocast",
     "capture",
     "check_grads",
     "checkpoint",

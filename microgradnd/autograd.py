@@ -7,17 +7,16 @@ gradient is to be differentiated again, for tensors.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Set
 from heapq import heappop, heappush
 from operator import attrgetter
 from sys import getrefcount
-from typing import Any, TypeVar
+from typing import Any
 
+from .dtypes import cast, is_narrow
 from .inplace import changed_since, changes, next_order
-
-F = TypeVar("F", bound=Callable[..., Any])
+from .modes import Mode
 
 
 def _references_to_a_new_object() -> int:
@@ -92,7 +91,7 @@ class _GradMode(threading.local):
 grad_mode = _GradMode()
 
 
-class no_grad:
+class no_grad(Mode):
     """Record nothing: results of operations need no gradient. A ``with`` block or a decorator.
 
     >>> with mg.no_grad():
@@ -110,21 +109,6 @@ class no_grad:
 
     def __exit__(self, *exception: object) -> None:
         grad_mode.enabled = grad_mode.outer.pop()
-
-    def __call__(self, function: F) -> F:
-        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
-        if flags & (0x20 | 0x80 | 0x200):  # generator, coroutine, asynchronous generator
-            raise TypeError(
-                f"no_grad: {function.__name__} is a generator or coroutine function, whose body runs "
-                "after the decorated call returned; write `with mg.no_grad():` inside it"
-            )
-
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return wrapper  # type: ignore[return-value]
 
 
 class enable_grad(no_grad):
@@ -252,6 +236,8 @@ def _leading_to(targets: frozenset[Any], root: Node | Leaf) -> set[Any]:
 
 def _sum_to(g: Any, shape: tuple[int, ...], op: Any, index: int) -> Any:
     """Undo broadcasting: the sum of ``g`` over every axis along which ``shape`` was stretched."""
+    if is_narrow(g.dtype):  # in float16, ones add up to 2048 and no further
+        return cast(_sum_to(g.astype("float32"), shape, op, index), g.dtype)
     extra = len(g.shape) - len(shape)
     if extra == 1 and g.shape[1:] == shape:
         return g.sum(axis=0)
@@ -272,7 +258,7 @@ def _cast(g: Any, dtype: Any, op: Any, index: int) -> Any:
             f"{op.name}: the gradient with respect to {op.arguments[index]} is {g.dtype}, but the argument "
             f"is {dtype}: gradients through complex values are not supported"
         )
-    return g.astype(dtype)
+    return cast(g, dtype)
 
 
 def _refuse_changed(node: Node) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .backends import tf32
 from .devices import cuda_is_available
 from .kernels import installed, kernels
 
@@ -88,9 +89,10 @@ def _kernels() -> str:
 def _cupy() -> str:
     cupy = sys.modules.get("cupy")
     if cupy is None:
-        return "not in use"
+        return f"not in use{', TF32 chosen' if tf32.allow_tf32.current else ''}"
     if not cuda_is_available():
         return f"{cupy.__version__}, no GPU"
     count = cupy.cuda.runtime.getDeviceCount()
     names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count)]
-    return f"{cupy.__version__}, {', '.join(names)}"
+    products = "TF32" if tf32.in_use() else "float32"
+    return f"{cupy.__version__}, {', '.join(names)}, products of float32 in {products}"

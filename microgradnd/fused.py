@@ -13,14 +13,17 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from .autograd import Node, backpropagate
+from .dtypes import is_floating, is_narrow
 from .operands import attached
-from .primitive import Operation
+from .primitive import Conversion, Operation
 from .tensor import Tensor
 
 P = ParamSpec("P")
 
 
-def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
+def fused(
+    kernel: Callable[..., Any], *differentiated: str, conversion: Conversion | None = None
+) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
     """Replace a function of tensors by ``kernel`` wherever first-order gradients are all that is asked for.
 
     Args:
@@ -30,10 +33,11 @@ def fused(kernel: Callable[..., Any], *differentiated: str) -> Callable[[Callabl
             arguments that need one. It may be called more than once and must not change what it keeps.
         differentiated: the arguments that the kernel differentiates. A call in which another argument
             requires a gradient goes to the function itself; a gradient of the gradient goes through it.
+        conversion: see :func:`microgradnd.primitive`.
     """
 
     def decorate(reference: Callable[P, Tensor]) -> Callable[P, Tensor]:
-        return FusedOperation(reference, kernel, differentiated).wrapper()
+        return FusedOperation(reference, kernel, differentiated, conversion).wrapper()
 
     return decorate
 
@@ -50,12 +54,16 @@ class FusedOperation(Operation):
     pullback_text = "_pullback"
 
     def __init__(
-        self, reference: Callable[..., Tensor], kernel: Callable[..., Any], differentiated: tuple[str, ...]
+        self,
+        reference: Callable[..., Tensor],
+        kernel: Callable[..., Any],
+        differentiated: tuple[str, ...],
+        conversion: Conversion | None,
     ) -> None:
         names = reference.__code__.co_varnames[: reference.__code__.co_argcount]
         defaults = dict(zip(reversed(names), reversed(reference.__defaults__ or ()), strict=False))
         arrays = tuple(name for name in names if defaults.get(name) is None)
-        super().__init__(kernel, dict.fromkeys(arrays))
+        super().__init__(kernel, dict.fromkeys(arrays), conversion)
         self.name = reference.__name__.strip("_")
         self.definition = reference
         take = {name: taken(i) for i, name in enumerate(differentiated)}
@@ -72,14 +80,14 @@ class FusedOperation(Operation):
         return self.defined(dict(zip(self.names, tensors, strict=True)))
 
     def defined(self, inputs: dict[str, Any]) -> Tensor:
-        """The result by the definition; of float16 tensors computed in float32, as kernels do."""
+        """The result by the definition; of float16 and bfloat16 tensors computed in float32, as kernels do."""
         from .ops import astype
 
-        floats = [x for x in inputs.values() if isinstance(x, Tensor) and x.dtype.kind == "f"]
-        halves = [x for x in floats if x.dtype.char == "e"]
-        if not halves:
+        floats = [x for x in inputs.values() if isinstance(x, Tensor) and is_floating(x.dtype)]
+        narrow = [x for x in floats if is_narrow(x.dtype)]
+        if not narrow:
             return self.definition(**inputs)  # type: ignore[no-any-return]
-        wide = {name: astype(x, np.float32) if any(x is half for half in halves) else x for name, x in inputs.items()}
+        wide = {name: astype(x, np.float32) if any(x is y for y in narrow) else x for name, x in inputs.items()}
         return astype(self.definition(**wide), np.result_type(*(x.dtype for x in floats)))
 
     def vjp_of_tensors(self, node: Node, index: int, saved: tuple[Any, ...], g: Tensor) -> Any:

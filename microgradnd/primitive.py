@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any, Concatenate, ParamSpec
 
+from .autocast import autocast_mode, ever
 from .autograd import Node, grad_mode
 from .backends import NAMESPACES, as_array, numpy_backend
 from .devices import refuse_several_devices
@@ -30,9 +31,12 @@ from .tensor import Tensor, new
 
 P = ParamSpec("P")
 Vjp = Callable[..., Any]
+Conversion = Callable[..., tuple[Any, ...]]
 
 
-def primitive(**vjps: Vjp | None) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[P, Tensor]]:
+def primitive(
+    conversion: Conversion | None = None, /, **vjps: Vjp | None
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[P, Tensor]]:
     """Make a differentiable operation of a function on arrays.
 
     >>> @mg.primitive(x=lambda g, x: 3 * g * x * x)
@@ -51,12 +55,15 @@ def primitive(**vjps: Vjp | None) -> Callable[[Callable[Concatenate[Any, P], Any
     where they arrive. Where all arguments are marked None the result is a constant; otherwise a tensor
     that requires a gradient is refused (TypeError) for an argument marked None.
 
+    Within :class:`mg.autocast`, ``conversion`` is given the arguments with a gradient and returns what the function
+    shall take instead; the gradients are converted back.
+
     Raises TypeError, when the operation is defined, for names that do not fit the function. The operation
     raises what the function raises, with the operation's name and the arguments' shapes and dtypes.
     """
 
     def decorate(function: Callable[Concatenate[Any, P], Any]) -> Callable[P, Tensor]:
-        return Operation(function, vjps).wrapper()
+        return Operation(function, vjps, conversion).wrapper()
 
     return decorate
 
@@ -68,6 +75,7 @@ class Operation:
     pullback_text = "None"  # what of it computes all gradients at once, if anything
     __slots__ = (
         "arguments",
+        "conversion",
         "definition",
         "function",
         "keyword_only",
@@ -79,11 +87,14 @@ class Operation:
         "vjps",
     )
 
-    def __init__(self, function: Callable[..., Any], vjps: dict[str, Vjp | None]) -> None:
-        _refuse_all_but_functions(function, *vjps.values())
+    def __init__(
+        self, function: Callable[..., Any], vjps: dict[str, Vjp | None], conversion: Conversion | None = None
+    ) -> None:
+        _refuse_all_but_functions(function, conversion, *vjps.values())
         code = function.__code__
         count, end = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
         self.function = function
+        self.conversion = conversion
         self.definition = function  # whose documentation and annotations the operation has
         self.name = function.__name__.strip("_")
         self.positional = code.co_varnames[1:count]
@@ -154,7 +165,8 @@ class Operation:
             return wrapper(*args, **options)
 
         code = self._code(f"def operation({self._signature()}):\n    return _first_call({self._passed_on()})\n")
-        scope = {**GENERATED_SCOPE, "_op": self, "_function": self.function, "_first_call": first_call}
+        scope = {**GENERATED_SCOPE, "_op": self, "_function": self.function, "_conversion": self.conversion}
+        scope["_first_call"] = first_call
         wrapper: Any = FunctionType(code, scope, self.name)
         wrapper.__defaults__ = self.definition.__defaults__
         wrapper.__kwdefaults__ = self.definition.__kwdefaults__
@@ -194,7 +206,7 @@ class Operation:
                 _tensor._node = _node
                 return _tensor
         """
-        lines = [*self._unwrapping(), *self._calling()]
+        lines = [*self._unwrapping(), *self._converting(), *self._calling()]
         if any(self.vjps):
             lines += self._recording()
         lines += [
@@ -237,6 +249,16 @@ class Operation:
                     f"    {x} = _operand({x}, _op, {x!r})",
                 ]
         return lines
+
+    def _converting(self) -> list[str]:
+        """Within autocast, the arguments with a gradient in another dtype: what they belong to in the graph stays."""
+        if self.conversion is None:
+            return []
+        given = [x for x, vjp in zip(self.arguments, self.vjps, strict=True) if vjp is not None]
+        star = [f"*{self.star}"] if self.star in given else []
+        names = ", ".join([*(x for x in given if x != self.star), *star])
+        target = self.star if given == [self.star] else names if len(given) > 1 else f"({names},)"
+        return ["if _ever.entered and _autocast_mode.dtype is not None:", f"    {target} = _conversion({names})"]
 
     def _calling(self) -> list[str]:
         """The array function, with its namespace and its errors explained; its result is an array."""
@@ -317,7 +339,9 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_Tensor": Tensor,
     "_array_operand": array_operand,
     "_as_array": as_array,
+    "_autocast_mode": autocast_mode,
     "_enumerate": enumerate,
+    "_ever": ever,
     "_explained": explained,
     "_float": float,
     "_getattr": getattr,

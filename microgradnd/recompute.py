@@ -9,8 +9,10 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
+from .autocast import autocast, autocast_mode
 from .autograd import Leaf, Node, backpropagate, enable_grad, grad_mode, saved_arrays
 from .backends import NAMESPACES
+from .dtypes import eps
 from .fused import taken
 from .inplace import next_order
 from .randomness import Draws, recorded, repeated
@@ -107,6 +109,7 @@ class Recomputation:
         self.draws = draws
         self.outer = outer
         self.order = next_order()
+        self.autocast = autocast(autocast_mode.dtype)  # as in forward
         self.sample = sample
         self.arguments = tuple(f"tensor {i} that it depends on" for i in range(len(outer)))
         self.vjps = tuple(taken(i) for i in range(len(outer)))
@@ -131,7 +134,7 @@ class Recomputation:
                 f"backward: a tensor that {self.name} depends on was given other values since, by an assignment or by "
                 "an optimiser's step; call backward() before"
             )
-        with repeated(self.draws), enable_grad():
+        with repeated(self.draws), enable_grad(), self.autocast:
             out = self.repeat()
         if not isinstance(out._node, Node) or not self._agrees(_sample(out)):
             raise self._unlike()
@@ -148,6 +151,6 @@ class Recomputation:
             return sample is self.sample
         if sample.shape != self.sample.shape or sample.dtype != self.sample.dtype:
             return False
-        tolerance = float(np.sqrt(np.finfo(sample.dtype).eps))
+        tolerance = eps(sample.dtype) ** 0.5
         scale = float(np.max(np.abs(self.sample), initial=0.0, where=np.isfinite(self.sample)))
         return np.allclose(sample, self.sample, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -11,6 +11,7 @@ import numpy as np
 from .autograd import Leaf, Node, backpropagate, enable_grad
 from .backends import NAMESPACES, as_array
 from .devices import beside, default, device_of, placed
+from .dtypes import is_floating
 from .inplace import is_changed_in_place, next_change, next_order, record_of
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class Tensor:
         elif not value:
             self._node = None
         elif self._node is None:
-            if self._data.dtype.kind != "f":
+            if not is_floating(self._data.dtype):
                 raise TypeError(
                     f"requires_grad: {self._data.dtype} values have no gradient; convert to a floating-point "
                     "dtype first, for example mg.tensor(data, dtype='float32', requires_grad=True)"

@@ -21,6 +21,7 @@ from .losses import cross_entropy, mse_loss
 from .module import Module
 from .normalization import LayerNorm, RMSNorm
 from .optim import SGD, Optimizer
+from .scaling import GradScaler
 from .schedules import LRScheduler, OneCycleLR, StepLR, WarmupCosineLR
 from .transformer import FeedForward, Transformer, TransformerBlock
 
@@ -52,6 +53,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "FeedForward",
+    "GradScaler",
     "KVCache",
     "LRScheduler",
     "LayerNorm",

@@ -11,6 +11,7 @@ import numpy as np
 
 import microgradnd as mg
 from microgradnd.backends import NAMESPACES, as_array
+from microgradnd.dtypes import is_floating
 
 from .embedding import RotaryPositions
 from .init import lecun_normal
@@ -196,7 +197,7 @@ class MultiHeadAttention(Module):
         """Both masks as one: True where a query may attend, or numbers to add."""
         if attn_mask is not None:
             attn_mask = attn_mask if isinstance(attn_mask, mg.Tensor) else mg.tensor(attn_mask)
-            if attn_mask.dtype.kind not in "bf":
+            if attn_mask.dtype.kind != "b" and not is_floating(attn_mask.dtype):
                 raise TypeError(
                     f"MultiHeadAttention: attn_mask must be boolean or floating-point, got {attn_mask.dtype}"
                 )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from microgradnd import Tensor
+from microgradnd.dtypes import BFLOAT16, as_dtype, is_numeric
 
 from .module import Module
 
@@ -137,11 +138,15 @@ def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, Tensor):
         value = value.data
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
-        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8 or isinstance(value, np.ma.MaskedArray):
+        known = is_numeric(value.dtype) and value.dtype.kind != "c" and value.dtype.itemsize <= 8
+        if not known or isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"save_checkpoint: {path}: a {type(value).__name__} of {value.dtype} can't be saved")
         if path in arrays or path == "__metadata__":
             raise ValueError(f"save_checkpoint: {path} can't be the name of this array, it is taken; dots join names")
         arrays[path] = np.ascontiguousarray(value.get() if hasattr(value, "get") else value).reshape(value.shape)
+        if value.dtype.char == BFLOAT16:  # which safetensors writes, but does not read into NumPy
+            arrays[path] = arrays[path].view(np.uint16)
+            return {"tensor": path, "dtype": "bfloat16"}
         return {"tensor": path}
     if isinstance(value, np.generic):
         value = value.item()
@@ -160,7 +165,8 @@ def _unpacked(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The inverse of :func:`_packed`; tuples have become lists."""
     if isinstance(value, dict):
         if "tensor" in value:
-            return arrays[value["tensor"]]
+            array = arrays[value["tensor"]]
+            return array.view(as_dtype(value["dtype"])) if "dtype" in value else array
         return {key: _unpacked(part, arrays) for key, part in value["dict"].items()}
     return [_unpacked(part, arrays) for part in value] if isinstance(value, list) else value
 

@@ -11,6 +11,7 @@ import numpy as np
 import microgradnd as mg
 from microgradnd.backends import as_array
 from microgradnd.devices import beside
+from microgradnd.dtypes import is_floating
 from microgradnd.ops.indexing import take_rows
 
 from .init import drawn, normal
@@ -188,7 +189,7 @@ def _positions(module: Module, x: mg.Tensor, start: int, shape: tuple[int, ...])
 def _beside(x: mg.Tensor, module: Module, name: str) -> Any:
     """A table of the module in the dtype and on the device of x: on a GPU copied once, not in every step."""
     table = getattr(module, name)
-    dtype = x.dtype if x.dtype.kind == "f" else table.dtype
+    dtype = x.dtype if is_floating(x.dtype) else table.dtype
     if x.data.__class__ is np.ndarray:
         return table.astype(dtype, copy=False)
     copies = vars(module).setdefault("_copies", {})

@@ -44,8 +44,9 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
         raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {float(norm)}; nothing was scaled")
     factor = xp.minimum(max_norm / (norm + 1e-6), 1.0)
     if not (type(norm) is np.ndarray and factor == 1):  # a device is not waited for: there 1 is multiplied with
-        for tensor, g in zip(tensors, arrays, strict=True):
-            tensor.grad = g * factor.astype(g.dtype)
+        with np.errstate(invalid="ignore"):  # an infinite gradient times 0: nn.GradScaler leaves such a step out
+            for tensor, g in zip(tensors, arrays, strict=True):
+                tensor.grad = g * factor.astype(g.dtype)
     return mg.tensor(norm)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 import microgradnd as mg
 from microgradnd import cross_entropy
+from microgradnd.autocast import autocast_mode, in_float32
 
 if TYPE_CHECKING:
     from microgradnd.tensor import Operand
@@ -23,5 +24,7 @@ def mse_loss(predictions: Operand, targets: Operand) -> mg.Tensor:
     shapes = [x.shape if hasattr(x, "shape") else np.shape(x) for x in (predictions, targets)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"mse_loss: expected equal shapes, got predictions {shapes[0]} and targets {shapes[1]}")
+    if autocast_mode.dtype is not None:
+        predictions, targets = in_float32(predictions, targets)
     difference = mg.subtract(predictions, targets)
     return (difference * difference).mean()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import microgradnd as mg
+from microgradnd.dtypes import is_floating
 
 from .module import Module
 
@@ -103,7 +104,7 @@ class RMSNorm(_Norm):
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
         weight = None if self.weight is None else self._flat(self.weight)
-        dtype = np.result_type(x.dtype, np.float32) if x.dtype.kind == "f" else np.float64
+        dtype = np.result_type(x.dtype, np.float32) if is_floating(x.dtype) else np.float64
         eps = float(np.finfo(dtype).eps) if self.eps is None else self.eps
         out = mg.rms_norm(self._flat(x), weight, eps)
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)

@@ -12,6 +12,7 @@ from microgradnd import Tensor
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES
 from microgradnd.devices import beside
+from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
 from microgradnd.kernels import compiled
 
@@ -258,6 +259,6 @@ class SGD(Optimizer):
                 d = v
             dtype = p.dtype
             if lr is None or lr.dtype is not dtype:
-                # NumPy multiplies by a 0-d array faster than by a number. float16 has no small rates.
-                lr = xp.asarray(group["lr"], np.float32 if dtype.char == "e" else dtype)
+                # NumPy multiplies by a 0-d array faster than by a number. Narrow floats have no small rates.
+                lr = xp.asarray(group["lr"], np.float32 if is_narrow(dtype) else dtype)
             p -= lr * d

@@ -23,6 +23,14 @@ def test_types_of_the_engine() -> None:
     assert_type(value, mg.Tensor)
     with mg.no_grad():
         assert_type(x > 0, mg.Tensor)
+    with mg.autocast("float16"), mg.allow_tf32(False):
+        assert_type(mg.matmul(x, x), mg.Tensor)
+
+    @mg.autocast(np.float16, enabled=False)
+    def length(x: mg.Tensor) -> int:
+        return len(x)
+
+    assert_type(length(x), int)
 
     @mg.primitive(x=lambda g, x: 2 * g * x)
     def square(xp: Any, x: mg.Tensor | float) -> Any:
@@ -56,3 +64,6 @@ def test_types_of_nn() -> None:
         loss.backward()
         optimizer.step()
     assert_type(model.state_dict(), dict[str, Any])
+    scaler = nn.GradScaler(growth_interval=100)
+    assert_type(scaler.get_scale(), float)
+    assert_type(scaler.skipped, int)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import as_dtype, is_numeric
 from . import memory, numpy_backend
 
 memory.keep_freed_memory()
@@ -33,8 +34,8 @@ def as_array(x: Any, dtype: Any = None, like: Any = None) -> Any:
             raise TypeError("got a masked array, whose mask would be lost; fill it first: x.filled(value)")
     own = None if x.__class__ is np.ndarray and like is not None else NAMESPACES.get(x.__class__)
     xp = own or NAMESPACES.get(like.__class__) or NAMESPACES[np.ndarray]
-    array = xp.asarray(x, dtype)
-    if array.dtype.kind not in "biufc":
+    array = xp.asarray(x, as_dtype(dtype) if dtype.__class__ is str else dtype)
+    if not is_numeric(array.dtype):
         raise TypeError(f"got {_described(x)}; expected numbers")
     return array
 

@@ -10,10 +10,15 @@ import cupy
 import numpy as np
 from cupyx.scipy.special import erf, ndtr
 
+from ..dtypes import BFLOAT16
+from . import tf32
 from .cupy_random import kept
+from .narrow import in_float32, promoting
 from .numpy_backend import scatter_add
 
 array_type = cupy.ndarray
+if tf32.allow_tf32.current is not None:
+    tf32.apply()
 
 # Each of these is one launch: a chain of CuPy's functions takes one for every step of it.
 _masked = cupy.ElementwiseKernel("T x, bool mask", "T out", "out = mask ? x : T(0)", "masked")
@@ -67,7 +72,18 @@ def take_rows(x: Any, index: Any) -> Any:
     return out.reshape(index.shape + x.shape[1:])
 
 
-_ours: dict[str, Any] = {f.__name__: f for f in (kept, masked, relu, relu_gradient, sigmoid, take_rows)}
-_ours |= {"erf": erf, "normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
+def matmul(x: Any, y: Any) -> Any:
+    """cupy.matmul."""
+    return (_batched_matmul if x.ndim > 2 or y.ndim > 2 else cupy.matmul)(x, y)
+
+
+# What CuPy 14.2 refuses bfloat16 for, or gives another dtype.
+_batched_matmul, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.var, erf))
+einsum = in_float32(cupy.einsum, (BFLOAT16,), first=1)
+where = promoting(cupy.where)
+_functions = (kept, masked, matmul, relu, relu_gradient, sigmoid, take_rows)
+_ours: dict[str, Any] = {f.__name__: f for f in _functions}
+_ours |= {"einsum": einsum, "erf": erf, "var": var, "where": where}
+_ours |= {"normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..dtypes import is_narrow
+
 # erf(x) = x P(x^2) / Q(x^2), coefficients from the constant upwards, fitted to erf in 60 digits (least squares of
 # the relative error, reweighted towards the minimax). Largest relative error, rounding included: 4e-7 for
 # float32 on [0, 4], 1.1e-15 for float64 on [0, 6]. Beyond these erf is 1 in the precision. The limits lie where the
@@ -67,7 +69,7 @@ BLOCK = 1 << 18  # elements whose intermediate results stay in the cache: 0.4 of
 
 
 def erf(x: Any) -> Any:
-    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x, elementwise; float16 is computed in float32."""
+    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x, elementwise; narrow floats are computed in float32."""
     return _odd(x, _ERF, 0.0, 1.0)
 
 
@@ -95,7 +97,7 @@ _CDF = {char: _of_the_cdf(fraction) for char, fraction in _ERF.items()}
 
 def _odd(x: Any, fractions: dict[str, _Fraction], middle: float, height: float) -> Any:
     """middle + x P(x^2) / Q(x^2), and middle +- height beyond the limit of the fraction."""
-    if x.dtype.char == "e":
+    if is_narrow(x.dtype):
         return _odd(x.astype(np.float32), fractions, middle, height).astype(x.dtype)
     if x.dtype.kind not in "fc":
         x = x.astype(np.float64)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import is_floating, is_narrow
 from . import compiled
 
 # Up to so many classes NumPy is faster with the classes along the first axis: reductions and broadcasts then
@@ -26,7 +27,7 @@ def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> An
     """x weight + bias for a matrix x, with the bias added in place; or without it, if somebody else adds it."""
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[1:]):
         raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
-    out = x.dot(weight)
+    out = xp.matmul(x, weight)
     if bias is None or not add_bias:
         return out
     return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
@@ -41,8 +42,8 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     def pullback(g: Any) -> tuple[Any, ...]:
         g = xp.relu_gradient(rows(g), out)
         return (
-            lambda: g.dot(weight.T).reshape(x.shape),
-            lambda: x_rows.T.dot(g),
+            lambda: xp.matmul(g, weight.T).reshape(x.shape),
+            lambda: xp.matmul(x_rows.T, g),
             lambda: xp.sum(g, axis=0),
         )
 
@@ -65,7 +66,7 @@ def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tu
 
     def pullback(g: Any) -> tuple[Any, ...]:
         g, bias_gradient = gelu_gradient(rows(g))
-        return lambda: g.dot(weight.T).reshape(x.shape), lambda: x_rows.T.dot(g), bias_gradient
+        return lambda: xp.matmul(g, weight.T).reshape(x.shape), lambda: xp.matmul(x_rows.T, g), bias_gradient
 
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 
@@ -177,15 +178,15 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 
 
 def _wide(x: Any) -> Any:
-    """float16 as float32, integers as float64: squares and sums would be beyond their range."""
+    """float16 and bfloat16 as float32, integers as float64: squares and sums would be beyond their range."""
     if x.dtype.kind in "biu":
         return x.astype(np.float64)
-    return x.astype(np.float32) if x.dtype.char == "e" else x
+    return x.astype(np.float32) if is_narrow(x.dtype) else x
 
 
 def _narrow(out: Any, x: Any, *others: Any) -> Any:
     """The result in the dtype that it would have without :func:`_wide`."""
-    if x.dtype.char != "e":
+    if not is_narrow(x.dtype):
         return out
     return out.astype(np.result_type(x.dtype, *(y.dtype for y in others if y is not None)))
 
@@ -220,9 +221,9 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
     if targets.__class__ is int:
         targets = xp.asarray(targets)
-    if logits.dtype.char == "e":  # its sums over thousands of rows are beyond its range
+    if is_narrow(logits.dtype):  # its sums over thousands of rows are beyond its range
         loss, wide_pullback = cross_entropy(xp, _wide(logits), targets)
-        loss = _narrow(loss, logits, targets if targets.dtype.kind == "f" else None)
+        loss = _narrow(loss, logits, targets if is_floating(targets.dtype) else None)
         return loss, lambda g: wide_pullback(_wide(g))
     classes = logits.shape[-1]
     count = logits.size // max(classes, 1)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..dtypes import is_floating
 from ..noting import noted
 from . import compiled
 
@@ -69,7 +70,9 @@ def attention(
         raise ValueError("query and key must have the same width, key and value the same number of keys")
     if attn_mask is not None and any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
         raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}")
-    result_dtype = np.result_type(query.dtype, key.dtype, value.dtype, np.float16)
+    result_dtype = np.result_type(query.dtype, key.dtype, value.dtype)
+    if not is_floating(result_dtype):
+        result_dtype = np.result_type(result_dtype, np.float16)
     dtype = np.result_type(result_dtype, np.float32)  # float16 ends at 65504, which sums of many keys go beyond
     query, key, value = (x.astype(dtype, copy=False) for x in (query, key, value))
     out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)

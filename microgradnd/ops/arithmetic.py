@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..autocast import in_float32
 from ..primitive import primitive
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _power_exponent(g, xp, x, out):
     return g * out * xp.log(xp.where(x == 0, 1.0, x))  # 1.0: integers would take their logarithm in float16
 
 
-@primitive(x=_power_base, y=_power_exponent)
+@primitive(in_float32, x=_power_base, y=_power_exponent)
 def power(xp: Any, x: Operand, y: Operand) -> Any:
     """The power x ** y, elementwise with broadcasting.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..autocast import in_low_precision
 from ..backends import NAMESPACES
 from ..fused import fused
 from ..kernels import attention as kernels
@@ -82,7 +83,7 @@ def _with_axes(x: Any, ndim: int) -> Any:
     return x if x.ndim == ndim else reshape(x, (1,) * (ndim - x.ndim) + x.shape)
 
 
-@fused(kernels.attention, "query", "key", "value")
+@fused(kernels.attention, "query", "key", "value", conversion=in_low_precision)
 def _scaled_dot_product_attention(
     query: Operand,
     key: Operand,

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ..autocast import in_float32
 from ..primitive import primitive
 
 if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@primitive(x=lambda g, out: g * out)
+@primitive(in_float32, x=lambda g, out: g * out)
 def exp(xp: Any, x: Operand) -> Any:
     """The exponential e^x, elementwise."""
     return xp.exp(x)
 
 
-@primitive(x=lambda g, x: g / x)
+@primitive(in_float32, x=lambda g, x: g / x)
 def log(xp: Any, x: Operand) -> Any:
     """The natural logarithm, elementwise."""
     return xp.log(x)

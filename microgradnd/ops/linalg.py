@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..autocast import in_low_precision
 from ..fused import fused
 from ..kernels import array_kernels
 from ..kernels.array_kernels import affine, rows
@@ -41,7 +42,7 @@ def _matmul_y(g, xp, x, y_shape):
     return xp.matmul(xp.swapaxes(x, -1, -2), g)
 
 
-@primitive(x=_matmul_x, y=_matmul_y)
+@primitive(in_low_precision, x=_matmul_x, y=_matmul_y)
 def matmul(xp: Any, x: Operand, y: Operand) -> Any:
     """The matrix product over the last axis of x and the last but one of y; leading axes broadcast.
 
@@ -64,6 +65,7 @@ def _linear_weight(g, xp, x):
 
 
 @primitive(
+    in_low_precision,
     x=_linear_x,
     weight=_linear_weight,
     bias=lambda g, xp: xp.sum(g if g.ndim == 2 else rows(g), axis=0),
@@ -77,13 +79,13 @@ def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) ->
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1]))
 
 
-@fused(array_kernels.linear_relu, "x", "weight", "bias")
+@fused(array_kernels.linear_relu, "x", "weight", "bias", conversion=in_low_precision)
 def linear_relu(x: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:
     """max(x weight + bias, 0): :func:`linear` and the rectifier in one."""
     return relu(linear(x, weight, bias))
 
 
-@fused(array_kernels.linear_gelu, "x", "weight", "bias")
+@fused(array_kernels.linear_gelu, "x", "weight", "bias", conversion=in_low_precision)
 def linear_gelu(x: Operand, weight: Operand, bias: Operand | None = None, approximate: str = "none") -> Tensor:
     """gelu(x weight + bias): :func:`linear` and :func:`gelu`, with its ``approximate``, in one."""
     return gelu(linear(x, weight, bias), approximate)
@@ -129,7 +131,7 @@ def _einsum(g, i, xp, subscripts, operands, operands_shape):
     return xp.scatter_add(gx, tuple(grid[mine.index(c)] for c in inputs[i]), tuple(sizes[c] for c in inputs[i]))
 
 
-@primitive(operands=_einsum)
+@primitive(in_low_precision, operands=_einsum)
 def einsum(xp: Any, subscripts: str, *operands: Operand) -> Any:
     """Sums of products over named axes (Einstein's summation), for example ``einsum("bij,bjk->bik", x, y)``.
 

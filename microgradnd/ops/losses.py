@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from ..autocast import in_float32
 from ..backends import NAMESPACES, as_array
 from ..fused import fused
 from ..kernels import array_kernels
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@fused(array_kernels.cross_entropy, "logits")
+@fused(array_kernels.cross_entropy, "logits", conversion=in_float32)
 def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
     """The mean over all rows of -sum(targets * log_softmax(logits)), in nats.
 

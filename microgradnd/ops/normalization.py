@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..autocast import in_float32
 from ..fused import fused
 from ..kernels import array_kernels
 from ..tensor import Tensor
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@fused(array_kernels.layer_norm, "x", "weight", "bias")
+@fused(array_kernels.layer_norm, "x", "weight", "bias", conversion=in_float32)
 def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None = None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance of the last axis (Ba et al., 2016).
 
@@ -28,7 +29,7 @@ def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None =
     return out
 
 
-@fused(array_kernels.rms_norm, "x", "weight")
+@fused(array_kernels.rms_norm, "x", "weight", conversion=in_float32)
 def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, with the mean of the last axis (Zhang and Sennrich, 2019).
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..autocast import in_float32
 from ..autograd import no_grad
 from ..fused import fused
 from ..kernels import array_kernels
@@ -42,13 +43,16 @@ def _spread(xp, g, shape, axis, keepdims):
     return xp.broadcast_to(_restored(xp, g, shape, axis, keepdims), shape)
 
 
-@primitive(x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g, x_shape, axis, keepdims))
+@primitive(in_float32, x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g, x_shape, axis, keepdims))
 def sum(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """The sum over ``axis``."""
     return xp.sum(x, axis=axis, keepdims=keepdims)
 
 
-@primitive(x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g * _share(x_shape, axis), x_shape, axis, keepdims))
+@primitive(
+    in_float32,
+    x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g * _share(x_shape, axis), x_shape, axis, keepdims),
+)
 def mean(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """The arithmetic mean over ``axis``."""
     return xp.mean(x, axis=axis, keepdims=keepdims)
@@ -59,7 +63,7 @@ def _var(g, xp, x, x_shape, axis, ddof, keepdims):
     return _restored(xp, g, x_shape, axis, keepdims) * (2.0 * _share(x_shape, axis, ddof)) * deviation
 
 
-@primitive(x=_var)
+@primitive(in_float32, x=_var)
 def var(xp: Any, x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
     """The variance over ``axis``: the sum of (x - mean)^2 divided by n - ddof."""
     return xp.var(x, axis=axis, ddof=ddof, keepdims=keepdims)
@@ -100,7 +104,7 @@ def _logsumexp(g, xp, x, x_shape, out, axis, keepdims):
     return _restored(xp, g, x_shape, axis, keepdims) * xp.exp(x - out)
 
 
-@primitive(x=_logsumexp)
+@primitive(in_float32, x=_logsumexp)
 def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) over ``axis``, shifted by the maximum so that exp cannot overflow."""
     shift = _finite(xp, xp.max(x, axis=axis, keepdims=True))
@@ -109,14 +113,14 @@ def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) ->
     return out if keepdims else xp.squeeze(out, axis=axis if axis is not None else tuple(range(x.ndim)))
 
 
-@fused(array_kernels.softmax, "x")
+@fused(array_kernels.softmax, "x", conversion=in_float32)
 def softmax(x: Operand, axis: Axis = -1) -> Tensor:
     """exp(x) / sum(exp(x)) over ``axis``, shifted by the maximum so that exp cannot overflow."""
     e: Any = exp(_shifted(x, axis))
     return e / sum(e, axis=axis, keepdims=True)
 
 
-@fused(array_kernels.log_softmax, "x")
+@fused(array_kernels.log_softmax, "x", conversion=in_float32)
 def log_softmax(x: Operand, axis: Axis = -1) -> Tensor:
     """x - logsumexp(x) over ``axis``, shifted by the maximum so that exp cannot overflow."""
     shifted = _shifted(x, axis)

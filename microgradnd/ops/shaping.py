@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..dtypes import as_dtype, cast, is_floating
 from ..primitive import primitive
 from ..tensor import Tensor
 
@@ -59,7 +60,7 @@ def broadcast_to(xp: Any, x: Operand, shape: Shape) -> Any:
 
 @primitive(x=lambda g: g)
 def _to_floating(xp: Any, x: Operand, dtype: Any) -> Any:
-    return x.astype(dtype)
+    return cast(x, dtype)
 
 
 @primitive(x=None)
@@ -69,8 +70,8 @@ def _to_constant(xp: Any, x: Operand, dtype: Any) -> Any:
 
 def astype(x: Operand, dtype: npt.DTypeLike) -> Tensor:
     """x converted to ``dtype``. To integers, booleans or complex numbers no gradient flows back."""
-    dtype = np.dtype(dtype)
-    return _to_floating(x, dtype) if dtype.kind == "f" else _to_constant(x, dtype)
+    dtype = as_dtype(dtype)
+    return _to_floating(x, dtype) if is_floating(dtype) else _to_constant(x, dtype)
 
 
 @primitive(x=lambda g: g)

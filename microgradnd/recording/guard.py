@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..autocast import autocast_mode
 from ..autograd import grad_mode
 from ..backends import as_array
 from ..inplace import next_change
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def settings() -> tuple[Any, ...]:
     """What a recording depends on besides what its step can reach."""
-    return kernels.current, grad_mode.enabled
+    return kernels.current, grad_mode.enabled, autocast_mode.dtype
 
 
 def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -98,7 +99,8 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
     with its variables and with how often the buffers of gradients are referred to when nobody else holds them.
     """
     scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout_of": layout_of, "leaves": leaves}
-    scope |= {"kernels": kernels, "grad_mode": grad_mode, "getrefcount": getrefcount} | recording.watch.scope
+    scope |= {"kernels": kernels, "grad_mode": grad_mode, "autocast_mode": autocast_mode}
+    scope |= {"getrefcount": getrefcount} | recording.watch.scope
     names, conditions, arrays = [], [], []
     for i, (kind, expected) in enumerate(recording.arguments):
         names.append(name := f"argument_{i}")
@@ -115,8 +117,9 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             scope[f"layout_{i}"] = expected
             conditions.append(f"layout_of({name}) == layout_{i}")
             arrays.append(f"*leaves(({name},), {{}})")
-    kernels_in_use, recording_gradients = recording.settings
+    kernels_in_use, recording_gradients, scope["autocast_dtype"] = recording.settings
     conditions += [f"kernels.current == {kernels_in_use!r}", f"grad_mode.enabled is {recording_gradients}"]
+    conditions.append("autocast_mode.dtype is autocast_dtype")
     conditions += recording.watch.conditions
     for i, (leaf, none) in enumerate(zip(recording.other_leaves, recording.others_none, strict=True)):
         scope[f"leaf_{i}"] = leaf

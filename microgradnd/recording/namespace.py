@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import numpy_backend
+from ..dtypes import is_numeric
 from .arrays import CREATING, RecordedArray, RecordedNumber, create
 from .instructions import is_recording, recorder
 
@@ -41,9 +42,7 @@ class RecordedNamespace:
         if isinstance(x, bool | int | float) and is_recording():
             return create(np.asarray, (x, dtype), {})
         array = np.asarray(x, dtype)
-        return (
-            recorder().given(array, "constant", "constant") if is_recording() and array.dtype.kind in "biufc" else array
-        )
+        return recorder().given(array, "constant", "constant") if is_recording() and is_numeric(array.dtype) else array
 
     def scatter_add(self, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
         """As that of NumPy's namespace."""

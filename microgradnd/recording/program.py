@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from ..dtypes import is_narrow, is_numeric
 from .arrays import OPERATORS
 from .instructions import CaptureError, Instruction, Variable
 
@@ -174,7 +175,7 @@ def _size(root: Variable) -> int:
 def is_dense(variable: Variable) -> bool:
     """Whether the array fills its memory without gaps, in whatever order of its axes."""
     expected = variable.dtype.itemsize
-    if variable.dtype.kind not in "biufc":
+    if not is_numeric(variable.dtype):
         return False
     for stride, n in sorted(zip(variable.strides, variable.shape, strict=True)):
         if n == 1:
@@ -195,7 +196,7 @@ def can_write(x: Instruction, root: Variable) -> bool:
         return "where" not in x.kwargs
     if x.kind == "create":
         return x.name in CREATED
-    if x.kind in ("method", "function") and (root.dtype.char == "e" or {"where", "order"} & set(x.kwargs)):
+    if x.kind in ("method", "function") and (is_narrow(root.dtype) or {"where", "order"} & set(x.kwargs)):
         return False  # sums in float16 have a wider sum within, unless they are told where to put it
     if x.kind == "method" and x.name in SHAPING and len(x.args) > 2 and isinstance(x.args[2], str):
         return False  # an order

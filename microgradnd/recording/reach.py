@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Leaf
+from ..dtypes import is_numeric
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import CaptureError
@@ -199,7 +200,7 @@ class Reach:
         elif type(value) is tuple and any(type(part) in (np.ndarray, RecordedArray) for part in value):
             role = "tuple"
         self.places.append(Place(owner, key, is_item, path, role, value))
-        if role == "plain" or (role == "array" and value.dtype.kind not in "biufc"):
+        if role == "plain" or (role == "array" and not is_numeric(value.dtype)):
             self._value(value, path)
 
     def _value(self, value: Any, path: str) -> None:
@@ -210,7 +211,7 @@ class Reach:
             return
         if isinstance(value, np.ndarray):
             self._seen[id(value)] = value
-            if type(value) is not np.ndarray or value.dtype.kind not in "biufc":
+            if type(value) is not np.ndarray or not is_numeric(value.dtype):
                 self.wholes.append((value, whole(value), path))
             return
         if isinstance(value, type):

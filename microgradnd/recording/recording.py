@@ -192,7 +192,7 @@ class Recording:
         if layout(args, kwargs) != self.layout:
             return "the arguments"
         if settings() != self.settings:
-            return "mg.kernels or mg.no_grad"
+            return "mg.kernels, mg.no_grad or mg.autocast"
         rebind = False
         for place, path in self.watch.differences():
             if place is None or place.role != "array":

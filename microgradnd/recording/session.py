@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import randomness
 from ..backends import NAMESPACES
+from ..dtypes import is_numeric
 from ..noting import hook
 from ..tensor import Tensor, constant
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
@@ -132,7 +133,7 @@ class Session:
         """An argument with handles for its arrays and floats."""
         kind = type(value)
         if kind is np.ndarray:
-            if value.dtype.kind not in "biufc":
+            if not is_numeric(value.dtype):
                 raise CaptureError(f"capture: {name} is an array of {value.dtype}, which is not recorded")
             return self._array(value, name)
         if kind is Tensor:
@@ -178,7 +179,7 @@ class Session:
                     self._recorder.given(x, "input", f"{name}_{i}") if type(x) is np.ndarray else x
                     for i, x in enumerate(value)
                 )
-            elif place.role == "array" and type(value) is np.ndarray and value.dtype.kind in "biufc":
+            elif place.role == "array" and type(value) is np.ndarray and is_numeric(value.dtype):
                 handle = self._recorder.given(value, "input", name)
             elif place.role == "gradient" and value is not None:
                 if isinstance(value, Tensor) and value._node is not None:

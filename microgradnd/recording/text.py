@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import BFLOAT16
 from .arrays import OPERATORS, UNARY
 from .instructions import Instruction, Variable
 from .program import ALIGNMENT, GIVEN, SHAPING, Program, may_diverge
@@ -303,6 +304,8 @@ def literal(value: Any, term: Any = None) -> str:
     if isinstance(value, slice):
         return f"slice({', '.join(term(x) for x in (value.start, value.stop, value.step))})"
     if isinstance(value, np.dtype):
+        if value.char == BFLOAT16:
+            return "np.dtype('bfloat16')"
         return f"np.{value.name}" if value.isnative else repr(value.str)
     if isinstance(value, type):
         return f"np.{value.__name__}" if issubclass(value, np.generic) else value.__name__

@@ -31,3 +31,8 @@ static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits)
     h.bits = bits;
     return h;
 }
+static inline bool __hisnan(__nv_bfloat16 h) { return std::isnan((float)h); }
+static inline int __hisinf(__nv_bfloat16 h) { return std::isinf((float)h) ? ((float)h > 0 ? 1 : -1) : 0; }
+static inline float __bfloat162float(__nv_bfloat16 h) { return (float)h; }
+static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f); }
+static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }

@@ -1,0 +1,36 @@
+"""Modes: settings of the current thread that hold within a ``with`` block or a decorated function."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Mode:
+    """The base of context managers that are decorators too."""
+
+    @abstractmethod
+    def __enter__(self) -> None: ...
+
+    @abstractmethod
+    def __exit__(self, *exception: object) -> None: ...
+
+    def __call__(self, function: F) -> F:
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        if flags & (0x20 | 0x80 | 0x200):  # generator, coroutine, asynchronous generator
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}: {function.__name__} is a generator or coroutine function, whose body runs "
+                f"after the decorated call returned; write `with mg.{name}(...):` inside it"
+            )
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
