@@ -35,16 +35,20 @@ def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> An
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
     x_rows = rows(x)
-    out = affine(xp, x_rows, weight, bias)
-    out = xp.relu(out, out=out)
+    fused = getattr(compiled(x, weight, bias), "bias_relu", None) if x.size > xp.SMALL else None
+    out = affine(xp, x_rows, weight, bias, add_bias=fused is None)
+    if fused is not None:
+        out, relu_gradient = fused(out, bias)
+    else:
+        out = xp.relu(out, out=out)
+
+        def relu_gradient(g: Any) -> tuple[Any, Any]:
+            g = xp.relu_gradient(g, out)
+            return g, lambda: xp.sum(g, axis=0)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        g = xp.relu_gradient(rows(g), out)
-        return (
-            lambda: g.dot(weight.T).reshape(x.shape),
-            lambda: x_rows.T.dot(g),
-            lambda: xp.sum(g, axis=0),
-        )
+        g, bias_gradient = relu_gradient(rows(g))
+        return lambda: g.dot(weight.T).reshape(x.shape), lambda: x_rows.T.dot(g), bias_gradient
 
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 
@@ -52,10 +56,12 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
 def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
     x_rows = rows(x)
-    fast = compiled(x, weight, bias) if approximate == "none" and x.size > xp.SMALL else None
+    fast = compiled(x, weight, bias) if x.size > xp.SMALL else None
+    if fast is not None and approximate not in fast.BIAS_GELU:
+        fast = None
     inner = affine(xp, x_rows, weight, bias, add_bias=fast is None)
     if fast is not None:
-        out, gelu_gradient = fast.bias_gelu(inner, bias)
+        out, gelu_gradient = fast.bias_gelu(inner, bias, approximate)
     else:
         out, gelu_pullback = gelu(xp, inner, approximate)
 
@@ -74,6 +80,11 @@ def silu(xp: Any, x: Any) -> tuple[Any, Any]:
     """x sigmoid(x), with s + x s (1 - s) for its derivative."""
     if x.size > xp.SMALL and (fast := compiled(x)):
         return fast.silu(x)
+    return _silu(xp, x)
+
+
+def _silu(xp: Any, x: Any) -> tuple[Any, Any]:
+    """Without a kernel; the pullback takes gradients to whose shape x broadcasts too."""
     s = xp.sigmoid(_wide(x))
     out = x * s
     return _narrow(out, x), lambda g: (g * (s + out * (1 - s)),)
@@ -83,7 +94,7 @@ def swiglu(xp: Any, gate: Any, x: Any) -> tuple[Any, Any]:
     """silu(gate) x."""
     if gate.shape == x.shape and x.size > xp.SMALL and (fast := compiled(gate, x)):
         return fast.swiglu(gate, x)
-    inner, silu_pullback = silu(xp, gate)
+    inner, silu_pullback = _silu(xp, gate)
     return inner * x, lambda g: (lambda: silu_pullback(g * x)[0], lambda: g * inner)
 
 
@@ -220,6 +231,11 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
     if targets.__class__ is int:
         targets = xp.asarray(targets)
+    if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
+        _check_labels(logits, targets)
+        if fast.TRUSTS_LABELS:
+            _flat_index(xp, targets, logits.size // logits.shape[-1], logits.shape[-1], 1)
+        return fast.cross_entropy(logits, targets)
     if logits.dtype.char == "e":  # its sums over thousands of rows are beyond its range
         loss, wide_pullback = cross_entropy(xp, _wide(logits), targets)
         loss = _narrow(loss, logits, targets if targets.dtype.kind == "f" else None)
@@ -229,9 +245,6 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     if count == 0:
         raise ValueError("there are no rows to average over")
     axis = 0 if classes <= FEW_CLASSES else 1  # the axis of the classes in what follows
-    if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
-        _flat_index(xp, logits, targets, count, classes, axis)  # refuses classes out of range
-        return fast.cross_entropy(logits, targets)
     z = _matrix(xp, logits, count, classes, axis)
     z = z - xp.max(z, axis=axis, keepdims=True)
     e = xp.exp(z)
@@ -248,7 +261,8 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
             p *= g
             return p
     else:
-        index = _flat_index(xp, logits, targets, count, classes, axis)
+        _check_labels(logits, targets)
+        index = _flat_index(xp, targets, count, classes, axis)
         loss = xp.sum(log_total.reshape(count) - z.reshape(z.size)[index])
 
         def gradient(g: Any) -> Any:
@@ -269,8 +283,8 @@ def _matrix(xp: Any, x: Any, count: int, classes: int, axis: int) -> Any:
     return xp.ascontiguousarray(x.T if axis == 0 else x)
 
 
-def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int, axis: int) -> Any:
-    """Where each row's class lies in the flat matrix; refuses classes out of range, negative ones too."""
+def _check_labels(logits: Any, targets: Any) -> None:
+    """Refuse class indices of another shape, and what are no integers or lie on another device."""
     if targets.shape != logits.shape[:-1]:
         raise ValueError(
             f"targets are either class indices of shape {logits.shape[:-1]} or rows of shape {logits.shape}, "
@@ -278,6 +292,12 @@ def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int, ax
         )
     if targets.dtype.kind not in "iu":
         raise TypeError(f"class indices must be integers, got {targets.dtype}")
+    if targets.__class__ is not logits.__class__:
+        raise TypeError("class indices and logits must be arrays of one library")
+
+
+def _flat_index(xp: Any, targets: Any, count: int, classes: int, axis: int) -> Any:
+    """Where each row's class lies in the flat matrix; refuses classes out of range, negative ones too."""
     rows, labels = xp.arange(count), targets.reshape(count)
     try:
         if axis == 0:

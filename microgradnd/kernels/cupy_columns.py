@@ -17,7 +17,7 @@ enum { PLAIN, LAYER, RMS };  // sum g; sum g normal and sum g; sum g normal
 
 // Rows are cut into gridDim.y parts. One part alone is the result, more of them are added up by `finished`.
 template <class T, int KIND>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(512, 1)
 columns(const T* g, const T* x, const Acc<T>* mean, const Acc<T>* scale, T* out, Acc<T>* parts, Int rows, Int n) {
     typedef Acc<T> A;
     const int K = KIND == LAYER ? 2 : 1;

@@ -19,7 +19,7 @@ CODE = (
     + r"""
 // exp(x - largest), and what the row adds up to, in one pass (Milakov and Gimelshein, 2018).
 template <class T, int V>
-__global__ void __launch_bounds__(1024) softmax(const T* x, T* out, Int rows, Int n) {
+__global__ void __launch_bounds__(512, 1) softmax(const T* x, T* out, Int rows, Int n) {
     typedef Acc<T> A;
     FOR_ROWS(row, rows) {
         const Int width = row < rows ? n / V : 0;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(1024) softmax(const T* x, T* out, Int rows, In
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(1024) log_softmax(const T* x, T* out, Int rows, Int n) {
+__global__ void __launch_bounds__(512, 1) log_softmax(const T* x, T* out, Int rows, Int n) {
     typedef Acc<T> A;
     FOR_ROWS(row, rows) {
         const Int width = row < rows ? n / V : 0;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(1024) log_softmax(const T* x, T* out, Int rows
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(1024) softmax_gradient(const T* g, const T* out, T* gx, Int rows, Int n) {
+__global__ void __launch_bounds__(512, 1) softmax_gradient(const T* g, const T* out, T* gx, Int rows, Int n) {
     typedef Acc<T> A;
     FOR_ROWS(row, rows) {
         const Int width = row < rows ? n / V : 0;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(1024) softmax_gradient(const T* g, const T* ou
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(1024) log_softmax_gradient(const T* g, const T* out, T* gx, Int rows, Int n) {
+__global__ void __launch_bounds__(512, 1) log_softmax_gradient(const T* g, const T* out, T* gx, Int rows, Int n) {
     typedef Acc<T> A;
     FOR_ROWS(row, rows) {
         const Int width = row < rows ? n / V : 0;
@@ -88,8 +88,9 @@ __global__ void __launch_bounds__(1024) log_softmax_gradient(const T* g, const T
 
 // The mean is that of the differences from the row's first element: rows of nearly equal numbers lose nothing.
 template <class T, int V>
-__global__ void __launch_bounds__(1024)
-layer_norm(const T* x, const T* weight, const T* bias, double eps, T* out, Acc<T>* mean, Acc<T>* scale, Int rows, Int n) {
+__global__ void __launch_bounds__(512, 1)
+layer_norm(const T* x, const T* weight, const T* bias, double eps, T* out, Acc<T>* mean, Acc<T>* scale, Int rows,
+           Int n) {
     typedef Acc<T> A;
     FOR_ROWS(row, rows) {
         const Int width = row < rows ? n / V : 0;
@@ -121,7 +122,7 @@ layer_norm(const T* x, const T* weight, const T* bias, double eps, T* out, Acc<T
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(512, 1)
 layer_norm_gradient(const T* g, const T* x, const T* weight, const Acc<T>* mean, const Acc<T>* scale, T* gx, Int rows,
                     Int n) {
     typedef Acc<T> A;
@@ -154,7 +155,7 @@ layer_norm_gradient(const T* g, const T* x, const T* weight, const Acc<T>* mean,
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(512, 1)
 rms_norm(const T* x, const T* weight, double eps, T* out, Acc<T>* scale, Int rows, Int n) {
     typedef Acc<T> A;
     FOR_ROWS(row, rows) {
@@ -176,7 +177,7 @@ rms_norm(const T* x, const T* weight, double eps, T* out, Acc<T>* scale, Int row
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(512, 1)
 rms_norm_gradient(const T* g, const T* x, const T* weight, const Acc<T>* scale, T* gx, Int rows, Int n) {
     typedef Acc<T> A;
     FOR_ROWS(row, rows) {
@@ -258,7 +259,9 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
             return gx
 
         def parameters() -> list[Any]:  # the sums for both are computed together, once
-            return sums or sums.extend(column_sums("layer", g, n, x, mean, scale)) or sums
+            if not sums:
+                sums.extend(column_sums("layer", g, n, x, mean, scale))
+            return sums
 
         return gradient, lambda: parameters()[0], lambda: parameters()[1]
 

@@ -1,4 +1,4 @@
-"""Sums over the threads of a team, which share a row: up to 32 lanes of a warp, several teams to a block, or a block."""
+"""Sums over the threads of a team, which share a row: up to 32 lanes of a warp, or a whole block."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ def team_of(items: int) -> tuple[tuple[int, int], int]:
     if items <= 32 * ITEMS:
         threads = min(32, 1 << max(0, items - 1).bit_length())
         return (threads, THREADS // threads), SHARED
-    threads = max(128, min(1024, 1 << (-(-items // 4) - 1).bit_length()))
+    threads = max(128, min(512, 1 << (-(-items // 4) - 1).bit_length()))
     return (threads, 1), SHARED
