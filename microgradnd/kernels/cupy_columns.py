@@ -18,7 +18,8 @@ enum { PLAIN, LAYER, RMS };  // sum g; sum g normal and sum g; sum g normal
 // Rows are cut into gridDim.y parts. One part alone is the result, more of them are added up by `finished`.
 template <class T, int KIND>
 __global__ void __launch_bounds__(512, 1)
-columns(const T* g, const T* x, const Acc<T>* mean, const Acc<T>* scale, T* out, Acc<T>* parts, Int rows, Int n) {
+columns(const T* g, const T* x, const Acc<T>* mean, const Acc<T>* scale, T* out, T* second, Acc<T>* parts, Int rows,
+        Int n) {
     typedef Acc<T> A;
     const int K = KIND == LAYER ? 2 : 1;
     extern __shared__ double exchange[];
@@ -43,16 +44,18 @@ columns(const T* g, const T* x, const Acc<T>* mean, const Acc<T>* scale, T* out,
     A sum = 0;
     for (int y = 0; y < blockDim.y; y++) sum += shared[(threadIdx.y * blockDim.y + y) * 32 + threadIdx.x];
     if (gridDim.y == 1)
-        out[threadIdx.y * n + column] = T(sum);
+        (threadIdx.y ? second : out)[column] = T(sum);
     else
         parts[(blockIdx.y * K + threadIdx.y) * n + column] = sum;
 }
 
-template <class T> __global__ void finished(const Acc<T>* parts, T* out, int count, Int n) {
-    for (Int i = first_item(); i < n; i += all_items()) {
+// Of parts (count, n, or 2 n where there are two sums)
+template <class T> __global__ void finished(const Acc<T>* parts, T* out, T* second, int count, Int n) {
+    const Int all = second ? 2 * n : n;
+    for (Int i = first_item(); i < all; i += all_items()) {
         Acc<T> sum = 0;
-        for (int part = 0; part < count; part++) sum += parts[part * n + i];
-        out[i] = T(sum);
+        for (int part = 0; part < count; part++) sum += parts[part * all + i];
+        (i < n ? out[i] : second[i - n]) = T(sum);
     }
 }
 """
@@ -60,17 +63,20 @@ KINDS = {"plain": ("columns<T, PLAIN>", 1), "layer": ("columns<T, LAYER>", 2), "
 columns_family = Family("columns", CODE, *(name for name, _ in KINDS.values()), "finished<T>")
 
 
-def column_sums(kind: str, g: Any, n: int, x: Any = None, mean: Any = None, scale: Any = None) -> Any:
-    """Sums of g (..., n) over all rows: (1, n); for ``"layer"`` and ``"rms"`` first of g times the normalised x."""
+def column_sums(kind: str, g: Any, n: int, x: Any = None, mean: Any = None, scale: Any = None) -> list[Any]:
+    """The sums of g (..., n) over all rows; for ``"layer"`` and ``"rms"`` first that of g times the normalised x."""
     name, sums = KINDS[kind]
-    rows = g.size // n
+    rows = g.size // max(1, n)
     across = -(-n // COLUMNS)
+    outs = [cupy.empty(n, g.dtype) for _ in range(sums)]  # arrays of their own: nobody has to copy views of one
+    if n == 0:
+        return outs
     count = max(1, min(BLOCKS // across, rows // ROWS))
-    out = cupy.empty((sums, n), g.dtype)
     parts = cupy.empty((count, sums, n), accumulator(g.dtype)) if count > 1 else None
     shared = sums * LANES * COLUMNS * accumulator(g.dtype).itemsize
-    arguments = g, address(x), address(mean), address(scale), out, address(parts), rows, n
+    into = outs[0], address(outs[1] if sums == 2 else None)
+    arguments = g, address(x), address(mean), address(scale), *into, address(parts), rows, n
     columns_family.kernel(name, g.dtype.char)((across, count), (COLUMNS, LANES), arguments, shared_mem=shared)
     if parts is not None:
-        columns_family.flat("finished<T>", g, sums * n, 1, parts, out, cupy.int32(count), sums * n)
-    return out
+        columns_family.flat("finished<T>", g, sums * n, 1, parts, *into, cupy.int32(count), n)
+    return outs

@@ -214,7 +214,8 @@ def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> Non
 
 def gradient_norm(gradients: Sequence[Any], largest: float) -> tuple[Any, Any]:
     """The norm of all elements together, in float64 if an array is and else in float32; min(largest / norm, 1)."""
-    launches = list(_launches([(contiguous(g),) for g in gradients]))
+    arrays = [(contiguous(g),) for g in gradients]  # held until all is launched: launches hold addresses alone
+    launches = list(_launches(arrays))
     count = sum(blocks for _, _, blocks in launches)
     parts = cupy.empty(max(1, count))
     before = 0

@@ -251,19 +251,19 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
 
     def pullback(g: Any) -> tuple[Any, ...]:
         g = like(g, x)
-        sums: list[Any] = []
+        sums: dict[int, Any] = {}
 
         def gradient() -> Any:
             gx = cupy.empty_like(x)
             _run("layer_norm_gradient", x, vector_of(n, g, x, weight), g, x, address(weight), mean, scale, gx)
             return gx
 
-        def parameters() -> list[Any]:  # the sums for both are computed together, once
-            if not sums:
-                sums.extend(column_sums("layer", g, n, x, mean, scale))
-            return sums
+        def of_parameter(i: int) -> Any:  # the sums for both are computed together, and kept no longer than needed
+            if i not in sums:
+                sums.update(enumerate(column_sums("layer", g, n, x, mean, scale)))
+            return sums.pop(i)
 
-        return gradient, lambda: parameters()[0], lambda: parameters()[1]
+        return gradient, lambda: of_parameter(0), lambda: of_parameter(1)
 
     return out, pullback
 
