@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,13 @@ ARCHITECTURES = (75, 80, 90, 100)
 
 
 class Usage(NamedTuple):
-    """What one kernel needs on one architecture; spills and shared memory in bytes."""
+    """What one kernel needs on one architecture; bytes of spilled registers, of local and of shared memory."""
 
     kernel: str
     architecture: int
     registers: int
     spills: int
+    stack: int
     shared: int
 
 
@@ -98,11 +100,10 @@ def _usages(log: str, names: dict[str, str], architecture: int) -> Iterator[Usag
     """From ptxas's words on each kernel."""
     for part in re.split(r"Compiling entry function '", log)[1:]:
         symbol = part[: part.index("'")]
-        spills = sum(map(int, re.findall(r"(\d+) bytes spill", part)))
-        registers = re.search(r"Used (\d+) registers", part)
-        shared = re.search(r"(\d+) bytes smem", part)
-        assert registers is not None
-        yield Usage(names[symbol], architecture, int(registers.group(1)), spills, int(shared.group(1)) if shared else 0)
+        counts = [r"Used (\d+) registers", r"(\d+) bytes spill", r"(\d+) bytes stack frame", r"(\d+) bytes smem"]
+        numbers = [sum(map(int, re.findall(count, part))) for count in counts]
+        assert numbers[0] > 0
+        yield Usage(names[symbol], architecture, *numbers)
 
 
 def all_sources() -> list[Any]:
@@ -112,17 +113,21 @@ def all_sources() -> list[Any]:
     return list(cupy_fused.sources())
 
 
+def usages(architecture: int) -> list[Usage]:
+    """What every kernel needs on sm_``architecture``. NVRTC runs in several threads at once."""
+    compiler = Compiler()
+    with ThreadPoolExecutor() as pool:
+        return [usage for part in pool.map(lambda x: compiler(*x, architecture), all_sources()) for usage in part]
+
+
 def main() -> None:
     from tests import cupy_on_cpu
 
     cupy_on_cpu.install()
-    compiler = Compiler()
-    print(f"{'kernel':<60} {'sm':>4} {'registers':>9} {'spills':>6} {'shared':>6}")
-    for name, code, expressions in all_sources():
-        for architecture in ARCHITECTURES:
-            for usage in compiler(name, code, expressions, architecture):
-                kernel, *numbers = usage
-                print(f"{kernel:<60} {numbers[0]:>4} {numbers[1]:>9} {numbers[2]:>6} {numbers[3]:>6}")
+    titles = ("kernel", "sm", "registers", "spills", "stack", "shared")
+    print("{:<44} {:>4} {:>9} {:>6} {:>6} {:>6}".format(*titles))
+    for usage in sorted(usage for architecture in ARCHITECTURES for usage in usages(architecture)):
+        print("{:<44} {:>4} {:>9} {:>6} {:>6} {:>6}".format(*usage))
 
 
 if __name__ == "__main__":

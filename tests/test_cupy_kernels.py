@@ -1,4 +1,4 @@
-"""CUDA kernels of operations against NumPy in float64: values, gradients, layouts, NaN, infinity; launches and copies."""
+"""CUDA kernels of operations against NumPy in float64: values, gradients, layouts, NaN, infinity; launches, copies."""
 
 from __future__ import annotations
 

@@ -37,6 +37,20 @@ template <class T, int V> __device__ __forceinline__ Pack<T, V> load(const T* x,
 template <class T, int V> __device__ __forceinline__ void store(T* x, Int i, const Pack<T, V>& p) {
     reinterpret_cast<Pack<T, V>*>(x)[i] = p;
 }
+
+// Integers of so many bytes, negative for unsigned ones.
+__device__ __forceinline__ Int integer_at(const void* x, int bytes, Int i) {
+    switch (bytes) {
+        case 1: return static_cast<const signed char*>(x)[i];
+        case 2: return static_cast<const short*>(x)[i];
+        case 4: return static_cast<const int*>(x)[i];
+        case -1: return static_cast<const unsigned char*>(x)[i];
+        case -2: return static_cast<const unsigned short*>(x)[i];
+        case -4: return static_cast<const unsigned*>(x)[i];
+        default: return static_cast<const Int*>(x)[i];  // unsigned ones beyond its range become negative
+    }
+}
+
 __device__ __forceinline__ Int first_item() { return (Int)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ Int all_items() { return (Int)gridDim.x * blockDim.x; }
 """
@@ -118,6 +132,11 @@ def contiguous(x: Any) -> Any:
 def like(g: Any, x: Any) -> Any:
     """A gradient in contiguous memory and in the dtype of x."""
     return contiguous(g if g.dtype == x.dtype else g.astype(x.dtype))
+
+
+def integer_kind(dtype: Any) -> Any:
+    """What the kernels' ``integer_at`` has to know of a dtype: its bytes, negative for unsigned integers."""
+    return np.int32(-dtype.itemsize if dtype.kind == "u" else dtype.itemsize)
 
 
 def accumulator(dtype: Any) -> Any:

@@ -6,25 +6,12 @@ from typing import Any
 
 import cupy
 
-from .cupy_compiler import BLOCKS, Family, accumulator, contiguous, like, vector_of
+from .cupy_compiler import BLOCKS, Family, accumulator, contiguous, integer_kind, like, vector_of
 from .cupy_team import SHARED, TEAM, team_of
 
 CODE = (
     TEAM
     + r"""
-// Integers of so many bytes, negative for unsigned ones.
-__device__ __forceinline__ Int label_of(const void* labels, int bytes, Int row) {
-    switch (bytes) {
-        case 1: return static_cast<const signed char*>(labels)[row];
-        case 2: return static_cast<const short*>(labels)[row];
-        case 4: return static_cast<const int*>(labels)[row];
-        case -1: return static_cast<const unsigned char*>(labels)[row];
-        case -2: return static_cast<const unsigned short*>(labels)[row];
-        case -4: return static_cast<const unsigned*>(labels)[row];
-        default: return static_cast<const Int*>(labels)[row];  // unsigned ones beyond its range become negative
-    }
-}
-
 // The loss of each row; NaN, and a gradient of NaN, for labels that are none.
 template <class T, int V>
 __global__ void __launch_bounds__(512, 1)
@@ -34,7 +21,7 @@ cross_entropy(const T* x, const void* labels, int bytes, Acc<T>* loss, Acc<T>* l
     FOR_ROWS(row, rows) {
         const Exponentials<A> e = team(exponentials<T, V>(x + row * n, row < rows ? n / V : 0));
         if (row < rows && threadIdx.x == 0) {
-            const Int label = label_of(labels, bytes, row);
+            const Int label = integer_at(labels, bytes, row);
             const bool known = 0 <= label && label < n;
             loss[row] = known ? log(e.total) - (A(x[row * n + label]) - e.largest) : A(INFINITE - INFINITE);
             largest[row] = e.largest;
@@ -60,7 +47,7 @@ cross_entropy_gradient(const T* g, const T* x, const void* labels, int bytes, co
     FOR_ROWS(row, rows) {
         if (row >= rows) continue;
         const A shift = largest[row], share = each / total[row];
-        const Int label = label_of(labels, bytes, row);
+        const Int label = integer_at(labels, bytes, row);
         for (Int i = threadIdx.x; i < n / V; i += blockDim.x) {
             Pack<T, V> p = load<T, V>(x + row * n, i);
             for (int k = 0; k < V; k++) {
@@ -81,7 +68,7 @@ def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
     x, labels = contiguous(logits), contiguous(labels)
     char, n = x.dtype.char, x.shape[-1]
     count = x.size // n
-    bytes_ = cupy.int32(labels.dtype.itemsize * (-1 if labels.dtype.kind == "u" else 1))
+    kind = integer_kind(labels.dtype)
     loss, largest, total = cupy.empty((3, count), accumulator(x.dtype))
     out = cupy.empty((), x.dtype)
 
@@ -90,12 +77,12 @@ def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
         grid = min(-(-count // block[1]), BLOCKS)
         losses_family.kernel(f"{name}<T, V>", char, vector)((grid,), block, (*args, count, n), shared_mem=shared)
 
-    run("cross_entropy", vector_of(n, x), x, labels, bytes_, loss, largest, total)
+    run("cross_entropy", vector_of(n, x), x, labels, kind, loss, largest, total)
     losses_family.kernel("mean<T>", char)((1,), (512,), (loss, out, count), shared_mem=SHARED)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gx = cupy.empty_like(x)
-        run("cross_entropy_gradient", vector_of(n, x, gx), like(g, x), x, labels, bytes_, largest, total, gx)
+        run("cross_entropy_gradient", vector_of(n, x, gx), like(g, x), x, labels, kind, largest, total, gx)
         return (gx,)
 
     return out, pullback

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import cupy
+import numpy as np
 
-from .cupy_compiler import BLOCK, Family, accumulator, contiguous, vector_of
+from .cupy_compiler import BLOCK, Family, accumulator, contiguous, integer_kind, vector_of
 
 POSITIONS = 32  # of a block
 GRID = 1 << 15  # blocks along the positions, at most
@@ -19,6 +20,13 @@ CODE = r"""
 enum { POSITIONS = 32 };
 
 __device__ __forceinline__ Int row_of(const Int* keys, const Int* order, Int i) { return keys[order[i]]; }
+
+__global__ void wrap(const void* index, int bytes, Int* keys, Int count, Int rows) {
+    for (Int i = first_item(); i < count; i += all_items()) {
+        const Int row = integer_at(index, bytes, i) % rows;
+        keys[i] = row < 0 ? row + rows : row;
+    }
+}
 
 // Parts: of the row that a chunk begins with, if it began before, and of the row that it ends with, if that goes on.
 template <class T, int V>
@@ -66,17 +74,15 @@ add_parts(const Int* keys, const Int* order, const Acc<T>* parts, T* out, Int co
     }
 }
 """
-scatter_family = Family("scatter", CODE, "add_rows<T, V>", "add_parts<T>")
-_wrapped = cupy.ElementwiseKernel(
-    "I index, int64 rows", "int64 row", "row = (long long)index % rows; if (row < 0) row += rows", "wrapped_index"
-)
+scatter_family = Family("scatter", CODE, "wrap", "add_rows<T, V>", "add_parts<T>")
 
 
 def add_rows(out: Any, index: Any, x: Any) -> None:
     """Add each row of x to the row of ``out`` (contiguous) that ``index`` names; as in CuPy's indexing, it wraps."""
     n, count = out.size // len(out), index.size
     x = contiguous(x)
-    keys = _wrapped(index.reshape(-1), len(out))
+    index, keys = contiguous(index), cupy.empty(count, np.int64)
+    scatter_family.flat("wrap", x, count, 1, index, integer_kind(index.dtype), keys, count, len(out))
     order = cupy.argsort(keys)
     vector = vector_of(n, x, out)
     chunks = -(-count // POSITIONS)
