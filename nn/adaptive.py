@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from microgradnd.backends import NAMESPACES
-from microgradnd.kernels import compiled, compiled_together
+from microgradnd.kernels import compiled
 
-from .optim import Optimizer, Params, arrays_of, as_float
+from .optim import Optimizer, Params, arrays_of, as_float, for_all
 
 BLOCK = 1 << 18  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
 
@@ -57,22 +57,23 @@ class Adam(Optimizer):
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
         beta1, beta2 = map(as_float, group["betas"])
-        together: Any = compiled_together(*[p for p, _, _ in work]) if work else None
+        together = for_all(work)
         by_settings: dict[Any, list[Any]] = {}  # they depend on a parameter's number of steps
         for parameter, gradient, state in work:
             t = state["step"] = state.get("step", 0) + 1
             averages = arrays_of(state, parameter, "exp_avg", "exp_avg_sq")
             root = (1 - beta2**t) ** 0.5  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
-            added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
-            settings = added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
-            if together is not None:
-                by_settings.setdefault(settings, []).append((parameter, gradient, *averages))
-                continue
-            if parameter.size > NAMESPACES[parameter.__class__].SMALL and (
-                fast := compiled(parameter, gradient, *averages)
-            ):
-                fast.adam(parameter, gradient, *averages, *settings)
+            fast = together
+            if fast is None and parameter.size > NAMESPACES[parameter.__class__].SMALL:
+                fast = compiled(parameter, gradient, *averages)
+            if fast is not None:
+                added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
+                settings = added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
+                if together is None:
+                    fast.adam(parameter, gradient, *averages, *settings)
+                else:
+                    by_settings.setdefault(settings, []).append((parameter, gradient, *averages))
                 continue
             for p, d, m, v in _blocks(parameter, gradient, *averages):
                 if decay and self.decoupled:

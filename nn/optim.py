@@ -30,6 +30,13 @@ def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
     return [state[name] for name in names]
 
 
+def for_all(work: list[tuple[Any, Any, dict[str, Any]]]) -> Any:
+    """The kernels that change all parameters of ``work`` at once, on a GPU; None where there are none."""
+    if not work or work[0][0].__class__ is np.ndarray:
+        return None
+    return compiled_together(*[p for p, _, _ in work])
+
+
 class _Slot:
     """What an optimiser keeps for one parameter."""
 
@@ -243,7 +250,7 @@ class SGD(Optimizer):
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         momentum, weight_decay = group["momentum"], group["weight_decay"]
-        if work and (fast := compiled_together(*[p for p, _, _ in work])):
+        if (fast := for_all(work)) is not None:
             names = ["momentum_buffer"] if momentum else []  # from zeros: v is d in the first step
             fast.sgd_all(
                 [(p, g, *arrays_of(state, p, *names)) for p, g, state in work], weight_decay, momentum, group["lr"]

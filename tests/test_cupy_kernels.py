@@ -30,6 +30,7 @@ ELEMENTWISE: dict[str, Callable[..., mg.Tensor]] = {
     "gelu_tanh": lambda x: mg.gelu(x, "tanh"),
     "silu": mg.silu,
     "swiglu": mg.swiglu,
+    "sigmoid": mg.sigmoid,
 }
 
 
@@ -252,6 +253,7 @@ LAUNCHES = {  # of the kernels forward and backward, for two axes and 400 rows: 
     "gelu_tanh": (1, 1),
     "silu": (1, 1),
     "swiglu": (1, 1),
+    "sigmoid": (1, 3),  # its gradient is no kernel
     "cross_entropy": (2, 1),
 }
 

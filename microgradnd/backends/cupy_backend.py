@@ -28,12 +28,14 @@ def relu_gradient(g: Any, out: Any) -> Any:
 
 def masked(x: Any, mask: Any) -> Any:
     """x where ``mask`` holds and 0 elsewhere."""
-    return cupy.where(mask, x, cupy.zeros((), x.dtype)) if hasattr(mask, "shape") else x * mask
+    return cupy.where(mask, x, x.dtype.type(0)) if hasattr(mask, "shape") else x * mask
 
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)); of integers in float64."""
     x = x.astype(np.float64) if x.dtype.kind in "biu" else x
+    if x.size and (fast := compiled(x)) is not None:
+        return fast.sigmoid(x)
     return 1 / (1 + cupy.exp(-x))
 
 

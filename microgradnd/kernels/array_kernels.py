@@ -211,7 +211,7 @@ def _normalized(x: Any, *parameters: Any) -> int:
 
 def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """exp(x) / sum(exp(x)), shifted by the maximum."""
-    if x.size > xp.SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
         return fast.softmax(x)
     e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
     out = e / xp.sum(e, axis=axis, keepdims=True)
@@ -220,7 +220,7 @@ def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
 
 def log_softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """x - logsumexp(x), shifted by the maximum."""
-    if x.size > xp.SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
         return fast.log_softmax(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     out = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))

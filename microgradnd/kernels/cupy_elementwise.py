@@ -40,6 +40,10 @@ struct Silu {
     }
 };
 
+struct Sigmoid {
+    template <class A> static __device__ A of(A x) { return sigmoid(x); }
+};
+
 struct Relu {  // its gradient takes the result or x
     template <class A> static __device__ A of(A x) { return x <= A(0) ? A(0) : x; }
     template <class A> static __device__ A gradient(A g, A x) { return x > A(0) ? g : A(0); }
@@ -100,13 +104,14 @@ __global__ void swiglu_gradient(const T* g, const T* gate, const T* x, T* gate_o
     }
 }
 """
-FUNCTIONS = ("Gelu", "GeluTanh", "Silu", "Relu")
+MAPS = ("Gelu", "GeluTanh", "Silu", "Sigmoid")
+GRADIENTS = ("Gelu", "GeluTanh", "Silu", "Relu")
 BIASED = ("Gelu", "GeluTanh", "Relu")
 elementwise_family = Family(
     "elementwise",
     CODE,
-    *(f"map<T, V, {f}>" for f in FUNCTIONS[:3]),
-    *(f"map_gradient<T, V, {f}>" for f in FUNCTIONS),
+    *(f"map<T, V, {f}>" for f in MAPS),
+    *(f"map_gradient<T, V, {f}>" for f in GRADIENTS),
     *(f"biased<T, V, {f}>" for f in BIASED),
     "swiglu<T, V>",
     "swiglu_gradient<T, V>",
@@ -142,6 +147,14 @@ _gelu = {"none": _elementwise("Gelu"), "tanh": _elementwise("GeluTanh")}
 
 def gelu(x: Any, approximate: str) -> tuple[Any, Any]:
     return _gelu[approximate](x)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)), without its gradient."""
+    x = contiguous(x)
+    out = cupy.empty_like(x)
+    _run("map<T, V, Sigmoid>", x, out)
+    return out
 
 
 def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ No function here copies between host and device, or waits for the device.
 from __future__ import annotations
 
 from .cupy_compiler import sources
-from .cupy_elementwise import bias_gelu, bias_relu, gelu, relu_gradient, silu, swiglu
+from .cupy_elementwise import bias_gelu, bias_relu, gelu, relu_gradient, sigmoid, silu, swiglu
 from .cupy_losses import cross_entropy
 from .cupy_optimisers import adam, adam_all, gradient_norm, scaled, sgd, sgd_all
 from .cupy_rows import layer_norm, log_softmax, rms_norm, softmax
@@ -33,6 +33,7 @@ __all__ = [
     "scaled",
     "sgd",
     "sgd_all",
+    "sigmoid",
     "silu",
     "softmax",
     "sources",
