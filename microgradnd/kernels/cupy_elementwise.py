@@ -68,10 +68,11 @@ template <class T, int V, class F> __global__ void map_gradient(const T* g, cons
 
 // F(x + bias), and x + bias in place of x, unless both are written to the same memory.
 template <class T, int V, class F> __global__ void biased(T* x, const T* bias, T* out, Int packs, Int columns) {
+    const bool small = packs <= 0xffffffff;  // a remainder of 64 bits takes longer than what it is for
     for (Int i = first_item(); i < packs; i += all_items()) {
         Pack<T, V> p = load<T, V>(x, i);
         if (bias) {
-            const Pack<T, V> b = load<T, V>(bias, i % columns);
+            const Pack<T, V> b = load<T, V>(bias, small ? unsigned(i) % unsigned(columns) : i % columns);
             for (int k = 0; k < V; k++) p.at[k] = T(Acc<T>(p.at[k]) + Acc<T>(b.at[k]));
             if (x != out) store(x, i, p);
         }
