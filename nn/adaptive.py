@@ -11,7 +11,7 @@ import numpy as np
 from microgradnd.backends import NAMESPACES
 from microgradnd.kernels import compiled
 
-from .optim import Optimizer, Params, as_float
+from .optim import Optimizer, Params, arrays_of, as_float, for_all
 
 BLOCK = 1 << 18  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
 
@@ -23,14 +23,6 @@ def _blocks(*arrays: Any) -> Iterator[list[Any]]:
     step = BLOCK if isinstance(flat[0], np.ndarray) else max(1, size)  # a device has no such cache
     for start in range(0, size, step):
         yield [x[start : start + step] for x in flat]
-
-
-def _state(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
-    """Arrays of zeros like p under these names, made when they are first asked for."""
-    for name in names:
-        if name not in state:
-            state[name] = NAMESPACES[type(p)].zeros_like(p)
-    return [state[name] for name in names]
 
 
 class Adam(Optimizer):
@@ -65,18 +57,23 @@ class Adam(Optimizer):
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
         beta1, beta2 = map(as_float, group["betas"])
+        together = for_all(work)
+        by_settings: dict[Any, list[Any]] = {}  # they depend on a parameter's number of steps
         for parameter, gradient, state in work:
             t = state["step"] = state.get("step", 0) + 1
-            averages = _state(state, parameter, "exp_avg", "exp_avg_sq")
+            averages = arrays_of(state, parameter, "exp_avg", "exp_avg_sq")
             root = (1 - beta2**t) ** 0.5  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
-            if parameter.size > NAMESPACES[parameter.__class__].SMALL and (
-                fast := compiled(parameter, gradient, *averages)
-            ):
+            fast = together
+            if fast is None and parameter.size > NAMESPACES[parameter.__class__].SMALL:
+                fast = compiled(parameter, gradient, *averages)
+            if fast is not None:
                 added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
-                fast.adam(
-                    parameter, gradient, *averages, added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
-                )
+                settings = added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
+                if together is None:
+                    fast.adam(parameter, gradient, *averages, *settings)
+                else:
+                    by_settings.setdefault(settings, []).append((parameter, gradient, *averages))
                 continue
             for p, d, m, v in _blocks(parameter, gradient, *averages):
                 if decay and self.decoupled:
@@ -94,6 +91,8 @@ class Adam(Optimizer):
                 step = m / square
                 step *= rate
                 p -= step
+        for settings, arrays in by_settings.items():
+            together.adam_all(arrays, *settings)
 
 
 class AdamW(Adam):
@@ -160,7 +159,7 @@ class RMSprop(Optimizer):
         centered = group["centered"]
         names = ["square_avg", *(["grad_avg"] if centered else []), *(["momentum_buffer"] if momentum else [])]
         for parameter, gradient, state in work:
-            for p, d, v, *others in _blocks(parameter, gradient, *_state(state, parameter, *names)):
+            for p, d, v, *others in _blocks(parameter, gradient, *arrays_of(state, parameter, *names)):
                 if decay:
                     d = d + decay * p
                 v *= alpha

@@ -12,6 +12,7 @@ import numpy as np
 import microgradnd as mg
 from microgradnd import Tensor
 from microgradnd.backends import NAMESPACES, as_array
+from microgradnd.kernels import compiled_together
 
 from .module import Module
 
@@ -37,17 +38,28 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     arrays: list[Any] = [tensor.grad.data for tensor in tensors]  # type: ignore[union-attr]
     if not arrays:
         return mg.tensor(0.0)
+    fast = compiled_together(*arrays)
+    if fast is not None:
+        norm, factor = fast.gradient_norm(arrays, max_norm)
+        _refuse_nonfinite(norm, error_if_nonfinite)
+        for tensor, g in zip(tensors, fast.scaled(arrays, factor), strict=True):
+            tensor.grad = g
+        return mg.tensor(norm)
     xp = NAMESPACES[type(arrays[0])]
     squares = [xp.vdot(g, g) for g in (g.astype(np.float32) if g.dtype.itemsize < 4 else g for g in arrays)]
     norm = as_array(functools.reduce(operator.add, squares) ** 0.5)
-    if error_if_nonfinite and not np.isfinite(float(norm)):
-        raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {float(norm)}; nothing was scaled")
+    _refuse_nonfinite(norm, error_if_nonfinite)
     factor = xp.minimum(max_norm / (norm + 1e-6), 1.0)
     if not (type(norm) is np.ndarray and factor == 1):  # a device is not waited for: there 1 is multiplied with
         with np.errstate(invalid="ignore"):  # an infinite gradient times 0: nn.GradScaler leaves such a step out
             for tensor, g in zip(tensors, arrays, strict=True):
                 tensor.grad = g * factor.astype(g.dtype)
     return mg.tensor(norm)
+
+
+def _refuse_nonfinite(norm: Any, asked: bool) -> None:
+    if asked and not np.isfinite(float(norm)):
+        raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {float(norm)}; nothing was scaled")
 
 
 def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from microgradnd.backends import NAMESPACES
 from microgradnd.devices import beside
 from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
-from microgradnd.kernels import compiled
+from microgradnd.kernels import compiled, compiled_together
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -22,6 +22,21 @@ Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 def as_float(x: Any) -> Any:
     """A setting as Python's float, which changes no array's dtype; a number that is being recorded stays what it is."""
     return x if hasattr(x, "variable") else float(x)
+
+
+def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
+    """A parameter's arrays under these names, made of zeros like p when they are first asked for."""
+    for name in names:
+        if name not in state:
+            state[name] = NAMESPACES[type(p)].zeros_like(p)
+    return [state[name] for name in names]
+
+
+def for_all(work: list[tuple[Any, Any, dict[str, Any]]]) -> Any:
+    """The kernels that change all parameters of ``work`` at once, on a GPU; None where there are none."""
+    if not work or work[0][0].__class__ is np.ndarray:
+        return None
+    return compiled_together(*[p for p, _, _ in work])
 
 
 class _Slot:
@@ -238,6 +253,12 @@ class SGD(Optimizer):
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         momentum, weight_decay = group["momentum"], group["weight_decay"]
+        if (fast := for_all(work)) is not None:
+            names = ["momentum_buffer"] if momentum else []  # from zeros: v is d in the first step
+            fast.sgd_all(
+                [(p, g, *arrays_of(state, p, *names)) for p, g, state in work], weight_decay, momentum, group["lr"]
+            )
+            return
         lr: Any = None
         for p, d, state in work:
             xp = NAMESPACES[p.__class__]
@@ -258,6 +279,9 @@ class SGD(Optimizer):
                     v += d
                 d = v
             dtype = p.dtype
+            if p.__class__ is not np.ndarray:  # to a device an array would be copied, a number is not
+                p -= as_float(group["lr"]) * (d.astype(np.float32) if dtype.char == "e" else d)
+                continue
             if lr is None or lr.dtype is not dtype:
                 # NumPy multiplies by a 0-d array faster than by a number. Narrow floats have no small rates.
                 lr = xp.asarray(group["lr"], np.float32 if is_narrow(dtype) else dtype)

@@ -517,3 +517,7 @@ def test_numba_used_by_others_keeps_its_threads() -> None:
         "import numba\n"
         "assert numba.config.THREADING_LAYER == 'workqueue'\n",
     )
+
+
+def test_swiglu_whose_gate_broadcasts() -> None:
+    close(*both(mg.swiglu, normal(SMALL + 1, 1), normal(1, 3, seed=1)), 1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 from cupyx.scipy.special import erf, ndtr
 
 from ..dtypes import BFLOAT16
-from . import tf32
+from ..kernels import compiled
+from . import numpy_backend, tf32
 from .cupy_random import kept
 from .narrow import in_float32, promoting
-from .numpy_backend import scatter_add
 
 array_type = cupy.ndarray
 if tf32.allow_tf32.current is not None:
@@ -28,8 +27,6 @@ _scaled = {
     )
     for double, kind in ((False, "float32"), (True, "float64"))
 }
-_relu_gradient = cupy.ElementwiseKernel("T g, U out", "T gx", "gx = out > U(0) ? g : T(0)", "relu_gradient")
-_sigmoid = cupy.ElementwiseKernel("T x", "T out", "out = T(1) / (T(1) + exp(-x))", "sigmoid")
 # Where rows are taken: n is how many there are, size the elements of each. A row that is not there is NaN.
 _take_rows = cupy.ElementwiseKernel(
     "raw T x, I row, int64 n, int64 size, int64 column",
@@ -46,7 +43,8 @@ def relu(x: Any, out: Any = None) -> Any:
 
 def relu_gradient(g: Any, out: Any) -> Any:
     """g where ``out``, the rectifier's result, is positive, and 0 elsewhere."""
-    return _relu_gradient(g, out)
+    fast = compiled(g, out) if g.size and g.shape == out.shape else None
+    return masked(g, out > 0) if fast is None else fast.relu_gradient(g, out)
 
 
 def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
@@ -60,7 +58,20 @@ def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)); of integers in float64."""
-    return _sigmoid(x.astype(np.float64) if x.dtype.kind in "biu" else x)
+    x = x.astype(np.float64) if x.dtype.kind in "biu" else x
+    if x.size and (fast := compiled(x)) is not None:
+        return fast.sigmoid(x)
+    return 1 / (1 + cupy.exp(-x))
+
+
+def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    """As that of NumPy's namespace; rows at integers, always added in the same order."""
+    is_rows = hasattr(index, "dtype") and index.dtype.kind in "iu" and x.size and x.shape == index.shape + shape[1:]
+    if not is_rows or (fast := compiled(x)) is None:
+        return numpy_backend.scatter_add(cupy, x, index, shape)
+    out = cupy.zeros(shape, x.dtype)
+    fast.add_rows(out, cupy.asarray(index), x)
+    return out
 
 
 def take_rows(x: Any, index: Any) -> Any:
@@ -81,9 +92,8 @@ def matmul(x: Any, y: Any) -> Any:
 _batched_matmul, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.var, erf))
 einsum = in_float32(cupy.einsum, (BFLOAT16,), first=1)
 where = promoting(cupy.where)
-_functions = (kept, masked, matmul, relu, relu_gradient, sigmoid, take_rows)
+_functions = (kept, masked, matmul, relu, relu_gradient, scatter_add, sigmoid, take_rows)
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
-_ours |= {"einsum": einsum, "erf": erf, "var": var, "where": where}
-_ours |= {"normal_cdf": ndtr, "scatter_add": partial(scatter_add, cupy)}
+_ours |= {"einsum": einsum, "erf": erf, "normal_cdf": ndtr, "var": var, "where": where}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})

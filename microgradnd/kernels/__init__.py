@@ -1,7 +1,7 @@
 """Fast implementations of fused operations, as functions of arrays; they know nothing of tensors.
 
 Every one is written in the array namespace, for every backend. For large float32 arrays on the host there are
-compiled ones too, where Numba is installed: :class:`kernels` chooses.
+compiled ones too, where Numba is installed, and for CuPy arrays ones in CUDA C++: :class:`kernels` chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SMALL = 1 << 13
 
 
 class kernels:
-    """Choose how fused operations and optimisers compute on the host: for the process, or within a ``with`` block.
+    """Choose how fused operations and optimisers compute: for the process, or within a ``with`` block.
 
     >>> mg.kernels("numpy")  # from now on
     >>> with mg.kernels("numba"):
@@ -30,12 +30,16 @@ class kernels:
         choice: ``"numpy"``; ``"numba"``, kernels compiled by Numba for large float32 arrays (small ones and other
             dtypes stay with NumPy); ``"auto"``, at first, is ``"numba"`` where it is installed.
 
+    For CuPy arrays ``"numpy"`` means the array library's own functions, and both of the others kernels in CUDA C++,
+    which exist for float16, bfloat16, float32 and float64, whatever the size.
+
     Results of the two differ by rounding. A kernel is compiled when it is first used, which takes some tenths of a
     second, and kept on disk. Raises ValueError for other choices, ImportError for ``"numba"`` without Numba.
     """
 
     current = "auto"
     _compiled: Any = None  # the module, once it is needed; False where there is none
+    _on_device: Any = None  # the same for CuPy arrays
 
     def __init__(self, choice: str) -> None:
         if choice not in CHOICES:
@@ -63,10 +67,31 @@ def compiled(*arrays: Any) -> Any:
         return None
     for x in arrays:
         if x is not None and not (x.__class__ is np.ndarray and x.dtype.char == "f" and x.dtype.isnative):
-            return None
+            return None if x.__class__ is np.ndarray else _for_device(arrays, same_dtype=True)
     if kernels._compiled is None:
         kernels._compiled = _loaded()
     return kernels._compiled or None
+
+
+def compiled_together(*arrays: Any) -> Any:
+    """The module of kernels that take many CuPy arrays at once, which may differ in dtype; None for others."""
+    if kernels.current == "numpy" or arrays[0].__class__ is np.ndarray:
+        return None
+    return _for_device(arrays, same_dtype=False)
+
+
+def _for_device(arrays: tuple[Any, ...], same_dtype: bool) -> Any:
+    """The kernels for CuPy arrays of floating dtypes; None if there are others among them."""
+    found = [x for x in arrays if x is not None]
+    kind = found[0].__class__
+    if kind.__module__.partition(".")[0] != "cupy" or any(x.__class__ is not kind for x in found):
+        return None
+    dtypes = {x.dtype for x in found}
+    if (same_dtype and len(dtypes) > 1) or not all(dtype.char in "efdE" and dtype.isnative for dtype in dtypes):
+        return None
+    if kernels._on_device is None:
+        kernels._on_device = importlib.import_module(".cupy_fused", __name__)
+    return kernels._on_device
 
 
 def _loaded() -> Any:

@@ -36,16 +36,21 @@ def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> An
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
     x_rows = rows(x)
-    out = affine(xp, x_rows, weight, bias)
-    out = xp.relu(out, out=out)
+    # On the host NumPy's own two passes are as fast as a kernel.
+    fast = compiled(x, weight, bias) if x.__class__ is not np.ndarray and x.size else None
+    out = affine(xp, x_rows, weight, bias, add_bias=fast is None)
+    if fast is not None:
+        out, relu_gradient = fast.bias_relu(out, bias)
+    else:
+        out = xp.relu(out, out=out)
+
+        def relu_gradient(g: Any) -> tuple[Any, Any]:
+            g = xp.relu_gradient(g, out)
+            return g, lambda: xp.sum(g, axis=0)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        g = xp.relu_gradient(rows(g), out)
-        return (
-            lambda: xp.matmul(g, weight.T).reshape(x.shape),
-            lambda: xp.matmul(x_rows.T, g),
-            lambda: xp.sum(g, axis=0),
-        )
+        g, bias_gradient = relu_gradient(rows(g))
+        return lambda: xp.matmul(g, weight.T).reshape(x.shape), lambda: xp.matmul(x_rows.T, g), bias_gradient
 
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 
@@ -53,10 +58,12 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
 def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
     x_rows = rows(x)
-    fast = compiled(x, weight, bias) if approximate == "none" and x.size > xp.SMALL else None
+    fast = compiled(x, weight, bias) if x.size > xp.SMALL else None
+    if fast is not None and approximate not in fast.BIAS_GELU:
+        fast = None
     inner = affine(xp, x_rows, weight, bias, add_bias=fast is None)
     if fast is not None:
-        out, gelu_gradient = fast.bias_gelu(inner, bias)
+        out, gelu_gradient = fast.bias_gelu(inner, bias, approximate)
     else:
         out, gelu_pullback = gelu(xp, inner, approximate)
 
@@ -75,6 +82,11 @@ def silu(xp: Any, x: Any) -> tuple[Any, Any]:
     """x sigmoid(x), with s + x s (1 - s) for its derivative."""
     if x.size > xp.SMALL and (fast := compiled(x)):
         return fast.silu(x)
+    return _silu(xp, x)
+
+
+def _silu(xp: Any, x: Any) -> tuple[Any, Any]:
+    """Without a kernel; the pullback takes gradients to whose shape x broadcasts too."""
     s = xp.sigmoid(_wide(x))
     out = x * s
     return _narrow(out, x), lambda g: (g * (s + out * (1 - s)),)
@@ -84,7 +96,7 @@ def swiglu(xp: Any, gate: Any, x: Any) -> tuple[Any, Any]:
     """silu(gate) x."""
     if gate.shape == x.shape and x.size > xp.SMALL and (fast := compiled(gate, x)):
         return fast.swiglu(gate, x)
-    inner, silu_pullback = silu(xp, gate)
+    inner, silu_pullback = _silu(xp, gate)
     return inner * x, lambda g: (lambda: silu_pullback(g * x)[0], lambda: g * inner)
 
 
@@ -201,7 +213,7 @@ def _normalized(x: Any, *parameters: Any) -> int:
 
 def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """exp(x) / sum(exp(x)), shifted by the maximum."""
-    if x.size > xp.SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
         return fast.softmax(x)
     e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
     out = e / xp.sum(e, axis=axis, keepdims=True)
@@ -210,7 +222,7 @@ def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
 
 def log_softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """x - logsumexp(x), shifted by the maximum."""
-    if x.size > xp.SMALL and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
         return fast.log_softmax(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     out = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
@@ -221,6 +233,11 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
     if targets.__class__ is int:
         targets = xp.asarray(targets)
+    if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
+        _check_labels(logits, targets)
+        if fast.TRUSTS_LABELS:
+            _flat_index(xp, targets, logits.size // logits.shape[-1], logits.shape[-1], 1)
+        return fast.cross_entropy(logits, targets)
     if is_narrow(logits.dtype):  # its sums over thousands of rows are beyond its range
         loss, wide_pullback = cross_entropy(xp, _wide(logits), targets)
         loss = _narrow(loss, logits, targets if is_floating(targets.dtype) else None)
@@ -230,9 +247,6 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     if count == 0:
         raise ValueError("there are no rows to average over")
     axis = 0 if classes <= FEW_CLASSES else 1  # the axis of the classes in what follows
-    if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
-        _flat_index(xp, logits, targets, count, classes, axis)  # refuses classes out of range
-        return fast.cross_entropy(logits, targets)
     z = _matrix(xp, logits, count, classes, axis)
     z = z - xp.max(z, axis=axis, keepdims=True)
     e = xp.exp(z)
@@ -249,7 +263,8 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
             p *= g
             return p
     else:
-        index = _flat_index(xp, logits, targets, count, classes, axis)
+        _check_labels(logits, targets)
+        index = _flat_index(xp, targets, count, classes, axis)
         loss = xp.sum(log_total.reshape(count) - z.reshape(z.size)[index])
 
         def gradient(g: Any) -> Any:
@@ -270,8 +285,8 @@ def _matrix(xp: Any, x: Any, count: int, classes: int, axis: int) -> Any:
     return xp.ascontiguousarray(x.T if axis == 0 else x)
 
 
-def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int, axis: int) -> Any:
-    """Where each row's class lies in the flat matrix; refuses classes out of range, negative ones too."""
+def _check_labels(logits: Any, targets: Any) -> None:
+    """Refuse class indices of another shape, and what are no integers or lie on another device."""
     if targets.shape != logits.shape[:-1]:
         raise ValueError(
             f"targets are either class indices of shape {logits.shape[:-1]} or rows of shape {logits.shape}, "
@@ -279,6 +294,12 @@ def _flat_index(xp: Any, logits: Any, targets: Any, count: int, classes: int, ax
         )
     if targets.dtype.kind not in "iu":
         raise TypeError(f"class indices must be integers, got {targets.dtype}")
+    if targets.__class__ is not logits.__class__:
+        raise TypeError("class indices and logits must be arrays of one library")
+
+
+def _flat_index(xp: Any, targets: Any, count: int, classes: int, axis: int) -> Any:
+    """Where each row's class lies in the flat matrix; refuses classes out of range, negative ones too."""
     rows, labels = xp.arange(count), targets.reshape(count)
     try:
         if axis == 0:

@@ -78,7 +78,8 @@ def attention(
     out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
     largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
     total = xp.ones((*shape[:-1], 1), dtype)
-    fast = compiled(query, key, value) if math.prod(shape) > xp.SMALL else None
+    on_host = query.__class__ is np.ndarray  # there are no kernels of attention for CuPy arrays
+    fast = compiled(query, key, value) if on_host and math.prod(shape) > xp.SMALL else None
     if fast is not None and attn_mask is None and not dropout_p and math.prod(shape) > CHUNK:
         found = fast.attention(query, key, value, is_causal, scale)
         if found is not None:

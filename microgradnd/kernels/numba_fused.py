@@ -11,6 +11,8 @@ from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 
 PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
+BIAS_GELU = ("none",)  # what bias_gelu knows
+TRUSTS_LABELS = True  # cross_entropy reads where labels point to: they have to be checked before
 
 
 def contiguous(x: Any) -> Any:
@@ -68,7 +70,7 @@ def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
     return out.reshape(x.shape), pullback
 
 
-def bias_gelu(inner: Any, bias: Any) -> tuple[Any, Any]:
+def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, Any]:
     """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias."""
     count, n = inner.shape
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)

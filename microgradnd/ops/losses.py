@@ -27,7 +27,8 @@ def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
 
     Raises:
         TypeError: for class indices that are no integers.
-        IndexError: for a class index outside of 0 to classes - 1.
+        IndexError: for a class index outside of 0 to classes - 1. On a GPU, which is not waited for, the loss and the
+            gradient of that row are NaN instead.
         ValueError: for other shapes of ``targets``, and for no rows at all.
     """
     targets = as_array(targets) if isinstance(targets, int) else targets
