@@ -1,0 +1,397 @@
+"""CUDA source of attention in tiles: scores live in shared memory and registers only.
+
+With S = scale Q K^T + mask, P = exp(S - lse) and the gradient G of O = P V (Dao et al., 2022; Dao, 2023):
+
+    dP = G V^T,  delta = sum over the width of G O,  dS = P (dP - delta)
+    dV = P^T G,  dK = scale dS^T Q,  dQ = scale dS K
+
+A block owns the rows of one tile and walks over the tiles of the other kind, with the sums of its rows in registers:
+rows are queries in ``forward`` and ``query_gradient``, and keys in ``key_gradient``. No sum is shared between blocks,
+so results do not depend on the order in which they run.
+
+A block has TY x TX threads; thread (ty, tx) owns rows ty, ty + TY, ... of a tile and its columns tx, tx + TX, ...
+What one row's TX threads exchange (scores, largest and sums) stays within a warp. Rows of tiles are padded by 16
+bytes, so that threads that read 16 bytes of neighbouring rows use different banks. Tiles take less than 48 KiB.
+"""
+
+from __future__ import annotations
+
+SOURCE = r"""
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+
+#define FULL_WARP 0xffffffffu
+
+template <class T> struct Accumulator { typedef float type; };
+template <> struct Accumulator<double> { typedef double type; };
+
+struct NoMask {};
+struct Strides { long long a, b, g, t; };  // of an array (A, B, G, T, width), in elements; 0 where it broadcasts
+struct Problem {
+    long long B, G, shared, queries, keys, width, value_width;  // shared: query heads of a head of keys and values
+    Strides q, k, v, out, g, dq, dk, dv, mask;
+    long long mask_of_key;
+};
+
+template <class A, int N> struct alignas(N * sizeof(A)) Vector { A x[N]; };  // read by one instruction
+
+// Rows and columns of a tile and its threads, for width W; sizes for which the tiles fit into shared memory.
+template <class T, int W> struct Tiles {
+    typedef typename Accumulator<T>::type A;
+    static constexpr int bytes = W * sizeof(A), vector = 16 / sizeof(A), stride = W + vector;
+    static constexpr int rows = bytes <= 256 ? 64 : bytes <= 512 ? 32 : 16;  // in forward
+    static constexpr int columns = bytes <= 512 ? 32 : 16;
+    static constexpr int tx = 8, ty = 16;
+    static constexpr int side = bytes <= 256 ? 32 : bytes <= 512 ? 16 : 8;  // in backward: rows and columns
+    static constexpr int side_tx = bytes <= 512 ? 16 : 8, side_ty = 8;
+};
+
+__device__ __forceinline__ float power_of_e(float x) { return exp2f(x * 1.44269504f); }
+__device__ __forceinline__ double power_of_e(double x) { return exp(x); }
+
+template <class A> __device__ __forceinline__ A infinity() { return (A)__int_as_float(0x7f800000); }
+
+// Elements before row 0 of head (a, b, g).
+__device__ __forceinline__ long long start(const Strides &s, long long a, long long b, long long g)
+{
+    return a * s.a + b * s.b + g * s.g;
+}
+
+__device__ __forceinline__ float added(float score, const NoMask *) { return score; }
+__device__ __forceinline__ double added(double score, const NoMask *) { return score; }
+template <class A> __device__ __forceinline__ A added(A score, const bool *mask)
+{
+    return *mask ? score : -infinity<A>();
+}
+template <class A, class M> __device__ __forceinline__ A added(A score, const M *mask) { return score + (A)*mask; }
+
+// The score of query i and key j with the mask; minus infinity where the key is hidden or there is none.
+template <bool CAUSAL, class A, class M>
+__device__ __forceinline__ A masked(A score, const M *mask, const Problem &p, long long i, long long j)
+{
+    if (i >= p.queries || j >= p.keys || (CAUSAL && j > i)) return -infinity<A>();
+    return added(score, mask + (i * p.mask.t + j * p.mask_of_key));
+}
+
+// ROWS rows of x, beginning with ``first``, times a factor; zeros beyond the last row and the width.
+template <int ROWS, int W, int THREADS, class A, class T>
+__device__ __forceinline__ void load(A *tile, const T *x, long long stride, long long first, long long count,
+                                     long long width, A factor)
+{
+    constexpr int STRIDE = W + 16 / sizeof(A);
+    static_assert(ROWS * W % THREADS == 0, "every thread loads as many elements");
+#pragma unroll 8
+    for (int m = 0; m < ROWS * W / THREADS; m++) {
+        int n = m * THREADS + threadIdx.x, r = n / W, d = n % W;
+        bool inside = first + r < count && d < width;
+        tile[r * STRIDE + d] = inside ? (A)x[(first + r) * stride + d] * factor : (A)0;
+    }
+}
+
+// c = x y^T for this thread's rows of x and of y, tiles of width W.
+template <int W, int TX, int TY, int R, int C, class A>
+__device__ __forceinline__ void multiply(A (&c)[R][C], const A *x, const A *y)
+{
+    constexpr int N = 16 / sizeof(A), STRIDE = W + N;
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+        for (int s = 0; s < C; s++) c[r][s] = 0;
+#pragma unroll 4
+    for (int d = 0; d < W; d += N) {
+        Vector<A, N> a[R], b[C];
+#pragma unroll
+        for (int r = 0; r < R; r++) a[r] = *(const Vector<A, N> *)(x + (ty + TY * r) * STRIDE + d);
+#pragma unroll
+        for (int s = 0; s < C; s++) b[s] = *(const Vector<A, N> *)(y + (tx + TX * s) * STRIDE + d);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int r = 0; r < R; r++)
+#pragma unroll
+                for (int s = 0; s < C; s++) c[r][s] += a[r].x[n] * b[s].x[n];
+    }
+}
+
+// The element of the width that is number e of a thread's W / TX: groups of VECTOR lie side by side.
+template <int W, int TX, class A> struct Columns {
+    static constexpr int vector = 16 / sizeof(A) < W / TX ? 16 / sizeof(A) : W / TX;
+    static __device__ __forceinline__ int of(int tx, int e) { return (e / vector * TX + tx) * vector + e % vector; }
+};
+
+// c += p x for this thread's rows of p, (rows, K), and its columns of x, (K, W).
+template <int K, int W, int TX, int TY, int R, int E, class A>
+__device__ __forceinline__ void accumulate(A (&c)[R][E], const A *p, const A *x)
+{
+    constexpr int N = 16 / sizeof(A), V = Columns<W, TX, A>::vector;
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+#pragma unroll 2
+    for (int j = 0; j < K; j += N) {
+        Vector<A, N> a[R];
+#pragma unroll
+        for (int r = 0; r < R; r++) a[r] = *(const Vector<A, N> *)(p + (ty + TY * r) * (K + N) + j);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < E; e += V) {
+                const Vector<A, V> b = *(const Vector<A, V> *)(x + (j + n) * (W + N) + Columns<W, TX, A>::of(tx, e));
+#pragma unroll
+                for (int r = 0; r < R; r++)
+#pragma unroll
+                    for (int m = 0; m < V; m++) c[r][e + m] += a[r].x[n] * b.x[m];
+            }
+    }
+}
+
+// This thread's rows and columns of a tile, each row times a factor, to rows of x from ``first`` on.
+template <int W, int TX, int TY, int R, int E, class A, class T>
+__device__ __forceinline__ void store(T *x, const A (&c)[R][E], const A (&factor)[R], long long stride, long long first,
+                                      long long count, long long width)
+{
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+        for (int e = 0; e < E; e++) {
+            const long long i = first + ty + TY * r;
+            const int d = Columns<W, TX, A>::of(tx, e);
+            if (i < count && d < width) x[i * stride + d] = (T)(c[r][e] * factor[r]);
+        }
+}
+
+template <int TX, class A> __device__ __forceinline__ A sum_of_row(A x)
+{
+#pragma unroll
+    for (int lane = TX / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(FULL_WARP, x, lane);
+    return x;
+}
+
+// out (queries, value width) and lse (heads, queries), the logarithm of the sum of exp(score); infinity where a query
+// sees no key, so that backward's exp(score - lse) is 0. The largest score so far is subtracted, and what was summed
+// before is scaled when it grows (Milakov and Gimelshein, 2018).
+template <class T, int W, class M, bool CAUSAL>
+__global__ void __launch_bounds__(128)
+forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accumulator<T>::type *lse, Problem p,
+        typename Accumulator<T>::type scale)
+{
+    typedef typename Accumulator<T>::type A;
+    typedef Tiles<T, W> L;
+    constexpr int ROWS = L::rows, COLUMNS = L::columns, TX = L::tx, TY = L::ty, THREADS = TX * TY;
+    constexpr int R = ROWS / TY, C = COLUMNS / TX, E = W / TX, P_STRIDE = COLUMNS + L::vector;
+    __align__(16) __shared__ A q_tile[ROWS * L::stride];
+    __align__(16) __shared__ A kv_tile[COLUMNS * L::stride];
+    __align__(16) __shared__ A p_tile[ROWS * P_STRIDE];
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+    const long long tiles = (p.queries + ROWS - 1) / ROWS, head = blockIdx.x / tiles;
+    const long long g = head % p.G, b = head / p.G % p.B, a = head / p.G / p.B;
+    const long long first = (tiles - 1 - blockIdx.x % tiles) * ROWS;  // of causal tiles those with most keys come first
+    k += start(p.k, a, b, g);
+    v += start(p.v, a, b, g);
+    mask += start(p.mask, a, b, g);
+    load<ROWS, W, THREADS>(q_tile, q + start(p.q, a, b, g), p.q.t, first, p.queries, p.width, scale);
+
+    A largest[R], total[R], o[R][E];
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        largest[r] = -infinity<A>();
+        total[r] = 0;
+#pragma unroll
+        for (int e = 0; e < E; e++) o[r][e] = 0;
+    }
+    const long long seen = CAUSAL && first + ROWS < p.keys ? first + ROWS : p.keys;
+    for (long long j = 0; j < seen; j += COLUMNS) {
+        __syncthreads();  // all have read the last values
+        load<COLUMNS, W, THREADS>(kv_tile, k, p.k.t, j, p.keys, p.width, (A)1);
+        __syncthreads();  // keys
+        A s[R][C];
+        multiply<W, TX, TY>(s, q_tile, kv_tile);
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            A most = largest[r];
+#pragma unroll
+            for (int c = 0; c < C; c++) {
+                s[r][c] = masked<CAUSAL>(s[r][c], mask, p, first + ty + TY * r, j + tx + TX * c);
+                most = max(most, s[r][c]);
+            }
+#pragma unroll
+            for (int lane = TX / 2; lane > 0; lane /= 2) most = max(most, __shfl_xor_sync(FULL_WARP, most, lane));
+            const A shift = most == -infinity<A>() ? (A)0 : most;
+            const A factor = power_of_e(largest[r] - shift);
+            largest[r] = most;
+            total[r] *= factor;
+#pragma unroll
+            for (int c = 0; c < C; c++) {
+                const A weight = power_of_e(s[r][c] - shift);
+                total[r] += weight;  // of this thread's columns
+                p_tile[(ty + TY * r) * P_STRIDE + tx + TX * c] = weight;
+            }
+#pragma unroll
+            for (int e = 0; e < E; e++) o[r][e] *= factor;
+        }
+        __syncthreads();  // all have read the keys
+        load<COLUMNS, W, THREADS>(kv_tile, v, p.v.t, j, p.keys, p.value_width, (A)1);
+        __syncthreads();  // values and weights
+        accumulate<COLUMNS, W, TX, TY>(o, p_tile, kv_tile);
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const long long i = first + ty + TY * r;
+        const A sum = sum_of_row<TX>(total[r]);
+        total[r] = sum == 0 ? (A)1 : 1 / sum;
+        if (tx == 0 && i < p.queries)
+            lse[head * p.queries + i] = sum == 0 ? infinity<A>() : largest[r] + (A)log(sum);
+    }
+    store<W, TX, TY>(out + start(p.out, a, b, g), o, total, p.out.t, first, p.queries, p.value_width);
+}
+
+// A hidden key has weight and gradient 0, also where a query's other scores are not numbers.
+template <class A> __device__ __forceinline__ A weight_of(A score, A lse)
+{
+    return score == -infinity<A>() ? (A)0 : power_of_e(score - lse);
+}
+template <class A> __device__ __forceinline__ A gradient_of(A score, A weight, A dp, A delta)
+{
+    return score == -infinity<A>() ? (A)0 : weight * (dp - delta);
+}
+
+// dq (queries, width), and delta (heads, queries) for ``key_gradient``.
+template <class T, int W, class M, bool CAUSAL>
+__global__ void __launch_bounds__(128)
+query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask, const T *out,
+               const typename Accumulator<T>::type *lse, typename Accumulator<T>::type *deltas, T *dq, Problem p,
+               typename Accumulator<T>::type scale)
+{
+    typedef typename Accumulator<T>::type A;
+    typedef Tiles<T, W> L;
+    constexpr int SIDE = L::side, TX = L::side_tx, TY = L::side_ty, THREADS = TX * TY;
+    constexpr int R = SIDE / TY, C = SIDE / TX, E = W / TX, S_STRIDE = SIDE + L::vector;
+    __align__(16) __shared__ A q_tile[SIDE * L::stride];
+    __align__(16) __shared__ A g_tile[SIDE * L::stride];
+    __align__(16) __shared__ A k_tile[SIDE * L::stride];
+    __align__(16) __shared__ A v_tile[SIDE * L::stride];
+    __align__(16) __shared__ A s_tile[SIDE * S_STRIDE];
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+    const long long tiles = (p.queries + SIDE - 1) / SIDE, head = blockIdx.x / tiles;
+    const long long g = head % p.G, b = head / p.G % p.B, a = head / p.G / p.B;
+    const long long first = (tiles - 1 - blockIdx.x % tiles) * SIDE;
+    k += start(p.k, a, b, g);
+    v += start(p.v, a, b, g);
+    mask += start(p.mask, a, b, g);
+    g_out += start(p.g, a, b, g);
+    out += start(p.out, a, b, g);
+    load<SIDE, W, THREADS>(q_tile, q + start(p.q, a, b, g), p.q.t, first, p.queries, p.width, scale);
+    load<SIDE, W, THREADS>(g_tile, g_out, p.g.t, first, p.queries, p.value_width, (A)1);
+
+    A sums[R], delta[R], sum[R][E];
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const long long i = first + ty + TY * r;
+        A products = 0;
+        if (i < p.queries)
+            for (long long d = tx; d < p.value_width; d += TX)
+                products += (A)g_out[i * p.g.t + d] * (A)out[i * p.out.t + d];
+        delta[r] = sum_of_row<TX>(products);
+        sums[r] = i < p.queries ? lse[head * p.queries + i] : (A)0;
+        if (tx == 0 && i < p.queries) deltas[head * p.queries + i] = delta[r];
+#pragma unroll
+        for (int e = 0; e < E; e++) sum[r][e] = 0;
+    }
+    const long long seen = CAUSAL && first + SIDE < p.keys ? first + SIDE : p.keys;
+    for (long long j = 0; j < seen; j += SIDE) {
+        __syncthreads();  // all have read the last keys
+        load<SIDE, W, THREADS>(k_tile, k, p.k.t, j, p.keys, p.width, (A)1);
+        load<SIDE, W, THREADS>(v_tile, v, p.v.t, j, p.keys, p.value_width, (A)1);
+        __syncthreads();  // keys and values
+        A s[R][C], dp[R][C];
+        multiply<W, TX, TY>(s, q_tile, k_tile);
+        multiply<W, TX, TY>(dp, g_tile, v_tile);
+#pragma unroll
+        for (int r = 0; r < R; r++)
+#pragma unroll
+            for (int c = 0; c < C; c++) {
+                const A score = masked<CAUSAL>(s[r][c], mask, p, first + ty + TY * r, j + tx + TX * c);
+                s_tile[(ty + TY * r) * S_STRIDE + tx + TX * c] =
+                    gradient_of(score, weight_of(score, sums[r]), dp[r][c], delta[r]);
+            }
+        __syncwarp();  // a row's threads are in one warp
+        accumulate<SIDE, W, TX, TY>(sum, s_tile, k_tile);
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) delta[r] = scale;
+    store<W, TX, TY>(dq + start(p.dq, a, b, g), sum, delta, p.dq.t, first, p.queries, p.width);
+}
+
+// dk (keys, width) and dv (keys, value width) of a head of keys and values, over all the query heads that share it.
+template <class T, int W, class M, bool CAUSAL>
+__global__ void __launch_bounds__(128)
+key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
+             const typename Accumulator<T>::type *lse, const typename Accumulator<T>::type *deltas, T *dk, T *dv,
+             Problem p, typename Accumulator<T>::type scale)
+{
+    typedef typename Accumulator<T>::type A;
+    typedef Tiles<T, W> L;
+    constexpr int SIDE = L::side, TX = L::side_tx, TY = L::side_ty, THREADS = TX * TY;
+    constexpr int R = SIDE / TY, C = SIDE / TX, E = W / TX, S_STRIDE = SIDE + L::vector;
+    __align__(16) __shared__ A k_tile[SIDE * L::stride];
+    __align__(16) __shared__ A v_tile[SIDE * L::stride];
+    __align__(16) __shared__ A q_tile[SIDE * L::stride];
+    __align__(16) __shared__ A g_tile[SIDE * L::stride];
+    __align__(16) __shared__ A s_tile[SIDE * S_STRIDE];
+    __shared__ A sums[SIDE], delta[SIDE];
+    const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+    const long long tiles = (p.keys + SIDE - 1) / SIDE, groups = p.G / p.shared, head = blockIdx.x / tiles;
+    const long long group = head % groups, b = head / groups % p.B, a = head / groups / p.B;
+    const long long first = blockIdx.x % tiles * SIDE;
+    load<SIDE, W, THREADS>(k_tile, k + start(p.k, a, b, group), p.k.t, first, p.keys, p.width, (A)1);
+    load<SIDE, W, THREADS>(v_tile, v + start(p.v, a, b, group), p.v.t, first, p.keys, p.value_width, (A)1);
+
+    A ones[R], dk_sum[R][E], dv_sum[R][E];
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        ones[r] = 1;
+#pragma unroll
+        for (int e = 0; e < E; e++) dk_sum[r][e] = dv_sum[r][e] = 0;
+    }
+    for (long long g = group * p.shared; g < (group + 1) * p.shared; g++) {
+        const T *queries = q + start(p.q, a, b, g), *gradients = g_out + start(p.g, a, b, g);
+        const M *own_mask = mask + start(p.mask, a, b, g);
+        const long long row = ((a * p.B + b) * p.G + g) * p.queries;
+        for (long long i = CAUSAL ? first : 0; i < p.queries; i += SIDE) {
+            __syncthreads();  // all have read the last queries
+            load<SIDE, W, THREADS>(q_tile, queries, p.q.t, i, p.queries, p.width, scale);
+            load<SIDE, W, THREADS>(g_tile, gradients, p.g.t, i, p.queries, p.value_width, (A)1);
+            if (threadIdx.x < SIDE) {
+                const bool inside = i + threadIdx.x < p.queries;
+                sums[threadIdx.x] = inside ? lse[row + i + threadIdx.x] : (A)0;
+                delta[threadIdx.x] = inside ? deltas[row + i + threadIdx.x] : (A)0;
+            }
+            __syncthreads();  // queries, gradients and numbers
+            A s[R][C], ds[R][C];
+            multiply<W, TX, TY>(s, k_tile, q_tile);
+            multiply<W, TX, TY>(ds, v_tile, g_tile);
+#pragma unroll
+            for (int r = 0; r < R; r++)
+#pragma unroll
+                for (int c = 0; c < C; c++) {
+                    const int n = tx + TX * c;
+                    const A score = masked<CAUSAL>(s[r][c], own_mask, p, i + n, first + ty + TY * r);
+                    const A weight = weight_of(score, sums[n]);
+                    ds[r][c] = gradient_of(score, weight, ds[r][c], delta[n]);
+                    s_tile[(ty + TY * r) * S_STRIDE + n] = weight;
+                }
+            __syncwarp();  // a row's threads are in one warp
+            accumulate<SIDE, W, TX, TY>(dv_sum, s_tile, g_tile);
+            __syncwarp();
+#pragma unroll
+            for (int r = 0; r < R; r++)
+#pragma unroll
+                for (int c = 0; c < C; c++) s_tile[(ty + TY * r) * S_STRIDE + tx + TX * c] = ds[r][c];
+            __syncwarp();
+            accumulate<SIDE, W, TX, TY>(dk_sum, s_tile, q_tile);
+        }
+    }
+    store<W, TX, TY>(dk + start(p.dk, a, b, group), dk_sum, ones, p.dk.t, first, p.keys, p.width);
+    store<W, TX, TY>(dv + start(p.dv, a, b, group), dv_sum, ones, p.dv.t, first, p.keys, p.value_width);
+}
+"""

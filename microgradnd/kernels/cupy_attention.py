@@ -1,0 +1,158 @@
+"""Attention on CuPy arrays without scores in device memory: see :mod:`.cuda_attention` for the kernels.
+
+Arrays are addressed as (A, B, G, T, width) by their strides, so heads that were made by transposing are not copied.
+Heads of keys and values may be shared by all G heads of queries of a group.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from .cuda_attention import SOURCE
+
+WIDTHS = (16, 32, 64, 128, 256)  # for which kernels are made; a head takes the next larger one
+TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
+MASKS = {"bool": "bool", **TYPES}
+OPTIONS = ("-std=c++17",)
+KERNELS = ("forward", "query_gradient", "key_gradient")
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+class Tiles(NamedTuple):
+    """Rows and threads of a block: what ``Tiles`` in the source says for a dtype and a width."""
+
+    rows: int  # queries of forward
+    side: int  # queries or keys of backward
+    threads: int
+    side_threads: int
+
+    @classmethod
+    def of(cls, dtype: Any, width: int) -> Tiles:
+        size = width * accumulator(dtype).itemsize
+        return cls(*((64, 32, 128, 128) if size <= 256 else (32, 16, 128, 128) if size <= 512 else (16, 8, 128, 64)))
+
+
+def accumulator(dtype: Any) -> Any:
+    """In which sums are formed."""
+    return np.dtype(np.float64 if dtype.name == "float64" else np.float32)
+
+
+def widest(dtype: Any) -> int:
+    """The widest head for which tiles fit into 48 KiB."""
+    return 1024 // accumulator(dtype).itemsize
+
+
+def expression(kernel: str, dtype: Any, width: int, mask: str | None, is_causal: bool) -> str:
+    """The name of a kernel's instance in C++; ``mask`` is the name of a dtype."""
+    kind = "NoMask" if mask is None else MASKS[mask]
+    return f"{kernel}<{TYPES[dtype.name]}, {width}, {kind}, {str(is_causal).lower()}>"
+
+
+def sources() -> Iterator[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+    """Name, code, name expressions and options of everything that may be compiled."""
+    dtypes = [np.dtype(name) for name in ("float16", "float32", "float64")]
+    for dtype, width in itertools.product(dtypes, WIDTHS):
+        if width <= widest(dtype):
+            masks = dict.fromkeys([None, "bool", dtype.name, accumulator(dtype).name])
+            variants = itertools.product(KERNELS, masks, (False, True))
+            names = tuple(expression(kernel, dtype, width, mask, causal) for kernel, mask, causal in variants)
+            yield f"attention_{dtype.name}_{width}", SOURCE, names, OPTIONS
+
+
+def launch(kernel: str, variant: tuple[Any, ...], blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Run a kernel's instance, which is compiled when it is first used on a device."""
+    at = (kernel, cupy.cuda.runtime.getDevice(), *variant)
+    function = _compiled.get(at)
+    if function is None:
+        name = expression(kernel, *variant)
+        module = cupy.RawModule(code=SOURCE, options=OPTIONS, name_expressions=(name,))
+        function = _compiled[at] = module.get_function(name)
+    function((blocks,), (threads,), arguments)
+
+
+def _strides(x: Any) -> list[int]:
+    """Strides of (A, B, G, T, width) in elements, 0 for axes of length 1."""
+    return [0] * (5 - x.ndim) + [0 if n == 1 else s // x.itemsize for n, s in zip(x.shape, x.strides, strict=True)]
+
+
+def _with_rows(x: Any) -> Any:
+    """x, or a copy of it, with the elements of a row side by side."""
+    return x if x.shape[-1] == 1 or x.strides[-1] == x.itemsize else cupy.ascontiguousarray(x)
+
+
+def _empty_heads(leading: tuple[int, ...], count: int, width: int, dtype: Any) -> Any:
+    """(*leading, count, width), in whose memory the heads of one position lie side by side, as they are joined."""
+    batch, heads = leading[: len(leading) > 1], leading[len(leading) > 1 :]
+    return cupy.moveaxis(cupy.empty((*batch, count, *heads, width), dtype), len(batch), -2)
+
+
+def attention(
+    query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float
+) -> tuple[Any, Any] | None:
+    """softmax(scale query key^T + mask) value of arrays of one dtype, and its pullback.
+
+    None for more than three leading axes, leading axes that broadcast otherwise than groups of heads, widths beyond
+    ``widest``, other dtypes, and arrays without elements.
+    """
+    dtype, leading = query.dtype, query.shape[:-2]
+    shared = (*leading[:-1], 1)
+    (queries, width), (keys, value_width) = query.shape[-2:], value.shape[-2:]
+    if (
+        dtype.name not in TYPES
+        or key.dtype != dtype
+        or value.dtype != dtype
+        or len(leading) > 3
+        or key.shape[:-2] not in (leading, shared)
+        or value.shape[:-2] != key.shape[:-2]
+        or 0 in (*query.shape, *value.shape)
+        or max(width, value_width) > widest(dtype)
+    ):
+        return None
+    if attn_mask is not None:
+        shape = (*leading, queries, keys)
+        if attn_mask.ndim != len(shape) or any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
+            return None
+        if attn_mask.dtype.name not in ("bool", dtype.name):
+            attn_mask = attn_mask.astype(accumulator(dtype), copy=False)
+    q, k, v = _with_rows(query), _with_rows(key), _with_rows(value)
+    padded = next(w for w in WIDTHS if w >= max(width, value_width))
+    variant = (dtype, padded, None if attn_mask is None else attn_mask.dtype.name, bool(is_causal))
+    tiles = Tiles.of(dtype, padded)
+    number = accumulator(dtype).type
+    heads, own_heads = math.prod(leading), math.prod(key.shape[:-2])
+    b, g = ((1, 1) + leading)[-2:]
+    out = _empty_heads(leading, queries, value_width, dtype)
+    lse = cupy.empty((heads, queries), number)
+    mask, mask_strides = (np.uintp(0), [0] * 5) if attn_mask is None else (attn_mask, _strides(attn_mask))
+
+    def problem(*gradients: Any) -> Any:
+        """``struct Problem``, passed by value; gradients are those of out, query, key and value."""
+        numbers = [b, g, heads // own_heads, queries, keys, width, value_width]
+        for x in (q, k, v, out, *(gradients or (out, q, k, v))):
+            numbers += _strides(x)[:4]
+        return np.array([*numbers, *mask_strides], np.int64).view("V352")
+
+    blocks = heads * -(-queries // tiles.rows)
+    launch("forward", variant, blocks, tiles.threads, (q, k, v, mask, out, lse, problem(), number(scale)))
+
+    def pullback(gradient: Any) -> tuple[Any, ...]:
+        gradient = _with_rows(gradient.astype(dtype, copy=False))
+        dq = _empty_heads(leading, queries, width, dtype)
+        dk, dv = (_empty_heads(x.shape[:-2], keys, x.shape[-1], dtype) for x in (key, value))
+        delta = cupy.empty_like(lse)
+        settings = problem(gradient, dq, dk, dv), number(scale)
+        blocks, threads = heads * -(-queries // tiles.side), tiles.side_threads
+        launch(
+            "query_gradient", variant, blocks, threads, (gradient, q, k, v, mask, out, lse, delta, dq, *settings)
+        )
+        blocks = own_heads * -(-keys // tiles.side)
+        launch("key_gradient", variant, blocks, threads, (gradient, q, k, v, mask, lse, delta, dk, dv, *settings))
+        return dq, dk, dv
+
+    return out, pullback
