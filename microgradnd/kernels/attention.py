@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..noting import noted
-from . import compiled
+from . import compiled, kernels
 
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
 
@@ -43,10 +43,15 @@ def chunks(shape: tuple[int, ...], is_causal: bool) -> Iterator[Chunk]:
 
 
 @noted
-def dropout_factor(number: int, shape: tuple[int, ...], dtype: Any, dropout_p: float, seed: int) -> Any:
-    """What dropout multiplies the weights of chunk ``number`` with, 0 or 1 / (1 - p): the same at every call."""
+def dropout_kept(number: int, shape: tuple[int, ...], dropout_p: float, seed: int) -> Any:
+    """Which weights of chunk ``number`` dropout keeps, drawn on the host: the same at every call."""
     generator = np.random.Generator(np.random.Philox(key=[int(seed), number]))
-    kept = generator.random(shape, np.float32) >= dropout_p
+    return generator.random(shape, np.float32) >= dropout_p
+
+
+def dropout_factor(xp: Any, number: int, shape: tuple[int, ...], dtype: Any, dropout_p: float, seed: int) -> Any:
+    """What dropout multiplies the weights of chunk ``number`` with, 0 or 1 / (1 - p)."""
+    kept = xp.asarray(dropout_kept(number, shape, dropout_p, seed))  # a byte for each weight goes to a device
     return kept.astype(dtype) * np.dtype(dtype).type(1 / (1 - dropout_p))
 
 
@@ -69,6 +74,12 @@ def attention(
         raise ValueError("query and key must have the same width, key and value the same number of keys")
     if attn_mask is not None and any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
         raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}")
+    if query.__class__.__module__ == "cupy" and not dropout_p and kernels.current != "numpy":
+        from . import cupy_attention  # imports CuPy
+
+        found = cupy_attention.attention(query, key, value, attn_mask, is_causal, scale)
+        if found is not None:
+            return found
     result_dtype = np.result_type(query.dtype, key.dtype, value.dtype, np.float16)
     dtype = np.result_type(result_dtype, np.float32)  # float16 ends at 65504, which sums of many keys go beyond
     query, key, value = (x.astype(dtype, copy=False) for x in (query, key, value))
@@ -115,7 +126,7 @@ def attention(
             total[at] = xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
         kept = (q, k, e) if len(all_chunks) == 1 else None
         if dropout_p:
-            e = e * xp.asarray(dropout_factor(chunk.number, e.shape, e.dtype, dropout_p, seed))
+            e = e * dropout_factor(xp, chunk.number, e.shape, e.dtype, dropout_p, seed)
         out[at] = xp.matmul(e, _part(value, chunk.batch)[..., : chunk.keys, :]) / total[at]
 
     def again(chunk: Chunk) -> tuple[Any, Any, Any]:
@@ -137,7 +148,7 @@ def attention(
             seen = (chunk.batch, ..., slice(chunk.keys), slice(None))
             de = xp.matmul(g[at], xp.swapaxes(_part(value, chunk.batch)[..., : chunk.keys, :], -1, -2))
             if dropout_p:
-                factor = xp.asarray(dropout_factor(chunk.number, e.shape, e.dtype, dropout_p, seed))
+                factor = dropout_factor(xp, chunk.number, e.shape, e.dtype, dropout_p, seed)
                 de *= factor
                 dv[seen] += xp.matmul(xp.swapaxes(e * factor, -1, -2), g[at])
             else:

@@ -28,9 +28,9 @@ template <> struct Accumulator<double> { typedef double type; };
 struct NoMask {};
 struct Strides { long long a, b, g, t; };  // of an array (A, B, G, T, width), in elements; 0 where it broadcasts
 struct Problem {
-    long long B, G, shared, queries, keys, width, value_width;  // shared: query heads of a head of keys and values
     Strides q, k, v, out, g, dq, dk, dv, mask;
-    long long mask_of_key;
+    long long mask_of_key;  // the stride of the mask's last axis
+    int B, G, shared, queries, keys, width, value_width;  // shared: query heads of a head of keys and values
 };
 
 template <class A, int N> struct alignas(N * sizeof(A)) Vector { A x[N]; };  // read by one instruction
@@ -52,7 +52,7 @@ __device__ __forceinline__ double power_of_e(double x) { return exp(x); }
 template <class A> __device__ __forceinline__ A infinity() { return (A)__int_as_float(0x7f800000); }
 
 // Elements before row 0 of head (a, b, g).
-__device__ __forceinline__ long long start(const Strides &s, long long a, long long b, long long g)
+__device__ __forceinline__ long long start(const Strides &s, int a, int b, int g)
 {
     return a * s.a + b * s.b + g * s.g;
 }
@@ -67,7 +67,7 @@ template <class A, class M> __device__ __forceinline__ A added(A score, const M 
 
 // The score of query i and key j with the mask; minus infinity where the key is hidden or there is none.
 template <bool CAUSAL, class A, class M>
-__device__ __forceinline__ A masked(A score, const M *mask, const Problem &p, long long i, long long j)
+__device__ __forceinline__ A masked(A score, const M *mask, const Problem &p, int i, int j)
 {
     if (i >= p.queries || j >= p.keys || (CAUSAL && j > i)) return -infinity<A>();
     return added(score, mask + (i * p.mask.t + j * p.mask_of_key));
@@ -75,12 +75,12 @@ __device__ __forceinline__ A masked(A score, const M *mask, const Problem &p, lo
 
 // ROWS rows of x, beginning with ``first``, times a factor; zeros beyond the last row and the width.
 template <int ROWS, int W, int THREADS, class A, class T>
-__device__ __forceinline__ void load(A *tile, const T *x, long long stride, long long first, long long count,
-                                     long long width, A factor)
+__device__ __forceinline__ void load(A *tile, const T *x, long long stride, int first, int count, int width,
+                                     A factor)
 {
     constexpr int STRIDE = W + 16 / sizeof(A);
     static_assert(ROWS * W % THREADS == 0, "every thread loads as many elements");
-#pragma unroll 8
+#pragma unroll 4
     for (int m = 0; m < ROWS * W / THREADS; m++) {
         int n = m * THREADS + threadIdx.x, r = n / W, d = n % W;
         bool inside = first + r < count && d < width;
@@ -98,7 +98,7 @@ __device__ __forceinline__ void multiply(A (&c)[R][C], const A *x, const A *y)
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int s = 0; s < C; s++) c[r][s] = 0;
-#pragma unroll 4
+#pragma unroll 2
     for (int d = 0; d < W; d += N) {
         Vector<A, N> a[R], b[C];
 #pragma unroll
@@ -146,15 +146,15 @@ __device__ __forceinline__ void accumulate(A (&c)[R][E], const A *p, const A *x)
 
 // This thread's rows and columns of a tile, each row times a factor, to rows of x from ``first`` on.
 template <int W, int TX, int TY, int R, int E, class A, class T>
-__device__ __forceinline__ void store(T *x, const A (&c)[R][E], const A (&factor)[R], long long stride, long long first,
-                                      long long count, long long width)
+__device__ __forceinline__ void store(T *x, const A (&c)[R][E], const A (&factor)[R], long long stride, int first,
+                                      int count, int width)
 {
     const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int e = 0; e < E; e++) {
-            const long long i = first + ty + TY * r;
+            const int i = first + ty + TY * r;
             const int d = Columns<W, TX, A>::of(tx, e);
             if (i < count && d < width) x[i * stride + d] = (T)(c[r][e] * factor[r]);
         }
@@ -171,7 +171,7 @@ template <int TX, class A> __device__ __forceinline__ A sum_of_row(A x)
 // sees no key, so that backward's exp(score - lse) is 0. The largest score so far is subtracted, and what was summed
 // before is scaled when it grows (Milakov and Gimelshein, 2018).
 template <class T, int W, class M, bool CAUSAL>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
 forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accumulator<T>::type *lse, Problem p,
         typename Accumulator<T>::type scale)
 {
@@ -183,9 +183,9 @@ forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accu
     __align__(16) __shared__ A kv_tile[COLUMNS * L::stride];
     __align__(16) __shared__ A p_tile[ROWS * P_STRIDE];
     const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
-    const long long tiles = (p.queries + ROWS - 1) / ROWS, head = blockIdx.x / tiles;
-    const long long g = head % p.G, b = head / p.G % p.B, a = head / p.G / p.B;
-    const long long first = (tiles - 1 - blockIdx.x % tiles) * ROWS;  // of causal tiles those with most keys come first
+    const int tiles = (p.queries + ROWS - 1) / ROWS, head = blockIdx.x / tiles;
+    const int g = head % p.G, b = head / p.G % p.B, a = head / p.G / p.B;
+    const int first = (tiles - 1 - blockIdx.x % tiles) * ROWS;  // of causal tiles those with most keys come first
     k += start(p.k, a, b, g);
     v += start(p.v, a, b, g);
     mask += start(p.mask, a, b, g);
@@ -199,8 +199,8 @@ forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accu
 #pragma unroll
         for (int e = 0; e < E; e++) o[r][e] = 0;
     }
-    const long long seen = CAUSAL && first + ROWS < p.keys ? first + ROWS : p.keys;
-    for (long long j = 0; j < seen; j += COLUMNS) {
+    const int seen = CAUSAL && first + ROWS < p.keys ? first + ROWS : p.keys;
+    for (int j = 0; j < seen; j += COLUMNS) {
         __syncthreads();  // all have read the last values
         load<COLUMNS, W, THREADS>(kv_tile, k, p.k.t, j, p.keys, p.width, (A)1);
         __syncthreads();  // keys
@@ -236,11 +236,11 @@ forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accu
     }
 #pragma unroll
     for (int r = 0; r < R; r++) {
-        const long long i = first + ty + TY * r;
+        const int i = first + ty + TY * r;
         const A sum = sum_of_row<TX>(total[r]);
         total[r] = sum == 0 ? (A)1 : 1 / sum;
         if (tx == 0 && i < p.queries)
-            lse[head * p.queries + i] = sum == 0 ? infinity<A>() : largest[r] + (A)log(sum);
+            lse[(long long)head * p.queries + i] = sum == 0 ? infinity<A>() : largest[r] + (A)log(sum);
     }
     store<W, TX, TY>(out + start(p.out, a, b, g), o, total, p.out.t, first, p.queries, p.value_width);
 }
@@ -257,7 +257,7 @@ template <class A> __device__ __forceinline__ A gradient_of(A score, A weight, A
 
 // dq (queries, width), and delta (heads, queries) for ``key_gradient``.
 template <class T, int W, class M, bool CAUSAL>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
 query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask, const T *out,
                const typename Accumulator<T>::type *lse, typename Accumulator<T>::type *deltas, T *dq, Problem p,
                typename Accumulator<T>::type scale)
@@ -272,9 +272,9 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
     __align__(16) __shared__ A v_tile[SIDE * L::stride];
     __align__(16) __shared__ A s_tile[SIDE * S_STRIDE];
     const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
-    const long long tiles = (p.queries + SIDE - 1) / SIDE, head = blockIdx.x / tiles;
-    const long long g = head % p.G, b = head / p.G % p.B, a = head / p.G / p.B;
-    const long long first = (tiles - 1 - blockIdx.x % tiles) * SIDE;
+    const int tiles = (p.queries + SIDE - 1) / SIDE, head = blockIdx.x / tiles;
+    const int g = head % p.G, b = head / p.G % p.B, a = head / p.G / p.B;
+    const int first = (tiles - 1 - blockIdx.x % tiles) * SIDE;
     k += start(p.k, a, b, g);
     v += start(p.v, a, b, g);
     mask += start(p.mask, a, b, g);
@@ -286,19 +286,19 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
     A sums[R], delta[R], sum[R][E];
 #pragma unroll
     for (int r = 0; r < R; r++) {
-        const long long i = first + ty + TY * r;
+        const int i = first + ty + TY * r;
         A products = 0;
         if (i < p.queries)
-            for (long long d = tx; d < p.value_width; d += TX)
+            for (int d = tx; d < p.value_width; d += TX)
                 products += (A)g_out[i * p.g.t + d] * (A)out[i * p.out.t + d];
         delta[r] = sum_of_row<TX>(products);
-        sums[r] = i < p.queries ? lse[head * p.queries + i] : (A)0;
-        if (tx == 0 && i < p.queries) deltas[head * p.queries + i] = delta[r];
+        sums[r] = i < p.queries ? lse[(long long)head * p.queries + i] : (A)0;
+        if (tx == 0 && i < p.queries) deltas[(long long)head * p.queries + i] = delta[r];
 #pragma unroll
         for (int e = 0; e < E; e++) sum[r][e] = 0;
     }
-    const long long seen = CAUSAL && first + SIDE < p.keys ? first + SIDE : p.keys;
-    for (long long j = 0; j < seen; j += SIDE) {
+    const int seen = CAUSAL && first + SIDE < p.keys ? first + SIDE : p.keys;
+    for (int j = 0; j < seen; j += SIDE) {
         __syncthreads();  // all have read the last keys
         load<SIDE, W, THREADS>(k_tile, k, p.k.t, j, p.keys, p.width, (A)1);
         load<SIDE, W, THREADS>(v_tile, v, p.v.t, j, p.keys, p.value_width, (A)1);
@@ -324,7 +324,7 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
 
 // dk (keys, width) and dv (keys, value width) of a head of keys and values, over all the query heads that share it.
 template <class T, int W, class M, bool CAUSAL>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
 key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
              const typename Accumulator<T>::type *lse, const typename Accumulator<T>::type *deltas, T *dk, T *dv,
              Problem p, typename Accumulator<T>::type scale)
@@ -340,9 +340,9 @@ key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
     __align__(16) __shared__ A s_tile[SIDE * S_STRIDE];
     __shared__ A sums[SIDE], delta[SIDE];
     const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
-    const long long tiles = (p.keys + SIDE - 1) / SIDE, groups = p.G / p.shared, head = blockIdx.x / tiles;
-    const long long group = head % groups, b = head / groups % p.B, a = head / groups / p.B;
-    const long long first = blockIdx.x % tiles * SIDE;
+    const int tiles = (p.keys + SIDE - 1) / SIDE, groups = p.G / p.shared, head = blockIdx.x / tiles;
+    const int group = head % groups, b = head / groups % p.B, a = head / groups / p.B;
+    const int first = blockIdx.x % tiles * SIDE;
     load<SIDE, W, THREADS>(k_tile, k + start(p.k, a, b, group), p.k.t, first, p.keys, p.width, (A)1);
     load<SIDE, W, THREADS>(v_tile, v + start(p.v, a, b, group), p.v.t, first, p.keys, p.value_width, (A)1);
 
@@ -353,11 +353,11 @@ key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
 #pragma unroll
         for (int e = 0; e < E; e++) dk_sum[r][e] = dv_sum[r][e] = 0;
     }
-    for (long long g = group * p.shared; g < (group + 1) * p.shared; g++) {
+    for (int g = group * p.shared; g < (group + 1) * p.shared; g++) {
         const T *queries = q + start(p.q, a, b, g), *gradients = g_out + start(p.g, a, b, g);
         const M *own_mask = mask + start(p.mask, a, b, g);
-        const long long row = ((a * p.B + b) * p.G + g) * p.queries;
-        for (long long i = CAUSAL ? first : 0; i < p.queries; i += SIDE) {
+        const long long row = (((long long)a * p.B + b) * p.G + g) * p.queries;
+        for (int i = CAUSAL ? first : 0; i < p.queries; i += SIDE) {
             __syncthreads();  // all have read the last queries
             load<SIDE, W, THREADS>(q_tile, queries, p.q.t, i, p.queries, p.width, scale);
             load<SIDE, W, THREADS>(g_tile, gradients, p.g.t, i, p.queries, p.value_width, (A)1);

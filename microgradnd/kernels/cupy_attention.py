@@ -21,6 +21,7 @@ TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "
 MASKS = {"bool": "bool", **TYPES}
 OPTIONS = ("-std=c++17",)
 KERNELS = ("forward", "query_gradient", "key_gradient")
+PROBLEM = np.dtype([("strides", np.int64, 37), ("sizes", np.int32, 7)], align=True)  # struct Problem
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -129,14 +130,13 @@ def attention(
     b, g = ((1, 1) + leading)[-2:]
     out = _empty_heads(leading, queries, value_width, dtype)
     lse = cupy.empty((heads, queries), number)
+    sizes = (b, g, heads // own_heads, queries, keys, width, value_width)
     mask, mask_strides = (np.uintp(0), [0] * 5) if attn_mask is None else (attn_mask, _strides(attn_mask))
 
     def problem(*gradients: Any) -> Any:
         """``struct Problem``, passed by value; gradients are those of out, query, key and value."""
-        numbers = [b, g, heads // own_heads, queries, keys, width, value_width]
-        for x in (q, k, v, out, *(gradients or (out, q, k, v))):
-            numbers += _strides(x)[:4]
-        return np.array([*numbers, *mask_strides], np.int64).view("V352")
+        strides = [n for x in (q, k, v, out, *(gradients or (out, q, k, v))) for n in _strides(x)[:4]]
+        return np.array(((*strides, *mask_strides), sizes), PROBLEM)
 
     blocks = heads * -(-queries // tiles.rows)
     launch("forward", variant, blocks, tiles.threads, (q, k, v, mask, out, lse, problem(), number(scale)))

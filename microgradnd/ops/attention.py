@@ -116,7 +116,7 @@ def _dropout_factors(shape: tuple[int, ...], dtype: Any, is_causal: bool, dropou
     factors = np.zeros(shape, dtype)
     for chunk in kernels.chunks(shape, is_causal):
         at = (chunk.batch, ..., chunk.rows, slice(chunk.keys))
-        factors[at] = kernels.dropout_factor(chunk.number, factors[at].shape, dtype, dropout_p, seed)
+        factors[at] = kernels.dropout_factor(np, chunk.number, factors[at].shape, dtype, dropout_p, seed)
     return factors
 
 
