@@ -1,13 +1,15 @@
 """CUDA source of attention in tiles: scores live in shared memory and registers only.
 
-With S = scale Q K^T + mask, P = exp(S - lse) and the gradient G of O = P V (Dao et al., 2022; Dao, 2023):
+With S = scale Q K^T + mask, P = exp(S - largest) / total of each row, and the gradient G of O = P V (Dao et al., 2022;
+Dao, 2023):
 
     dP = G V^T,  delta = sum over the width of G O,  dS = P (dP - delta)
     dV = P^T G,  dK = scale dS^T Q,  dQ = scale dS K
 
 A block owns the rows of one tile and walks over the tiles of the other kind, with the sums of its rows in registers:
 rows are queries in ``forward`` and ``query_gradient``, and keys in ``key_gradient``. No sum is shared between blocks,
-so results do not depend on the order in which they run.
+so results do not depend on the order in which they run. Largest and total are kept apart, not as largest + log(total):
+of rows that are masked by adding -1e9 everywhere, float32 would lose the logarithm.
 
 A block has TY x TX threads; thread (ty, tx) owns rows ty, ty + TY, ... of a tile and its columns tx, tx + TX, ...
 What one row's TX threads exchange (scores, largest and sums) stays within a warp. Rows of tiles are padded by 16
@@ -167,13 +169,13 @@ template <int TX, class A> __device__ __forceinline__ A sum_of_row(A x)
     return x;
 }
 
-// out (queries, value width) and lse (heads, queries), the logarithm of the sum of exp(score); infinity where a query
-// sees no key, so that backward's exp(score - lse) is 0. The largest score so far is subtracted, and what was summed
-// before is scaled when it grows (Milakov and Gimelshein, 2018).
+// out (queries, value width), and of each query, (heads, queries), the largest score and 1 / sum of exp(score - largest),
+// 0 and 1 where it sees no key. The largest score so far is subtracted, and what was summed before is scaled when it
+// grows (Milakov and Gimelshein, 2018).
 template <class T, int W, class M, bool CAUSAL>
 __global__ void __launch_bounds__(128, 3)
-forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accumulator<T>::type *lse, Problem p,
-        typename Accumulator<T>::type scale)
+forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accumulator<T>::type *largest_scores,
+        typename Accumulator<T>::type *shares, Problem p, typename Accumulator<T>::type scale)
 {
     typedef typename Accumulator<T>::type A;
     typedef Tiles<T, W> L;
@@ -239,28 +241,20 @@ forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accu
         const int i = first + ty + TY * r;
         const A sum = sum_of_row<TX>(total[r]);
         total[r] = sum == 0 ? (A)1 : 1 / sum;
-        if (tx == 0 && i < p.queries)
-            lse[(long long)head * p.queries + i] = sum == 0 ? infinity<A>() : largest[r] + (A)log(sum);
+        if (tx == 0 && i < p.queries) {
+            largest_scores[(long long)head * p.queries + i] = sum == 0 ? (A)0 : largest[r];
+            shares[(long long)head * p.queries + i] = total[r];
+        }
     }
     store<W, TX, TY>(out + start(p.out, a, b, g), o, total, p.out.t, first, p.queries, p.value_width);
-}
-
-// A hidden key has weight and gradient 0, also where a query's other scores are not numbers.
-template <class A> __device__ __forceinline__ A weight_of(A score, A lse)
-{
-    return score == -infinity<A>() ? (A)0 : power_of_e(score - lse);
-}
-template <class A> __device__ __forceinline__ A gradient_of(A score, A weight, A dp, A delta)
-{
-    return score == -infinity<A>() ? (A)0 : weight * (dp - delta);
 }
 
 // dq (queries, width), and delta (heads, queries) for ``key_gradient``.
 template <class T, int W, class M, bool CAUSAL>
 __global__ void __launch_bounds__(128, 3)
 query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask, const T *out,
-               const typename Accumulator<T>::type *lse, typename Accumulator<T>::type *deltas, T *dq, Problem p,
-               typename Accumulator<T>::type scale)
+               const typename Accumulator<T>::type *largest_scores, const typename Accumulator<T>::type *shares,
+               typename Accumulator<T>::type *deltas, T *dq, Problem p, typename Accumulator<T>::type scale)
 {
     typedef typename Accumulator<T>::type A;
     typedef Tiles<T, W> L;
@@ -283,7 +277,7 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
     load<SIDE, W, THREADS>(q_tile, q + start(p.q, a, b, g), p.q.t, first, p.queries, p.width, scale);
     load<SIDE, W, THREADS>(g_tile, g_out, p.g.t, first, p.queries, p.value_width, (A)1);
 
-    A sums[R], delta[R], sum[R][E];
+    A largest[R], share[R], delta[R], sum[R][E];
 #pragma unroll
     for (int r = 0; r < R; r++) {
         const int i = first + ty + TY * r;
@@ -292,7 +286,8 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
             for (int d = tx; d < p.value_width; d += TX)
                 products += (A)g_out[i * p.g.t + d] * (A)out[i * p.out.t + d];
         delta[r] = sum_of_row<TX>(products);
-        sums[r] = i < p.queries ? lse[(long long)head * p.queries + i] : (A)0;
+        largest[r] = i < p.queries ? largest_scores[(long long)head * p.queries + i] : (A)0;
+        share[r] = i < p.queries ? shares[(long long)head * p.queries + i] : (A)0;
         if (tx == 0 && i < p.queries) deltas[(long long)head * p.queries + i] = delta[r];
 #pragma unroll
         for (int e = 0; e < E; e++) sum[r][e] = 0;
@@ -312,7 +307,7 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
             for (int c = 0; c < C; c++) {
                 const A score = masked<CAUSAL>(s[r][c], mask, p, first + ty + TY * r, j + tx + TX * c);
                 s_tile[(ty + TY * r) * S_STRIDE + tx + TX * c] =
-                    gradient_of(score, weight_of(score, sums[r]), dp[r][c], delta[r]);
+                    power_of_e(score - largest[r]) * share[r] * (dp[r][c] - delta[r]);
             }
         __syncwarp();  // a row's threads are in one warp
         accumulate<SIDE, W, TX, TY>(sum, s_tile, k_tile);
@@ -326,8 +321,9 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
 template <class T, int W, class M, bool CAUSAL>
 __global__ void __launch_bounds__(128, 3)
 key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
-             const typename Accumulator<T>::type *lse, const typename Accumulator<T>::type *deltas, T *dk, T *dv,
-             Problem p, typename Accumulator<T>::type scale)
+             const typename Accumulator<T>::type *largest_scores, const typename Accumulator<T>::type *shares,
+             const typename Accumulator<T>::type *deltas, T *dk, T *dv, Problem p,
+             typename Accumulator<T>::type scale)
 {
     typedef typename Accumulator<T>::type A;
     typedef Tiles<T, W> L;
@@ -338,7 +334,7 @@ key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
     __align__(16) __shared__ A q_tile[SIDE * L::stride];
     __align__(16) __shared__ A g_tile[SIDE * L::stride];
     __align__(16) __shared__ A s_tile[SIDE * S_STRIDE];
-    __shared__ A sums[SIDE], delta[SIDE];
+    __shared__ A largest[SIDE], share[SIDE], delta[SIDE];
     const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
     const int tiles = (p.keys + SIDE - 1) / SIDE, groups = p.G / p.shared, head = blockIdx.x / tiles;
     const int group = head % groups, b = head / groups % p.B, a = head / groups / p.B;
@@ -363,7 +359,8 @@ key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
             load<SIDE, W, THREADS>(g_tile, gradients, p.g.t, i, p.queries, p.value_width, (A)1);
             if (threadIdx.x < SIDE) {
                 const bool inside = i + threadIdx.x < p.queries;
-                sums[threadIdx.x] = inside ? lse[row + i + threadIdx.x] : (A)0;
+                largest[threadIdx.x] = inside ? largest_scores[row + i + threadIdx.x] : (A)0;
+                share[threadIdx.x] = inside ? shares[row + i + threadIdx.x] : (A)0;
                 delta[threadIdx.x] = inside ? deltas[row + i + threadIdx.x] : (A)0;
             }
             __syncthreads();  // queries, gradients and numbers
@@ -376,8 +373,8 @@ key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
                 for (int c = 0; c < C; c++) {
                     const int n = tx + TX * c;
                     const A score = masked<CAUSAL>(s[r][c], own_mask, p, i + n, first + ty + TY * r);
-                    const A weight = weight_of(score, sums[n]);
-                    ds[r][c] = gradient_of(score, weight, ds[r][c], delta[n]);
+                    const A weight = power_of_e(score - largest[n]) * share[n];
+                    ds[r][c] = weight * (ds[r][c] - delta[n]);
                     s_tile[(ty + TY * r) * S_STRIDE + n] = weight;
                 }
             __syncwarp();  // a row's threads are in one warp

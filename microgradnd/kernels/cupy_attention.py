@@ -129,7 +129,7 @@ def attention(
     heads, own_heads = math.prod(leading), math.prod(key.shape[:-2])
     b, g = ((1, 1) + leading)[-2:]
     out = _empty_heads(leading, queries, value_width, dtype)
-    lse = cupy.empty((heads, queries), number)
+    largest, share = (cupy.empty((heads, queries), number) for _ in range(2))
     sizes = (b, g, heads // own_heads, queries, keys, width, value_width)
     mask, mask_strides = (np.uintp(0), [0] * 5) if attn_mask is None else (attn_mask, _strides(attn_mask))
 
@@ -139,20 +139,30 @@ def attention(
         return np.array(((*strides, *mask_strides), sizes), PROBLEM)
 
     blocks = heads * -(-queries // tiles.rows)
-    launch("forward", variant, blocks, tiles.threads, (q, k, v, mask, out, lse, problem(), number(scale)))
+    launch("forward", variant, blocks, tiles.threads, (q, k, v, mask, out, largest, share, problem(), number(scale)))
 
     def pullback(gradient: Any) -> tuple[Any, ...]:
         gradient = _with_rows(gradient.astype(dtype, copy=False))
         dq = _empty_heads(leading, queries, width, dtype)
         dk, dv = (_empty_heads(x.shape[:-2], keys, x.shape[-1], dtype) for x in (key, value))
-        delta = cupy.empty_like(lse)
+        delta = cupy.empty_like(share)
         settings = problem(gradient, dq, dk, dv), number(scale)
         blocks, threads = heads * -(-queries // tiles.side), tiles.side_threads
         launch(
-            "query_gradient", variant, blocks, threads, (gradient, q, k, v, mask, out, lse, delta, dq, *settings)
+            "query_gradient",
+            variant,
+            blocks,
+            threads,
+            (gradient, q, k, v, mask, out, largest, share, delta, dq, *settings),
         )
         blocks = own_heads * -(-keys // tiles.side)
-        launch("key_gradient", variant, blocks, threads, (gradient, q, k, v, mask, lse, delta, dk, dv, *settings))
+        launch(
+            "key_gradient",
+            variant,
+            blocks,
+            threads,
+            (gradient, q, k, v, mask, largest, share, delta, dk, dv, *settings),
+        )
         return dq, dk, dv
 
     return out, pullback
