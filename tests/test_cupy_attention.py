@@ -212,6 +212,8 @@ def test_what_is_left_to_the_array_form() -> None:
         ([x(2, 3, 4), x(2, 3, 4), x(1, 3, 4)], None),
         ([x(1, 3, 4)] * 3, x(2, 3, 3)),  # a mask with more heads
         ([x(2, 3, 4), x(2, 3, 4), x(2, 3, 4, dtype=np.float64)], None),
+        ([x(1, 3, 4)] * 3, np.ones((1, 1, 1), bool)),  # a mask on the host
+        ([x(1, 1, 1), np.ones((1, 1, 1), np.float32), x(1, 1, 1)], None),
         ([x(2, 3, 257)] * 3, None),
         ([x(2, 3, 129, dtype=np.float64)] * 3, None),
         ([x(2, 0, 4), x(2, 3, 4), x(2, 3, 4)], None),

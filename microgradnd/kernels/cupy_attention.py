@@ -1,4 +1,4 @@
-"""Attention on CuPy arrays without scores in device memory: see :mod:`.cuda_attention` for the kernels.
+"""Attention on CuPy arrays without scores in device memory: the kernels are those of :mod:`.cuda_attention`.
 
 Arrays are addressed as (A, B, G, T, width) by their strides, so heads that were made by transposing are not copied.
 Heads of keys and values may be shared by all G heads of queries of a group.
@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import cupy
 import numpy as np
 
-from .cuda_attention import SOURCE
+from .cuda_attention import FORWARD
+from .cuda_attention_gradient import GRADIENTS
 
+SOURCE = FORWARD + GRADIENTS
 WIDTHS = (16, 32, 64, 128, 256)  # for which kernels are made; a head takes the next larger one
 TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
 MASKS = {"bool": "bool", **TYPES}
@@ -99,15 +101,14 @@ def attention(
     """softmax(scale query key^T + mask) value of arrays of one dtype, and its pullback.
 
     None for more than three leading axes, leading axes that broadcast otherwise than groups of heads, widths beyond
-    ``widest``, other dtypes, and arrays without elements.
+    ``widest``, other dtypes, arrays without elements, and arrays on the host.
     """
     dtype, leading = query.dtype, query.shape[:-2]
     shared = (*leading[:-1], 1)
     (queries, width), (keys, value_width) = query.shape[-2:], value.shape[-2:]
     if (
         dtype.name not in TYPES
-        or key.dtype != dtype
-        or value.dtype != dtype
+        or any(x.dtype != dtype or not isinstance(x, cupy.ndarray) for x in (key, value))
         or len(leading) > 3
         or key.shape[:-2] not in (leading, shared)
         or value.shape[:-2] != key.shape[:-2]
@@ -117,7 +118,9 @@ def attention(
         return None
     if attn_mask is not None:
         shape = (*leading, queries, keys)
-        if attn_mask.ndim != len(shape) or any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
+        if not isinstance(attn_mask, cupy.ndarray) or attn_mask.ndim != len(shape):
+            return None
+        if any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
             return None
         if attn_mask.dtype.name not in ("bool", dtype.name):
             attn_mask = attn_mask.astype(accumulator(dtype), copy=False)
