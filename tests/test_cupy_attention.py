@@ -299,7 +299,7 @@ def calls(monkeypatch: Any) -> Iterator[list[Any]]:
     found: list[Any] = []
 
     def launch(kernel: str, variant: tuple[Any, ...], *arguments: Any) -> None:
-        found.append((kernel, variant[0].name))
+        found.append((kernel, variant[0]))
         run(kernel, variant, *arguments)
 
     run = kernels.launch
@@ -349,7 +349,7 @@ def test_sources_name_every_instance() -> None:
             for width in (16, 128):
                 for is_causal in (False, True):
                     for kernel in kernels.KERNELS:
-                        assert kernels.expression(kernel, np.dtype(dtype), width, mask, is_causal) in names
+                        assert kernels.expression(kernel, dtype, width, mask, is_causal) in names
 
 
 if importlib.util.find_spec("ml_dtypes") is not None:  # without it there are no arrays of this dtype

@@ -6,6 +6,7 @@ Heads of keys and values may be shared by all G heads of queries of a group.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -36,36 +37,40 @@ class Tiles(NamedTuple):
     side_threads: int
 
     @classmethod
-    def of(cls, dtype: Any, width: int) -> Tiles:
+    @functools.cache
+    def of(cls, dtype: str, width: int) -> Tiles:
         size = width * accumulator(dtype).itemsize
         return cls(*((64, 32, 128, 128) if size <= 256 else (32, 16, 128, 128) if size <= 512 else (16, 8, 128, 64)))
 
 
-def accumulator(dtype: Any) -> Any:
+name_of = functools.cache(lambda dtype: dtype.name)  # NumPy makes the name anew each time
+
+
+@functools.cache
+def accumulator(dtype: str) -> Any:
     """In which sums are formed."""
-    return np.dtype(np.float64 if dtype.name == "float64" else np.float32)
+    return np.dtype("float64" if dtype == "float64" else "float32")
 
 
-def widest(dtype: Any) -> int:
+def widest(dtype: str) -> int:
     """The widest head for which tiles fit into 48 KiB."""
     return 1024 // accumulator(dtype).itemsize
 
 
-def expression(kernel: str, dtype: Any, width: int, mask: str | None, is_causal: bool) -> str:
-    """The name of a kernel's instance in C++; ``mask`` is the name of a dtype."""
+def expression(kernel: str, dtype: str, width: int, mask: str | None, is_causal: bool) -> str:
+    """The name of a kernel's instance in C++, for names of dtypes."""
     kind = "NoMask" if mask is None else MASKS[mask]
-    return f"{kernel}<{TYPES[dtype.name]}, {width}, {kind}, {str(is_causal).lower()}>"
+    return f"{kernel}<{TYPES[dtype]}, {width}, {kind}, {str(is_causal).lower()}>"
 
 
 def sources() -> Iterator[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
     """Name, code, name expressions and options of everything that may be compiled."""
-    dtypes = [np.dtype(name) for name in ("float16", "float32", "float64")]
-    for dtype, width in itertools.product(dtypes, WIDTHS):
+    for dtype, width in itertools.product(TYPES, WIDTHS):
         if width <= widest(dtype):
-            masks = dict.fromkeys([None, "bool", dtype.name, accumulator(dtype).name])
+            masks = dict.fromkeys([None, "bool", dtype, accumulator(dtype).name])
             variants = itertools.product(KERNELS, masks, (False, True))
             names = tuple(expression(kernel, dtype, width, mask, causal) for kernel, mask, causal in variants)
-            yield f"attention_{dtype.name}_{width}", SOURCE, names, OPTIONS
+            yield f"attention_{dtype}_{width}", SOURCE, names, OPTIONS
 
 
 def launch(kernel: str, variant: tuple[Any, ...], blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
@@ -103,12 +108,12 @@ def attention(
     None for more than three leading axes, leading axes that broadcast otherwise than groups of heads, widths beyond
     ``widest``, other dtypes, arrays without elements, and arrays on the host.
     """
-    dtype, leading = query.dtype, query.shape[:-2]
+    dtype, leading = name_of(query.dtype), query.shape[:-2]
     shared = (*leading[:-1], 1)
     (queries, width), (keys, value_width) = query.shape[-2:], value.shape[-2:]
     if (
-        dtype.name not in TYPES
-        or any(x.dtype != dtype or not isinstance(x, cupy.ndarray) for x in (key, value))
+        dtype not in TYPES
+        or any(x.dtype != query.dtype or not isinstance(x, cupy.ndarray) for x in (key, value))
         or len(leading) > 3
         or key.shape[:-2] not in (leading, shared)
         or value.shape[:-2] != key.shape[:-2]
@@ -116,38 +121,39 @@ def attention(
         or max(width, value_width) > widest(dtype)
     ):
         return None
+    mask, mask_strides, mask_name = np.uintp(0), [0] * 5, None
     if attn_mask is not None:
         shape = (*leading, queries, keys)
         if not isinstance(attn_mask, cupy.ndarray) or attn_mask.ndim != len(shape):
             return None
         if any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
             return None
-        if attn_mask.dtype.name not in ("bool", dtype.name):
-            attn_mask = attn_mask.astype(accumulator(dtype), copy=False)
+        known = name_of(attn_mask.dtype) in ("bool", dtype)
+        mask = attn_mask if known else attn_mask.astype(accumulator(dtype), copy=False)
+        mask_strides, mask_name = _strides(mask), name_of(mask.dtype)
     q, k, v = _with_rows(query), _with_rows(key), _with_rows(value)
     padded = next(w for w in WIDTHS if w >= max(width, value_width))
-    variant = (dtype, padded, None if attn_mask is None else attn_mask.dtype.name, bool(is_causal))
+    variant = (dtype, padded, mask_name, bool(is_causal))
     tiles = Tiles.of(dtype, padded)
     number = accumulator(dtype).type
     heads, own_heads = math.prod(leading), math.prod(key.shape[:-2])
     b, g = ((1, 1) + leading)[-2:]
-    out = _empty_heads(leading, queries, value_width, dtype)
+    out = _empty_heads(leading, queries, value_width, query.dtype)
     largest, share = (cupy.empty((heads, queries), number) for _ in range(2))
     sizes = (b, g, heads // own_heads, queries, keys, width, value_width)
-    mask, mask_strides = (np.uintp(0), [0] * 5) if attn_mask is None else (attn_mask, _strides(attn_mask))
 
     def problem(*gradients: Any) -> Any:
-        """``struct Problem``, passed by value; gradients are those of out, query, key and value."""
-        strides = [n for x in (q, k, v, out, *(gradients or (out, q, k, v))) for n in _strides(x)[:4]]
-        return np.array(((*strides, *mask_strides), sizes), PROBLEM)
+        """``struct Problem``, passed by value; gradients are those of out, query, key and value, for backward."""
+        strides = [n for x in (q, k, v, out, *gradients) for n in _strides(x)[:4]]
+        return np.array(((*strides, *[0] * (32 - len(strides)), *mask_strides), sizes), PROBLEM)
 
     blocks = heads * -(-queries // tiles.rows)
     launch("forward", variant, blocks, tiles.threads, (q, k, v, mask, out, largest, share, problem(), number(scale)))
 
     def pullback(gradient: Any) -> tuple[Any, ...]:
-        gradient = _with_rows(gradient.astype(dtype, copy=False))
-        dq = _empty_heads(leading, queries, width, dtype)
-        dk, dv = (_empty_heads(x.shape[:-2], keys, x.shape[-1], dtype) for x in (key, value))
+        gradient = _with_rows(gradient.astype(query.dtype, copy=False))
+        dq = _empty_heads(leading, queries, width, query.dtype)
+        dk, dv = (_empty_heads(x.shape[:-2], keys, x.shape[-1], query.dtype) for x in (key, value))
         delta = cupy.empty_like(share)
         settings = problem(gradient, dq, dk, dv), number(scale)
         blocks, threads = heads * -(-queries // tiles.side), tiles.side_threads
