@@ -6,7 +6,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -294,8 +293,8 @@ def test_a_missing_barrier_shows(fault: int, monkeypatch: Any) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: Any) -> Iterator[list[Any]]:
-    """The dtypes and launches of calls of the kernels, as the operation makes them."""
+def launched(monkeypatch: Any) -> list[Any]:
+    """The kernels that are launched, with the names of their dtypes."""
     found: list[Any] = []
 
     def launch(kernel: str, variant: tuple[Any, ...], *arguments: Any) -> None:
@@ -304,17 +303,16 @@ def calls(monkeypatch: Any) -> Iterator[list[Any]]:
 
     run = kernels.launch
     monkeypatch.setattr(kernels, "launch", launch)
-    return iter([found])  # type: ignore[return-value]
+    return found
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_the_operation_uses_them(dtype: str, calls: Any) -> None:
-    found = next(calls)
+def test_the_operation_uses_them(dtype: str, launched: list[Any]) -> None:
     arrays = inputs((2, 3), 33, 40, 8, 8, dtype)
     tensors = [mg.tensor(cupy.asarray(x), requires_grad=True) for x in arrays[:3]]
     out = mg.scaled_dot_product_attention(*tensors, is_causal=True)
     out.backward(cupy.asarray(arrays[3]))
-    assert found == [("forward", dtype), ("query_gradient", dtype), ("key_gradient", dtype)]
+    assert launched == [("forward", dtype), ("query_gradient", dtype), ("key_gradient", dtype)]
     results = [out.data, *(x.grad.data for x in tensors)]  # type: ignore[union-attr]
     for a, b in zip(results, reference(*arrays[:3], None, True, 8**-0.5, arrays[3]), strict=True):
         assert a.dtype == dtype
@@ -322,11 +320,10 @@ def test_the_operation_uses_them(dtype: str, calls: Any) -> None:
     with mg.kernels("numpy"):
         mg.scaled_dot_product_attention(*tensors, is_causal=True)
     mg.scaled_dot_product_attention(*tensors, dropout_p=0.5, rng=0)
-    assert len(found) == 3
+    assert len(launched) == 3
 
 
-def test_multi_head_attention_without_copies_of_heads(calls: Any) -> None:
-    found = next(calls)
+def test_multi_head_attention_without_copies_of_heads(launched: list[Any]) -> None:
     x, padding = draw(2, 20, 24), np.arange(20) >= np.array([[20], [13]])
     results = []
     for to_device in (np.asarray, cupy.asarray):
@@ -337,7 +334,7 @@ def test_multi_head_attention_without_copies_of_heads(calls: Any) -> None:
         out = layer(inner, key_padding_mask=to_device(padding), is_causal=True)
         (out * out).sum().backward()
         results.append([out.data, inner.grad.data, *(p.grad.data for p in layer.parameters())])  # type: ignore[union-attr]
-    assert [kernel for kernel, _ in found] == list(kernels.KERNELS)
+    assert [kernel for kernel, _ in launched] == list(kernels.KERNELS)
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(b.get(), a, rtol=0, atol=1e-5 * np.abs(a).max())
 

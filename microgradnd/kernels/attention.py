@@ -3,6 +3,7 @@
 Forward keeps the result and, per query, the largest score and the sum of exp(score - largest); backward computes each
 chunk's weights from them anew (Rabe and Staats, 2021; Dao et al., 2022). So memory grows linearly with the number of
 queries and keys, not with their product. Where everything fits into one chunk, its weights are kept.
+On CuPy arrays, kernels do without chunks where there is no dropout.
 """
 
 from __future__ import annotations
