@@ -36,9 +36,9 @@ template <class T, int W> struct Tiles {
     static constexpr int bytes = W * sizeof(A), vector = 16 / sizeof(A), stride = W + vector;
     static constexpr int rows = bytes <= 256 ? 64 : bytes <= 512 ? 32 : 16;  // in forward
     static constexpr int columns = bytes <= 512 ? 32 : 16;
-    static constexpr int tx = 8, ty = 16;
+    static constexpr int tx = 8, ty = 16, threads = tx * ty;
     static constexpr int side = bytes <= 256 ? 32 : bytes <= 512 ? 16 : 8;  // in backward: rows and columns
-    static constexpr int side_tx = bytes <= 512 ? 16 : 8, side_ty = 8;
+    static constexpr int side_tx = bytes <= 512 ? 16 : 8, side_ty = 8, side_threads = side_tx * side_ty;
 };
 
 __device__ __forceinline__ float power_of_e(float x) { return exp2f(x * 1.44269504f); }
@@ -166,13 +166,13 @@ template <int TX, class A> __device__ __forceinline__ A sum_of_row(A x)
 // query that sees no key. The largest score so far is subtracted, and what was summed before is scaled when it
 // grows (Milakov and Gimelshein, 2018).
 template <class T, int W, class M, bool CAUSAL>
-__global__ void __launch_bounds__(128, 3)
+__global__ void __launch_bounds__(Tiles<T, W>::threads, 3)
 forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accumulator<T>::type *largest_scores,
         typename Accumulator<T>::type *shares, Problem p, typename Accumulator<T>::type scale)
 {
     typedef typename Accumulator<T>::type A;
     typedef Tiles<T, W> L;
-    constexpr int ROWS = L::rows, COLUMNS = L::columns, TX = L::tx, TY = L::ty, THREADS = TX * TY;
+    constexpr int ROWS = L::rows, COLUMNS = L::columns, TX = L::tx, TY = L::ty, THREADS = L::threads;
     constexpr int R = ROWS / TY, C = COLUMNS / TX, E = W / TX, P_STRIDE = COLUMNS + L::vector;
     __align__(16) __shared__ A q_tile[ROWS * L::stride];
     __align__(16) __shared__ A kv_tile[COLUMNS * L::stride];

@@ -15,14 +15,14 @@ from __future__ import annotations
 GRADIENTS = r"""
 // dq (queries, width), and delta (heads, queries) for ``key_gradient``.
 template <class T, int W, class M, bool CAUSAL>
-__global__ void __launch_bounds__(128, 3)
+__global__ void __launch_bounds__(Tiles<T, W>::side_threads, 3)
 query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask, const T *out,
                const typename Accumulator<T>::type *largest_scores, const typename Accumulator<T>::type *shares,
                typename Accumulator<T>::type *deltas, T *dq, Problem p, typename Accumulator<T>::type scale)
 {
     typedef typename Accumulator<T>::type A;
     typedef Tiles<T, W> L;
-    constexpr int SIDE = L::side, TX = L::side_tx, TY = L::side_ty, THREADS = TX * TY;
+    constexpr int SIDE = L::side, TX = L::side_tx, TY = L::side_ty, THREADS = L::side_threads;
     constexpr int R = SIDE / TY, C = SIDE / TX, E = W / TX, S_STRIDE = SIDE + L::vector;
     __align__(16) __shared__ A q_tile[SIDE * L::stride];
     __align__(16) __shared__ A g_tile[SIDE * L::stride];
@@ -83,7 +83,7 @@ query_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask
 
 // dk (keys, width) and dv (keys, value width) of a head of keys and values, over all the query heads that share it.
 template <class T, int W, class M, bool CAUSAL>
-__global__ void __launch_bounds__(128, 3)
+__global__ void __launch_bounds__(Tiles<T, W>::side_threads, 3)
 key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
              const typename Accumulator<T>::type *largest_scores, const typename Accumulator<T>::type *shares,
              const typename Accumulator<T>::type *deltas, T *dk, T *dv, Problem p,
@@ -91,7 +91,7 @@ key_gradient(const T *g_out, const T *q, const T *k, const T *v, const M *mask,
 {
     typedef typename Accumulator<T>::type A;
     typedef Tiles<T, W> L;
-    constexpr int SIDE = L::side, TX = L::side_tx, TY = L::side_ty, THREADS = TX * TY;
+    constexpr int SIDE = L::side, TX = L::side_tx, TY = L::side_ty, THREADS = L::side_threads;
     constexpr int R = SIDE / TY, C = SIDE / TX, E = W / TX, S_STRIDE = SIDE + L::vector;
     __align__(16) __shared__ A k_tile[SIDE * L::stride];
     __align__(16) __shared__ A v_tile[SIDE * L::stride];
