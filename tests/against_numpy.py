@@ -1,4 +1,4 @@
-"""CuPy's results against NumPy's in float64, and what a call costs: for tests of kernels on host memory."""
+"""CuPy's results against NumPy's in float64."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
 import microgradnd as mg
-from tests import cupy_on_cpu
 
-needs_cupy = pytest.mark.skipif(cupy_on_cpu.unavailable() is not None, reason="CuPy on host memory is not available")
 TOLERANCES = {"float16": 1e-3, "float32": 2e-6, "float64": 1e-14}  # of the largest element
 
 
@@ -41,27 +38,3 @@ def close(ours: list[Any], reference: list[Any], factor: float = 1.0) -> None:
         assert a.shape == b.shape
         atol = factor * TOLERANCES[a.dtype.name] * max(1e-2, np.abs(b).max(initial=0))
         np.testing.assert_allclose(a.astype(np.float64), b, rtol=0, atol=atol)
-
-
-class Cost:
-    """What happens on the device within a ``with`` block."""
-
-    def __enter__(self) -> Cost:
-        self._before = cupy_on_cpu.counters()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        now = cupy_on_cpu.counters()
-        self.launches, self.library_calls, self.copies, self.synchronizations = (
-            sum(now[name] - self._before[name] for name in names)
-            for names in (
-                ["launches"],
-                ["library_calls"],
-                ["host_to_device", "device_to_host"],
-                ["synchronizations"],
-            )
-        )
-
-    def is_quiet(self) -> bool:
-        """Whether nothing was copied between host and device, or waited for."""
-        return self.copies == self.synchronizations == 0

@@ -8,9 +8,6 @@ python -m pytest --device cuda          the same on a GPU, but for those that co
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,19 +89,34 @@ def cupy() -> Any:
     return cupy
 
 
+class Cost:
+    """Count what happens on CuPy over host memory within a ``with`` block."""
+
+    def __enter__(self) -> Cost:
+        self._before = cupy_on_cpu.counters()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        now = cupy_on_cpu.counters()
+        self.launches, self.library_calls, self.copies, self.synchronizations = (
+            sum(now[name] - self._before[name] for name in names)
+            for names in (
+                ["launches"],
+                ["library_calls"],
+                ["host_to_device", "device_to_host"],
+                ["synchronizations"],
+            )
+        )
+
+    def is_quiet(self) -> bool:
+        """Whether nothing was copied between host and device, or waited for."""
+        return self.copies == self.synchronizations == 0
+
+
 @pytest.fixture
-def counted(cupy: Any) -> Any:
-    """Count what a block does on CuPy over host memory: ``with counted() as found: ...`` and ``found.launches``."""
-
-    @contextmanager
-    def count() -> Iterator[SimpleNamespace]:
-        before, found = cupy_on_cpu.counters(), SimpleNamespace()
-        yield found
-        after = cupy_on_cpu.counters()
-        vars(found).update({name: after[name] - before[name] for name in after})
-        found.copies = found.host_to_device + found.device_to_host
-
-    return count
+def counted(cupy: Any) -> type[Cost]:
+    """``with counted() as cost: ...`` and then ``cost.launches``, ``cost.copies``, ``cost.synchronizations``."""
+    return Cost
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

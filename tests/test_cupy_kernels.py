@@ -11,9 +11,9 @@ import pytest
 
 import microgradnd as mg
 from microgradnd.kernels import compiled
-from tests.against_numpy import Cost, both, close, needs_cupy, normal
+from tests.against_numpy import both, close, normal
 
-pytestmark = needs_cupy
+pytestmark = pytest.mark.usefixtures("cupy")
 
 DTYPES = ["float16", "float32", "float64"]
 LENGTHS = [1, 2, 31, 32, 33, 127, 256, 257, 1000, 1024, 1025, 2056, 4099]
@@ -179,7 +179,7 @@ LAUNCHES = {  # of the kernels forward and backward, for two axes and 400 rows: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_launches(name: str, dtype: str) -> None:
+def test_launches(name: str, dtype: str, counted: Any) -> None:
     import cupy
 
     labels = cupy.zeros(400, np.int64)
@@ -189,9 +189,9 @@ def test_launches(name: str, dtype: str) -> None:
     for x in xs:
         x.grad = None
     g = cupy.ones(() if name == "cross_entropy" else (400, 16), dtype)
-    with Cost() as forward:
+    with counted() as forward:
         out = f(*xs)
-    with Cost() as backward:
+    with counted() as backward:
         out.backward(g)
     assert forward.is_quiet()
     assert backward.is_quiet()
@@ -220,7 +220,7 @@ def test_bfloat16(name: str) -> None:
             np.testing.assert_allclose(ours.astype(np.float32), wide, rtol=2**-8, atol=2**-8 * np.abs(wide).max())
 
 
-def test_choice_of_kernels() -> None:
+def test_choice_of_kernels(counted: Any) -> None:
     import cupy
 
     x = cupy.ones((3, 4), np.float32)
@@ -230,6 +230,6 @@ def test_choice_of_kernels() -> None:
         assert compiled(other) is None
     assert compiled(x, x.astype(np.float64)) is None
     assert compiled(x, np.ones(3, np.float32)) is None
-    with mg.kernels("numpy"), Cost() as cost:
+    with mg.kernels("numpy"), counted() as cost:
         mg.softmax(x)
     assert cost.launches > 1

@@ -11,9 +11,9 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.against_numpy import Cost, both, close, needs_cupy, normal
+from tests.against_numpy import both, close, normal
 
-pytestmark = needs_cupy
+pytestmark = pytest.mark.usefixtures("cupy")
 
 CHUNK = 4096
 SIZES = [1, 3, 8, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 8]
@@ -84,7 +84,7 @@ def test_more_parameters_than_a_launch_takes(name: str) -> None:
         ("AdamW", 89, 2),
     ],
 )
-def test_a_step_takes_few_launches_and_copies_nothing(name: str, count: int, launches: int) -> None:
+def test_a_step_takes_few_launches_and_copies_nothing(name: str, count: int, launches: int, counted: Any) -> None:
     import cupy
 
     parameters = [mg.tensor(cupy.ones((i % 7 + 1, 3), np.float32), requires_grad=True) for i in range(count)]
@@ -92,14 +92,14 @@ def test_a_step_takes_few_launches_and_copies_nothing(name: str, count: int, lau
     for step in range(3):
         for p in parameters:
             p.grad = mg.tensor(cupy.ones(p.shape, np.float32))
-        with Cost() as cost:
+        with counted() as cost:
             optimizer.step()
         assert cost.is_quiet()
         if step:  # the first one makes arrays of its own
             assert (cost.launches, cost.library_calls) == (launches, 0)
 
 
-def test_optimisers_of_array_expressions_copy_nothing() -> None:
+def test_optimisers_of_array_expressions_copy_nothing(counted: Any) -> None:
     """What takes no kernels: RMSprop, and all of them where kernels are not wanted."""
     import cupy
 
@@ -108,7 +108,7 @@ def test_optimisers_of_array_expressions_copy_nothing() -> None:
         optimizer = {**OPTIMIZERS, "RMSprop": nn.RMSprop}[name]([p])
         for _ in range(2):
             p.grad = mg.tensor(cupy.ones((5, 3), np.float32))
-            with mg.kernels(choice), Cost() as cost:
+            with mg.kernels(choice), counted() as cost:
                 optimizer.step()
             assert cost.is_quiet()
 
@@ -154,14 +154,14 @@ def test_clip_grad_norm(dtypes: list[str], max_norm: float) -> None:
         np.testing.assert_allclose(p.grad.data.get(), g.astype(float) * factor, rtol=rtol, atol=1e-7)  # type: ignore[union-attr]
 
 
-def test_clip_grad_norm_takes_three_launches() -> None:
+def test_clip_grad_norm_takes_three_launches(counted: Any) -> None:
     import cupy
 
     parameters = [mg.tensor(cupy.ones((n, 3), np.float32), requires_grad=True) for n in range(1, 60)]
     for _ in range(2):
         for p in parameters:
             p.grad = mg.tensor(cupy.ones(p.shape, np.float32))
-        with Cost() as cost:
+        with counted() as cost:
             nn.clip_grad_norm(parameters, 1.0)
     assert cost.is_quiet()
     assert cost.launches == 3
@@ -221,14 +221,14 @@ def test_a_sum_of_many_small_numbers_is_rounded_once() -> None:
     assert w.grad.data.get().tolist() == [[0.0] * 8, [5000.0] * 8]  # type: ignore[union-attr]
 
 
-def test_repeated_rows_are_added_without_waiting() -> None:
+def test_repeated_rows_are_added_without_waiting(counted: Any) -> None:
     import cupy
 
     tokens = cupy.asarray(np.random.default_rng(0).integers(0, 7, 300))
     w, g = mg.tensor(cupy.ones((7, 16), np.float32), requires_grad=True), cupy.ones((300, 16), np.float32)
     for _ in range(2):
         out = w[tokens]
-        with Cost() as cost:
+        with counted() as cost:
             out.backward(g)
     assert cost.is_quiet()
     assert (cost.launches, cost.library_calls) == (6, 1)  # g copied, zeros, keys, a copy of them to sort, two sums

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..dtypes import is_narrow
 from ..kernels import SMALL, compiled
+from ..noting import noted
 from .narrow import in_float32, promoting
 from .numpy_erf import erf, normal_cdf
 
@@ -146,6 +147,7 @@ def relu_gradient(g: Any, out: Any) -> Any:
     return masked(g, np.greater(out, _zeros((), out.dtype)))
 
 
+@noted
 def kept(seed: int, number: int, shape: tuple[int, ...], p: float) -> Any:
     """Booleans, each False with probability p, that depend on ``seed`` and ``number`` alone."""
     return np.random.Generator(np.random.Philox(key=[int(seed), number])).random(shape, np.float32) >= p

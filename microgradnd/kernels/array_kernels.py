@@ -302,6 +302,8 @@ def _flat_index(xp: Any, targets: Any, count: int, classes: int, axis: int) -> A
     """Where each row's class lies in the flat matrix; refuses classes out of range, negative ones too."""
     rows, labels = xp.arange(count), targets.reshape(count)
     try:
+        if xp.SMALL == 0 and not (targets.min() >= 0 and targets.max() < classes):
+            raise ValueError  # CuPy would wrap them around; the kernels, which never wait, give NaN
         if axis == 0:
             return xp.ravel_multi_index((labels, rows), (classes, count))
         return xp.ravel_multi_index((rows, labels), (count, classes))

@@ -3,6 +3,7 @@
 Forward keeps the result and, per query, the largest score and the sum of exp(score - largest); backward computes each
 chunk's weights from them anew (Rabe and Staats, 2021; Dao et al., 2022). So memory grows linearly with the number of
 queries and keys, not with their product. Where everything fits into one chunk, its weights are kept.
+On CuPy arrays, kernels do without chunks where there is no dropout.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..dtypes import is_floating
-from ..noting import noted
-from . import compiled
+from . import compiled, kernels
 
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
 
@@ -43,11 +43,9 @@ def chunks(shape: tuple[int, ...], is_causal: bool) -> Iterator[Chunk]:
             number += 1
 
 
-@noted
-def dropout_factor(number: int, shape: tuple[int, ...], dtype: Any, dropout_p: float, seed: int) -> Any:
-    """What dropout multiplies the weights of chunk ``number`` with, 0 or 1 / (1 - p): the same at every call."""
-    generator = np.random.Generator(np.random.Philox(key=[int(seed), number]))
-    kept = generator.random(shape, np.float32) >= dropout_p
+def dropout_factor(xp: Any, number: int, shape: tuple[int, ...], dtype: Any, dropout_p: float, seed: int) -> Any:
+    """What dropout multiplies the weights of chunk ``number`` with, 0 or 1 / (1 - p)."""
+    kept = xp.kept(seed, number, shape, dropout_p)
     return kept.astype(dtype) * np.dtype(dtype).type(1 / (1 - dropout_p))
 
 
@@ -70,6 +68,12 @@ def attention(
         raise ValueError("query and key must have the same width, key and value the same number of keys")
     if attn_mask is not None and any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
         raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}")
+    if query.__class__.__module__ == "cupy" and not dropout_p and kernels.current != "numpy":
+        from . import cupy_attention  # imports CuPy
+
+        found = cupy_attention.attention(query, key, value, attn_mask, is_causal, scale)
+        if found is not None:
+            return found
     result_dtype = np.result_type(query.dtype, key.dtype, value.dtype)
     if not is_floating(result_dtype):
         result_dtype = np.result_type(result_dtype, np.float16)
@@ -78,7 +82,7 @@ def attention(
     out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
     largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
     total = xp.ones((*shape[:-1], 1), dtype)
-    on_host = query.__class__ is np.ndarray  # there are no kernels of attention for CuPy arrays
+    on_host = query.__class__ is np.ndarray  # the kernels for CuPy arrays were tried above
     fast = compiled(query, key, value) if on_host and math.prod(shape) > xp.SMALL else None
     if fast is not None and attn_mask is None and not dropout_p and math.prod(shape) > CHUNK:
         found = fast.attention(query, key, value, is_causal, scale)
@@ -119,7 +123,7 @@ def attention(
             total[at] = xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
         kept = (q, k, e) if len(all_chunks) == 1 else None
         if dropout_p:
-            e = e * xp.asarray(dropout_factor(chunk.number, e.shape, e.dtype, dropout_p, seed))
+            e = e * dropout_factor(xp, chunk.number, e.shape, e.dtype, dropout_p, seed)
         out[at] = xp.matmul(e, _part(value, chunk.batch)[..., : chunk.keys, :]) / total[at]
 
     def again(chunk: Chunk) -> tuple[Any, Any, Any]:
@@ -141,7 +145,7 @@ def attention(
             seen = (chunk.batch, ..., slice(chunk.keys), slice(None))
             de = xp.matmul(g[at], xp.swapaxes(_part(value, chunk.batch)[..., : chunk.keys, :], -1, -2))
             if dropout_p:
-                factor = xp.asarray(dropout_factor(chunk.number, e.shape, e.dtype, dropout_p, seed))
+                factor = dropout_factor(xp, chunk.number, e.shape, e.dtype, dropout_p, seed)
                 de *= factor
                 dv[seen] += xp.matmul(xp.swapaxes(e * factor, -1, -2), g[at])
             else:

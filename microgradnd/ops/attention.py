@@ -108,16 +108,16 @@ def _scaled_dot_product_attention(
     weights = softmax(where(visible, scores, float(np.finfo(scores.dtype).min) / 2))
     weights = where(visible, weights, 0.0)
     if dropout_p:
-        weights = weights * xp.asarray(_dropout_factors(weights.shape, weights.dtype, is_causal, dropout_p, seed))
+        weights = weights * _dropout_factors(xp, weights.shape, weights.dtype, is_causal, dropout_p, seed)
     return matmul(weights, value)
 
 
-def _dropout_factors(shape: tuple[int, ...], dtype: Any, is_causal: bool, dropout_p: float, seed: int) -> Any:
+def _dropout_factors(xp: Any, shape: tuple[int, ...], dtype: Any, is_causal: bool, dropout_p: float, seed: int) -> Any:
     """The factors that the kernel draws chunk by chunk, in one array."""
-    factors = np.zeros(shape, dtype)
+    factors = xp.zeros(shape, dtype)
     for chunk in kernels.chunks(shape, is_causal):
         at = (chunk.batch, ..., chunk.rows, slice(chunk.keys))
-        factors[at] = kernels.dropout_factor(chunk.number, factors[at].shape, dtype, dropout_p, seed)
+        factors[at] = kernels.dropout_factor(xp, chunk.number, factors[at].shape, dtype, dropout_p, seed)
     return factors
 
 
