@@ -107,10 +107,19 @@ def _usages(log: str, names: dict[str, str], architecture: int) -> Iterator[Usag
 
 
 def all_sources() -> list[Any]:
-    """The sources of every kernel of the package, of each dtype: name, code, expressions."""
-    from microgradnd.kernels import cupy_fused
+    """The sources of every kernel of the package, of each dtype: name, code, expressions.
 
-    return list(cupy_fused.sources())
+    Of attention, whose variants take minutes: causal, without a mask, heads of 64 and of the greatest width.
+    """
+    from microgradnd.backends import cupy_random
+    from microgradnd.kernels import cupy_attention, cupy_fused
+
+    found = [tuple(source) for source in cupy_fused.sources()]
+    for dtype in cupy_attention.TYPES:
+        for width in (64, cupy_attention.widest(dtype)):
+            names = (cupy_attention.expression(kernel, dtype, width, None, True) for kernel in cupy_attention.KERNELS)
+            found.append((f"attention, {dtype}, {width}", cupy_attention.SOURCE, tuple(names)))
+    return [*found, ("kept", cupy_random.KEPT, ("kept",))]
 
 
 def usages(architecture: int) -> list[Usage]:

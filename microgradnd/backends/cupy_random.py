@@ -24,7 +24,7 @@ __device__ unsigned long long high_product(unsigned long long a, unsigned long l
     return a1 * b1 + (middle >> 32) + (((middle & 0xffffffffull) + a0 * b1) >> 32);
 }
 
-extern "C" __global__ void kept(unsigned long long seed, unsigned long long number, float p, bool* out,
+__global__ void kept(unsigned long long seed, unsigned long long number, float p, bool* out,
                                 long long size) {
     const long long all = (long long)gridDim.x * blockDim.x;
     for (long long block = (long long)blockIdx.x * blockDim.x + threadIdx.x; block * 8 < size; block += all) {
@@ -50,7 +50,7 @@ extern "C" __global__ void kept(unsigned long long seed, unsigned long long numb
 }
 """
 
-_kept = cupy.RawKernel(KEPT, "kept")
+_kept = cupy.RawModule(code=KEPT, name_expressions=["kept"]).get_function("kept")
 
 
 def kept(seed: int, number: int, shape: tuple[int, ...], p: float) -> Any:
