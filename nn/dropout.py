@@ -31,8 +31,11 @@ class Dropout(Module):
         self.p = float(p)
         self.rng = np.random.default_rng(rng)
 
-    def forward(self, x: mg.Tensor) -> mg.Tensor:
-        return mg.dropout(x, self.p, self.rng) if self.training and self.p else x
+    def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
+        """``residual`` is added to the result."""
+        if self.training and self.p:
+            return mg.dropout(x, self.p, self.rng, residual)
+        return x if residual is None else residual + x
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"

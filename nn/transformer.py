@@ -148,11 +148,11 @@ class TransformerBlock(Module):
             cache=cache,
         )
         if self.norm_first:
-            x = x + self.dropout(attend(self.norm1(x)))
-            x = x + self.dropout(self.feed_forward(self.norm2(x)))
+            x = self.dropout(attend(self.norm1(x)), residual=x)
+            x = self.dropout(self.feed_forward(self.norm2(x)), residual=x)
         else:
-            x = self.norm1(x + self.dropout(attend(x)))
-            x = self.norm2(x + self.dropout(self.feed_forward(x)))
+            x = self.norm1(self.dropout(attend(x), residual=x))
+            x = self.norm2(self.dropout(self.feed_forward(x), residual=x))
         return x
 
 

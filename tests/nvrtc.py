@@ -111,7 +111,6 @@ def all_sources() -> list[Any]:
 
     Of attention, whose variants take minutes: causal, without a mask, heads of 64 and of the greatest width.
     """
-    from microgradnd.backends import cupy_random
     from microgradnd.kernels import cupy_attention, cupy_fused
 
     found = [tuple(source) for source in cupy_fused.sources()]
@@ -119,7 +118,7 @@ def all_sources() -> list[Any]:
         for width in (64, cupy_attention.widest(dtype)):
             names = (cupy_attention.expression(kernel, dtype, width, None, True) for kernel in cupy_attention.KERNELS)
             found.append((f"attention, {dtype}, {width}", cupy_attention.SOURCE, tuple(names)))
-    return [*found, ("kept", cupy_random.KEPT, ("kept",))]
+    return found
 
 
 def usages(architecture: int) -> list[Usage]:

@@ -332,9 +332,18 @@ OPS = (
     ),
     Op(
         "dropout",
-        lambda x, p=0.5, rng=0: x * (np.random.default_rng(rng).random(x.shape, np.float32) >= p) / (1 - p),
-        (shapes((3, 4), p=0.5, rng=3), shapes((2, 3, 2), p=0.25, rng=5), shapes((3,), p=0.0, rng=0)),
-        on_gpu=lambda x, p=0.5, rng=0: x * _dropped(x.shape, p, rng),
+        lambda x, p=0.5, rng=0, residual=0.0: (
+            x * (np.random.default_rng(rng).random(x.shape, np.float32) >= p) / (1 - p) + residual
+        ),
+        (
+            shapes((3, 4), p=0.5, rng=3),
+            shapes((2, 3, 2), p=0.25, rng=5),
+            shapes((3,), p=0.0, rng=0),
+            shapes((3, 4), 0.5, 3, (3, 4)),
+            shapes((2, 3), 0.5, 4, (3,)),
+        ),
+        on_gpu=lambda x, p=0.5, rng=0, residual=0.0: x * _dropped(x.shape, p, rng) + residual,
+        differentiable=(0, 3),
     ),
     # normalisation
     Op(

@@ -56,6 +56,31 @@ def test_tokens_that_are_not_there_are_refused_on_the_host_and_nan_on_a_gpu(devi
         np.testing.assert_array_equal(layer(tokens).numpy()[0, 0], layer.weight.numpy()[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3,), (5, 7), (40, 256), (3, 1, 8)])
+def test_dropout_and_a_residual_in_one_pass(shape: tuple[int, ...], dtype: Any, device: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, r, g = (rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    tolerance = {np.float16: 2e-3, np.float32: 1e-6, np.float64: 1e-15}[dtype]
+    for residual in (r, r[-1], None):
+        tensor = mg.tensor(x, device=device.name, requires_grad=True)
+        added = None if residual is None else mg.tensor(residual, device=device.name, requires_grad=True)
+        out = mg.dropout(tensor, 0.25, rng=3, residual=added)
+        factor = device.host(mg.dropout(mg.tensor(np.ones(shape), device=device.name), 0.25, rng=3).data)
+        assert set(np.unique(factor)) <= {0, 1 / 0.75}
+        expected = x * factor + (0 if residual is None else residual.astype(float))
+        np.testing.assert_allclose(out.numpy().astype(float), expected, rtol=tolerance, atol=tolerance)
+        assert out.dtype == dtype
+        out.backward(device.array(g))
+        np.testing.assert_allclose(tensor.grad.numpy().astype(float), g * factor, rtol=tolerance)  # type: ignore[union-attr]
+        if added is not None:
+            total = g.astype(float) if residual is r else g.astype(float).sum(0)
+            np.testing.assert_allclose(added.grad.numpy(), total, rtol=10 * tolerance, atol=10 * tolerance)  # type: ignore[union-attr]
+    mg.check_grads(
+        lambda x, r: mg.dropout(x, 0.5, 7, r), device.array(np.ones((2, 3))), device.array(np.ones((2, 3))), order=2
+    )
+
+
 def test_dropout_draws_from_the_generators_seed_on_the_device(device: Any) -> None:
     xp = NAMESPACES[device.xp.ndarray]
     for seed, number, shape, p in ((5, 0, (3, 7), 0.5), (2**63 - 1, 12, (999,), 0.1), (7, 2**40, (2, 0), 0.3)):

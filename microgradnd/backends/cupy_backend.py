@@ -11,8 +11,8 @@ from cupyx.scipy.special import erf, ndtr
 
 from ..dtypes import BFLOAT16
 from ..kernels import compiled
+from ..kernels.cupy_random import kept
 from . import numpy_backend, tf32
-from .cupy_random import kept
 from .narrow import in_float32, promoting
 
 array_type = cupy.ndarray

@@ -136,6 +136,33 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     return _narrow(z * phi, x), pullback
 
 
+def dropout_scale(p: float) -> float:
+    """What is left is multiplied with it, so that the mean stays."""
+    return 1 / (1 - p) if p < 1 else 0.0
+
+
+def dropout(xp: Any, x: Any, residual: Any, kept: Any, p: float, seed: int) -> tuple[Any, Any]:
+    """residual + x / (1 - p) where ``kept`` holds; without ``kept`` that is drawn from ``seed``."""
+    scale, fast = dropout_scale(p), None
+    if x.size > xp.SMALL and (residual is None or residual.shape == x.shape):
+        fast = compiled(x, residual)
+    if fast is not None and kept is None:
+        out, kept = fast.dropout(x, residual, p, scale, seed)
+    elif fast is not None:
+        out = fast.dropped(x, residual, kept, scale)
+    else:
+        kept = xp.kept(seed, 0, x.shape, p) if kept is None else kept
+        out = xp.masked(x, kept, scale)
+        out = out if residual is None else residual + out
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        if fast is not None and hasattr(fast, "dropped"):
+            return lambda: fast.dropped(g, None, kept, scale), g
+        return lambda: xp.masked(g, kept, scale), g
+
+    return out, pullback
+
+
 def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     """The last axis with mean 0 and variance 1, scaled and shifted."""
     n = _normalized(x, weight, bias)

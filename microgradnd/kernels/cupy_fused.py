@@ -9,6 +9,7 @@ from .cupy_compiler import sources
 from .cupy_elementwise import bias_gelu, bias_relu, gelu, relu_gradient, sigmoid, silu, swiglu
 from .cupy_losses import cross_entropy
 from .cupy_optimisers import adam, adam_all, gradient_norm, scaled, sgd, sgd_all
+from .cupy_random import dropout
 from .cupy_rows import layer_norm, log_softmax, rms_norm, softmax
 from .cupy_scatter import add_rows
 
@@ -24,6 +25,7 @@ __all__ = [
     "bias_gelu",
     "bias_relu",
     "cross_entropy",
+    "dropout",
     "gelu",
     "gradient_norm",
     "layer_norm",

@@ -85,6 +85,17 @@ def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, An
     return out, gradient
 
 
+def dropped(x: Any, residual: Any, kept: Any, scale: float) -> Any:
+    """x scale where ``kept`` holds, added to ``residual`` unless that is None."""
+    x_flat = _flat(x)
+    out = np.empty_like(x_flat)
+    if residual is None:
+        kernels.dropped(x.size, x_flat, _flat(kept), scale, out)
+    else:
+        kernels.dropped_added(x.size, x_flat, _flat(kept), scale, _flat(residual), out)
+    return out.reshape(x.shape)
+
+
 def _rowwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]:
     """Operations of rows whose gradient needs the result alone."""
 

@@ -77,6 +77,18 @@ def gelu_tanh_gradient(g, x, out):
 
 
 @Kernel
+def dropped(x, kept, scale, out):
+    for i in prange(x.size):
+        out[i] = x[i] * scale if kept[i] else ZERO
+
+
+@Kernel
+def dropped_added(x, kept, scale, residual, out):
+    for i in prange(x.size):
+        out[i] = residual[i] + (x[i] * scale if kept[i] else ZERO)
+
+
+@Kernel
 def silu(x, out):
     for i in prange(x.size):
         out[i] = x[i] * sigmoid(x[i])

@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backends import NAMESPACES
-from ..primitive import primitive
+from ..fused import fused
+from ..kernels import array_kernels
 from ..randomness import generator
 from ..tensor import Tensor
+from .arithmetic import where
 
 if TYPE_CHECKING:
     from ..randomness import Rng
     from ..tensor import Operand
 
 
-@primitive(x=lambda g, xp, kept, scale: xp.masked(g, kept, scale), kept=None)
-def _dropout(xp: Any, x: Operand, kept: Operand, scale: float) -> Any:
-    return xp.masked(x, kept, scale)
+@fused(array_kernels.dropout, "x", "residual")
+def _dropout(
+    x: Operand, residual: Operand | None = None, kept: Operand | None = None, p: float = 0.5, seed: int = 0
+) -> Tensor:
+    kept = NAMESPACES[type(x.data)].kept(seed, 0, x.shape, p) if kept is None else kept
+    out: Any = where(kept, x * array_kernels.dropout_scale(p), 0.0)
+    return out if residual is None else residual + out
 
 
-def dropout(x: Operand, p: float = 0.5, rng: Rng = None) -> Tensor:
+def dropout(x: Operand, p: float = 0.5, rng: Rng = None, residual: Operand | None = None) -> Tensor:
     """x with each element set to zero with probability p, the others divided by 1 - p (Srivastava et al., 2014).
 
     Args:
@@ -29,15 +35,13 @@ def dropout(x: Operand, p: float = 0.5, rng: Rng = None) -> Tensor:
         p: between 0 and 1; 1 gives zeros.
         rng: a ``numpy.random.Generator``, which is advanced, or a seed; None draws a seed. On a GPU the generator
             gives a seed for the device, so that nothing is copied; there other elements are dropped than on the host.
+        residual: added to the result, in the same pass over memory where it has the shape of x.
 
     Raises ValueError for p out of range.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must lie between 0 and 1, got {p}")
-    x, p = x if isinstance(x, Tensor) else Tensor(x), float(p)
-    rng = generator(rng)
+    x, p, rng = x if isinstance(x, Tensor) else Tensor(x), float(p), generator(rng)
     if x.data.__class__ is np.ndarray:
-        kept = rng.random(x.shape, np.float32) >= p
-    else:
-        kept = NAMESPACES[x.data.__class__].kept(rng.integers(2**63), 0, x.shape, p)
-    return _dropout(x, kept, 1 / (1 - p) if p < 1 else 0.0)
+        return _dropout(x, residual, rng.random(x.shape, np.float32) >= p, p)
+    return _dropout(x, residual, None, p, rng.integers(2**63))
