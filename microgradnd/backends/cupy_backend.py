@@ -27,11 +27,17 @@ _scaled = {
     )
     for double, kind in ((False, "float32"), (True, "float64"))
 }
-# Where rows are taken: n is how many there are, size the elements of each. A row that is not there is NaN.
+_rotate_halves = cupy.ElementwiseKernel(
+    "T a, T b, A cos, A sin", "T c, T d", "c = T(a * cos - b * sin); d = T(b * cos + a * sin)", "rotate_halves"
+)
+# n is how many rows there are, size the elements of each.
 _take_rows = cupy.ElementwiseKernel(
-    "raw T x, I row, int64 n, int64 size, int64 column",
+    "raw T x, raw I index, int64 n, int64 size",
     "T out",
-    'out = row >= 0 && row < n ? x[(long long)row * size + column] : T(nan(""))',
+    """
+    const long long row = index[i / size];
+    out = row >= 0 && row < n ? x[row * size + i % size] : T(nan(""));
+    """,
     "take_rows",
 )
 
@@ -64,6 +70,15 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + cupy.exp(-x))
 
 
+def rotate_halves(x: Any, cos: Any, sin: Any) -> Any:
+    """Each pair of elements i and i + n / 2 of the last axis, of length n, turned by its angle."""
+    half = x.shape[-1] // 2
+    shape = np.broadcast_shapes(x.shape[:-1], cos.shape[:-1], sin.shape[:-1]) + x.shape[-1:]
+    out = cupy.empty(shape, np.result_type(x.dtype, cos.dtype, sin.dtype))
+    _rotate_halves(x[..., :half], x[..., half:], cos, sin, out[..., :half], out[..., half:])
+    return out
+
+
 def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     """As that of NumPy's namespace; rows at integers, always added in the same order."""
     is_rows = hasattr(index, "dtype") and index.dtype.kind in "iu" and x.size and x.shape == index.shape + shape[1:]
@@ -76,11 +91,10 @@ def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
 
 def take_rows(x: Any, index: Any) -> Any:
     """``x[index]`` along the first axis, with NaN for rows that are not there: a device is not asked about them."""
-    x = cupy.ascontiguousarray(x)
-    size = int(np.prod(x.shape[1:]))
-    columns = cupy.arange(size)
-    out = _take_rows(x, index.reshape(-1, 1), len(x), size, columns)
-    return out.reshape(index.shape + x.shape[1:])
+    out = cupy.empty(index.shape + x.shape[1:], x.dtype)
+    if out.size:
+        _take_rows(cupy.ascontiguousarray(x), cupy.ascontiguousarray(index), len(x), x.size // len(x), out)
+    return out
 
 
 def matmul(x: Any, y: Any) -> Any:
@@ -92,7 +106,7 @@ def matmul(x: Any, y: Any) -> Any:
 _batched_matmul, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.var, erf))
 einsum = in_float32(cupy.einsum, (BFLOAT16,), first=1)
 where = promoting(cupy.where)
-_functions = (kept, masked, matmul, relu, relu_gradient, scatter_add, sigmoid, take_rows)
+_functions = (kept, masked, matmul, relu, relu_gradient, rotate_halves, scatter_add, sigmoid, take_rows)
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
 _ours |= {"einsum": einsum, "erf": erf, "normal_cdf": ndtr, "var": var, "where": where}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several

@@ -153,6 +153,13 @@ def kept(seed: int, number: int, shape: tuple[int, ...], p: float) -> Any:
     return np.random.Generator(np.random.Philox(key=[int(seed), number])).random(shape, np.float32) >= p
 
 
+def rotate_halves(x: Any, cos: Any, sin: Any) -> Any:
+    """Each pair of elements i and i + n / 2 of the last axis, of length n, turned by its angle."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
 def take_rows(x: Any, index: Any) -> Any:
     """``x[index]`` along the first axis."""
     return x[index]
@@ -176,7 +183,21 @@ def is_basic(index: Any) -> bool:
     return True
 
 
-_functions = (erf, kept, masked, matmul, max, min, normal_cdf, relu, relu_gradient, sigmoid, sum, take_rows)
+_functions = (
+    erf,
+    kept,
+    masked,
+    matmul,
+    max,
+    min,
+    normal_cdf,
+    relu,
+    relu_gradient,
+    rotate_halves,
+    sigmoid,
+    sum,
+    take_rows,
+)
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
 _ours |= {f.__name__: in_float32(f) for f in (np.mean, np.var, np.vdot)}
 _ours["einsum"] = in_float32(np.einsum, first=1)

@@ -121,13 +121,7 @@ def _dropout_factors(xp: Any, shape: tuple[int, ...], dtype: Any, is_causal: boo
     return factors
 
 
-def _rotated(xp, x, cos, sin):
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    return xp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-@primitive(x=lambda g, xp, cos, sin: _rotated(xp, g, cos, -sin), cos=None, sin=None)
+@primitive(x=lambda g, xp, cos, sin: xp.rotate_halves(g, cos, -sin), cos=None, sin=None)
 def rotate_halves(xp: Any, x: Operand, cos: Operand, sin: Operand) -> Any:
     """Each pair of elements i and i + n / 2 of the last axis turned, as a point of the plane, by an angle of its own.
 
@@ -136,4 +130,4 @@ def rotate_halves(xp: Any, x: Operand, cos: Operand, sin: Operand) -> Any:
     """
     if x.ndim == 0 or x.shape[-1] % 2:
         raise ValueError("the last axis of x must have an even length")
-    return _rotated(xp, x, cos, sin)
+    return xp.rotate_halves(x, cos, sin)

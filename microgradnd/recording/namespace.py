@@ -13,7 +13,7 @@ from .arrays import CREATING, RecordedArray, RecordedNumber, create
 from .instructions import is_recording, recorder
 
 # Written in terms of NumPy's functions: what they call is noted.
-COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "sum", "take_rows")
+COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "rotate_halves", "sum", "take_rows")
 # Noted as a call of their own.
 WHOLE = ("erf", "normal_cdf", "sigmoid")
 

@@ -12,6 +12,7 @@ from . import (
     gpu,
     import_time,
     kernels,
+    launches,
     memory,
     overhead,
     scaling,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "startup": startup,
     "scaling": scaling,
     "gpu": gpu,
+    "launches": launches,
 }
 
 
