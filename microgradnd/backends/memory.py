@@ -31,8 +31,6 @@ def give_back_freed_memory() -> None:
     """Give memory that is not in use back to the system: once, after work that is not going to be repeated."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
-    if (cupy := sys.modules.get("cupy")) is not None:
-        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def keep_freed_memory() -> bool:
