@@ -260,9 +260,9 @@ class SGD(Optimizer):
             )
             return
         lr: Any = None
+        small = NAMESPACES[work[0][0].__class__].SMALL if work else 0
         for p, d, state in work:
-            xp = NAMESPACES[p.__class__]
-            if p.size > xp.SMALL:
+            if p.size > small:
                 v = state.get("momentum_buffer") if momentum else None
                 if (v is not None or not momentum) and (fast := compiled(p, d, v)):
                     fast.sgd(p, d, v, weight_decay, momentum, group["lr"])
@@ -273,7 +273,7 @@ class SGD(Optimizer):
                 v = state.get("momentum_buffer")
                 if v is None:
                     # An array for a number too, and one that can be gone through as if it were flat.
-                    v = state["momentum_buffer"] = xp.array(d, order="C")
+                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(d, order="C")
                 else:
                     v *= momentum
                     v += d
@@ -284,5 +284,5 @@ class SGD(Optimizer):
                 continue
             if lr is None or lr.dtype is not dtype:
                 # NumPy multiplies by a 0-d array faster than by a number. Narrow floats have no small rates.
-                lr = xp.asarray(group["lr"], np.float32 if is_narrow(dtype) else dtype)
+                lr = NAMESPACES[np.ndarray].asarray(group["lr"], np.float32 if is_narrow(dtype) else dtype)
             p -= lr * d
