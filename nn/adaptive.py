@@ -29,7 +29,7 @@ def _state(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
     """Arrays of zeros like p under these names, made when they are first asked for."""
     for name in names:
         if name not in state:
-            state[name] = NAMESPACES[type(p)].zeros_like(p)
+            state[name] = NAMESPACES[p.__class__].zeros_like(p)
     return [state[name] for name in names]
 
 

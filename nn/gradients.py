@@ -37,7 +37,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     arrays: list[Any] = [tensor.grad.data for tensor in tensors]  # type: ignore[union-attr]
     if not arrays:
         return mg.tensor(0.0)
-    xp = NAMESPACES[type(arrays[0])]
+    xp = NAMESPACES[arrays[0].__class__]
     squares = [xp.vdot(g, g) for g in (g.astype(np.float32) if g.dtype.itemsize < 4 else g for g in arrays)]
     norm = as_array(functools.reduce(operator.add, squares) ** 0.5)
     if error_if_nonfinite and not np.isfinite(float(norm)):

@@ -134,7 +134,8 @@ class Optimizer:
                 p = parameter._data
                 if p is not slot.own:
                     p = parameter._data = slot.own = p.copy()
-                    slot.state = {name: beside(x, p) if hasattr(x, "shape") else x for name, x in slot.state.items()}
+                    # In the same dict, where a captured step looks for it.
+                    slot.state.update({name: beside(x, p) for name, x in slot.state.items() if hasattr(x, "shape")})
                     leaf.assigned = order
                     slot.record = record_of(p)
                 work.append((p, g._data if g.__class__ is Tensor else g, slot.state))
@@ -200,7 +201,7 @@ class Optimizer:
                         f"load_state_dict: {name} has {value.dtype} {value.shape}, expected {parameter.dtype} "
                         f"{parameter.shape}"
                     )
-                value = NAMESPACES[type(parameter.data)].array(value, order="C")
+                value = NAMESPACES[parameter.data.__class__].array(value, order="C")
             loaded[name] = value
         return loaded
 

@@ -10,25 +10,26 @@ import math
 from collections.abc import Iterable
 
 from .arrays import OPERATORS
-from .instructions import CaptureError, Instruction, Variable
+from .instructions import CaptureError, Instruction, Variable, bare
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 GIVEN = ("input", "argument", "constant")
 
 ELEMENTWISE = ("ufunc", "operator")  # kinds whose result may take the memory of an argument
 WITH_OUT = frozenset(
-    ["np.dot", "np.matmul", "np.concatenate", "np.sum", "np.mean", "np.max", "np.min", "np.amax", "np.amin", "np.prod",
-     "np.clip", "np.take", "np.cumsum", "np.ascontiguousarray", "np.asarray", "np.array"]
+    ["dot", "matmul", "concatenate", "sum", "mean", "max", "min", "amax", "amin", "prod",
+     "clip", "take", "cumsum", "ascontiguousarray", "asarray", "array"]
 )  # fmt: skip
 METHODS_WITH_OUT = frozenset(["dot", "sum", "mean", "max", "min", "prod", "astype", "copy", "clip"])
 SHAPING = frozenset(["reshape", "ravel", "flatten"])
 # Functions whose results have shapes that do not depend on values.
 FIXED_SHAPE = WITH_OUT | {
-    "np.where", "np.einsum", "np.vdot", "np.ravel_multi_index", "np.reshape", "np.transpose", "np.swapaxes",
-    "np.broadcast_to", "np.expand_dims", "np.squeeze", "np.argmax", "np.argmin", "np.var", "np.std", "np.copyto",
-    "np.tril", "np.triu", "np.outer", "np.stack", "np.flip", "np.argsort", "np.sort", "np.linalg.norm",
+    "array_equal", "atleast_1d", "atleast_2d", "moveaxis", "ravel", "round", "take_along_axis", "trace",
+    "where", "einsum", "vdot", "ravel_multi_index", "reshape", "transpose", "swapaxes",
+    "broadcast_to", "expand_dims", "squeeze", "argmax", "argmin", "var", "std", "copyto",
+    "tril", "triu", "outer", "stack", "flip", "argsort", "sort", "linalg.norm",
 }  # fmt: skip
-CREATED = ("np.empty", "np.zeros", "np.ones", "np.full")
+CREATED = ("empty", "zeros", "ones", "full")
 
 
 class Program:
@@ -187,6 +188,8 @@ def is_dense(variable: Variable) -> bool:
 
 def can_write(x: Instruction, root: Variable) -> bool:
     """Whether the instruction can put its result into memory that is there."""
+    if root.is_on_device:
+        return False  # CuPy's pool of memory serves every call
     if root.shape is None or root.shape == () or not is_dense(root) or root.dtype.byteorder == ">":
         return False
     if x.kind == "operator":
@@ -194,7 +197,7 @@ def can_write(x: Instruction, root: Variable) -> bool:
     if x.kind in ("ufunc", "reduce"):
         return "where" not in x.kwargs
     if x.kind == "create":
-        return x.name in CREATED
+        return bare(x.name) in CREATED
     if x.kind in ("method", "function") and (root.dtype.char == "e" or {"where", "order"} & set(x.kwargs)):
         return False  # sums in float16 have a wider sum within, unless they are told where to put it
     if x.kind == "method" and x.name in SHAPING and len(x.args) > 2 and isinstance(x.args[2], str):
@@ -205,11 +208,11 @@ def can_write(x: Instruction, root: Variable) -> bool:
         return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and _in_order(root))
     if x.kind == "draw":
         return x.name in ("random", "standard_normal") and root.dtype.kind == "f" and _in_order(root)
-    if x.name == "np.reshape":
+    if bare(x.name) == "reshape":
         return _in_order(root)
-    if x.name in ("np.asarray", "np.array") and not isinstance(x.args[0], Variable):
+    if bare(x.name) in ("asarray", "array") and not isinstance(x.args[0], Variable):
         return False
-    return x.kind == "function" and x.name in WITH_OUT and "where" not in x.kwargs
+    return x.kind == "function" and bare(x.name) in WITH_OUT and "where" not in x.kwargs
 
 
 def _is_plain_power(x: Instruction, root: Variable) -> bool:
@@ -222,7 +225,7 @@ def may_diverge(x: Instruction) -> bool:
     """Whether the shape of a result may be another one for other values."""
     if x.kind == "getitem":
         return any(v.dtype is not None and v.dtype.kind == "b" for v in list(x.reads())[1:])
-    return (x.kind == "function" and x.name not in FIXED_SHAPE) or (
+    return (x.kind == "function" and bare(x.name) not in FIXED_SHAPE) or (
         x.kind == "method" and x.name in ("nonzero", "repeat")
     )
 

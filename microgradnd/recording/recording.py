@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
+import sys
 import weakref
 from collections import Counter
 from sys import getrefcount
@@ -11,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import as_array
+from ..backends import NAMESPACES, as_array
 from ..inplace import next_change, record_of
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedNumber
 from .guard import attempt_function, layout, layout_of, leaves, missed, settings
-from .instructions import CaptureError, Variable
+from .instructions import CaptureError, Variable, current_device
 from .program import Program
 from .reach import Place
 from .results import Output, data_of, outputs, rebuilt
@@ -48,6 +49,7 @@ class Recording:
         self.verified = False
         self.sets, self.structure = session.sets, session.structure
         self.reach, self.generators = session.reach, session.generators
+        self.device = session.device  # the number of the GPU, where a program uses one
         self._mappings: dict[int, str] = {}  # what numbers lie in, by name
         self._step: Any = None
         self.attempt: Any = missed  # replays for arguments of a step, if everything is as the last replay left it
@@ -117,6 +119,8 @@ class Recording:
         returned = [*self._results, *assigned, *(v for _, v in self._given_gradients)]
         mappings = self._mappings
         self._scope: dict[str, Any] = {"np": np, "Diverged": Diverged}
+        if self.device is not None:
+            self._scope["cp"] = sys.modules["cupy"]
 
         def text_of(place: Place) -> str:
             if id(place.owner) not in mappings:
@@ -162,6 +166,7 @@ class Recording:
         self.other_leaves = [leaf for leaf, _ in others]
         self.others_none = [none for _, none in others]
         self._written = list({v.root for x in program.body for v in x.writes if v.root.array is not None})
+        self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
         self.is_plain = (
             isinstance(self.structure, Output)
             and self.structure.is_tensor
@@ -193,12 +198,14 @@ class Recording:
             return "the arguments"
         if settings() != self.settings:
             return "mg.kernels or mg.no_grad"
+        if self.device is not None and current_device() != self.device:
+            return "the current device"
         rebind = False
         for place, path in self.watch.differences():
             if place is None or place.role != "array":
                 return path
             value = place.get()
-            if type(value) is not np.ndarray or layout_of(value) != layout_of(place.value):
+            if type(value) not in NAMESPACES or layout_of(value) != layout_of(place.value):
                 return path
             rebind = True
         for places in self._by_variable.values() if rebind else ():
@@ -211,7 +218,7 @@ class Recording:
                 return f"the gradient of {place.path}"
         for place, variable in (*self._assigned, *self.loaded):
             value = data_of(place.get())
-            if type(value) is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
+            if type(value) is not variable.array_type or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
         if not all(map(_are_equal, self.merged)):
             return UNEQUAL
