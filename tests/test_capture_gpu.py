@@ -175,6 +175,7 @@ def test_work_on_cupys_arrays_is_seen(cupy: Any) -> None:
         flat[::5] *= -1
         cupy.maximum(out, 0.5, out=out)
         np.add(velocity, out, out=velocity)
+        flat **= 1.5
         np.power(velocity, 2, out=velocity)
         return kernel(out, x), cupy.tanh(x), np.sqrt(out), flat.sum(), x.mean(axis=0), np.concatenate([x, out])
 
@@ -207,6 +208,37 @@ def test_gradients_accumulate_and_those_that_somebody_holds_stay_what_they_are(c
                 weight.zero_grad()
     assert all(bits(gradient) == found for gradient, found in held)
     assert replays(captured) >= 4
+
+
+def test_gradients_that_somebody_holds_stay_what_they_are(cupy: Any) -> None:
+    model = mlp()
+    step = mg.capture(training_step(model, nn.SGD(model.parameters(), 0.1)))
+    held = []
+    for i, (X, y) in enumerate(rows(cupy, 12)):
+        step(X, y)
+        if i % 3 == 2:
+            gradients: list[Any] = [p.grad for p in model.parameters()]
+            held += [(x, bits(x)) for x in (gradients[0], gradients[1].data, gradients[2].data[0])]
+    assert all(bits(gradient) == found for gradient, found in held)
+    assert replays(step) >= 9
+
+
+def test_each_stream_has_buffers_of_its_own(cupy: Any) -> None:
+    weight = mg.tensor(np.arange(6.0), device="cuda")
+    step = mg.capture(lambda x: mg.tanh(weight * x + 1).sum())
+    x, streams = cupy.arange(6.0), [cupy.cuda.Stream(), cupy.cuda.Stream()]
+    expected = bits(mg.tanh(weight * x + 1).sum())
+    assert [bits(step(x)) for _ in range(4)] == [expected] * 4
+    (recording,) = step.recordings
+    memory = []
+    for i in (0, 0, 1, 1, 0):
+        with streams[i]:
+            assert bits(step(x)) == expected
+        assert recording.stream == streams[i].ptr
+        memory.append(recording._scope_of_step["device_memory"])
+    assert memory[0] is memory[1]
+    assert memory[1] is not memory[2]
+    assert recording.calls == 7
 
 
 # Launches, copies, waiting
@@ -490,7 +522,7 @@ def test_the_text_names_cupy(cupy: Any) -> None:
     lines = pair.captured.source.split("\n")
     for expected in (
         "def step(X, y):",
-        "    linear_relu = X.dot(layers_0_weight)  # (5, 8)",
+        "    cp.dot(X, layers_0_weight, linear_relu)  # (5, 8)",
         "    cp.add(linear_relu, layers_0_bias, out=linear_relu)",
         "    # SGD",
     ):

@@ -23,10 +23,12 @@ def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
     ...     optimizer.step()
     ...     return loss
 
-    The first calls run the step itself and record it: all that it does to arrays, forward, backward and update.
-    Later calls run a straight line of NumPy's functions that does the same, with memory for all results planned
-    beforehand; ``print(step.source)`` shows it. Parameters, optimisers, gradients and random generators are changed as
-    by the step itself, bit for bit: before a recording is trusted, its first replay is compared with the step.
+    The first calls run the step itself and record it: all that it does to arrays, forward, backward and update. Later
+    calls run a straight line of NumPy's functions that does the same, with memory for all results planned beforehand;
+    ``print(step.source)`` shows it. On a GPU these are CuPy's functions: a replay launches no more kernels than the
+    step itself, and copies nothing but what the step copies from the host. Parameters, optimisers, gradients and random
+    generators are changed as by the step itself, bit for bit: before a recording is trusted, its first replay is
+    compared with the step.
 
     Args:
         step: any function of arrays, constant tensors, numbers, and lists, tuples and dicts of these; it may use and
@@ -42,7 +44,8 @@ def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
     Raises:
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),
             values that change from call to call, random numbers and arrays that a recording does not see, arguments
-            that require a gradient, arrays on a device.
+            that require a gradient, kernels for CuPy arrays that are not recorded, arrays on another GPU than CuPy's
+            current one.
         TypeError: for what is no function, and for generator and coroutine functions.
     """
     from .captured import Captured

@@ -13,7 +13,7 @@ from ..backends import NAMESPACES, as_array
 from ..inplace import next_change
 from ..kernels import kernels
 from ..tensor import Tensor, new
-from .instructions import current_device
+from .instructions import current_device, current_stream
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -158,6 +158,9 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
     if recording.device is not None:
         scope["current_device"] = current_device
         conditions.append(f"current_device() == {recording.device}")
+        if recording.program.device_memory:
+            scope["current_stream"] = current_stream
+            conditions.append(f"current_stream() == {recording.stream}")
     if recording.is_plain:  # as recording.replay does it, written out
         changed = ""
         for i, record in enumerate(recording.records):

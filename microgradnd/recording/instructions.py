@@ -38,6 +38,11 @@ def current_device() -> int | None:
     return None if cupy is None else int(cupy.cuda.runtime.getDevice())
 
 
+def current_stream() -> int:
+    """The address of CuPy's current stream."""
+    return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+
+
 def bare(name: str) -> str:
     """A function's name without its library's."""
     return name[3:] if name.startswith(("np.", "cp.")) else name

@@ -39,8 +39,9 @@ class Program:
         first: instructions on numbers alone, which come before all others.
         body: the others.
         constant: roots that no replay changes.
-        planned: roots with a buffer of their own: (offset in the memory that they share, or None).
-        memory: bytes of the memory that is shared.
+        planned: roots with a buffer of their own: (offset in the memory that they share, or None). On a device only
+            what elementwise functions and products of matrices give; for the rest CuPy's pool serves every call.
+        memory: bytes of the memory that is shared; ``device_memory`` of that on a device.
         last: the position in ``body`` of the last instruction that uses a root.
     """
 
@@ -63,7 +64,7 @@ class Program:
             self.ending.setdefault(i, []).append(root)
         self.leaving = {variable.root for variable in outputs}
         self.planned: dict[Variable, int | None] = {}
-        self.memory = 0
+        self.memory = self.device_memory = 0
         self._plan()
 
     def is_static(self, variable: Variable) -> bool:
@@ -99,13 +100,15 @@ class Program:
     def _plan(self) -> None:
         """A place in memory for each array that an instruction can write into, free again after its last use."""
         ends, leaving, kept = self.ending, self.leaving, self.kept
-        free = _Free()
+        free = {False: _Free(), True: _Free()}  # of the host, and of a device
         root: Variable | None
         for i, x in enumerate(self.body):
             dying = [root for root in ends.get(i, []) if self.planned.get(root) is not None and root not in leaving]
             root = x.results[0] if len(x.results) == 1 else None
             if root is not None and root.root is root and root not in self.constant and can_write(x, root):
-                if root in kept:
+                if root.is_on_device and root in leaving and root not in kept:
+                    pass  # it would have to be copied
+                elif root in kept:
                     self.planned[root] = None
                 else:
                     taken = self._in_place(x, root, dying)
@@ -113,18 +116,18 @@ class Program:
                         self.planned[root] = self.planned[taken]
                         dying.remove(taken)
                     else:
-                        self.planned[root] = free.take(_size(root))
+                        self.planned[root] = free[root.is_on_device].take(_size(root))
             unread = root is not None and root in ends.get(i, []) and self.planned.get(root) is not None
             if root is not None and unread and root not in leaving and root not in dying:
                 dying.append(root)
             for dead in dying:
-                free.give(self.planned[dead], _size(dead))
-        self.memory = free.end
+                free[dead.is_on_device].give(self.planned[dead], _size(dead))
+        self.memory, self.device_memory = free[False].end, free[True].end
 
     def _in_place(self, x: Instruction, root: Variable, dying: list[Variable]) -> Variable | None:
         """An argument in whose memory the result can be written, since nobody reads it any more."""
-        if x.kind not in ELEMENTWISE or x.name == "matmul":
-            return None
+        if x.kind not in ELEMENTWISE or x.name == "matmul" or root.is_on_device:
+            return None  # of another array in the memory of the result CuPy makes a copy first
         reads = list(x.reads())
         for other in dying:
             same = (other.shape, other.strides, other.dtype.itemsize) == (root.shape, root.strides, root.dtype.itemsize)
@@ -188,10 +191,10 @@ def is_dense(variable: Variable) -> bool:
 
 def can_write(x: Instruction, root: Variable) -> bool:
     """Whether the instruction can put its result into memory that is there."""
-    if root.is_on_device:
-        return False  # CuPy's pool of memory serves every call
     if root.shape is None or root.shape == () or not is_dense(root) or root.dtype.byteorder == ">":
         return False
+    if root.is_on_device:
+        return _can_write_on_device(x, root)
     if x.kind == "operator":
         return x.name in OPERATORS and (x.name != "pow" or _is_plain_power(x, root))
     if x.kind in ("ufunc", "reduce"):
@@ -213,6 +216,15 @@ def can_write(x: Instruction, root: Variable) -> bool:
     if bare(x.name) in ("asarray", "array") and not isinstance(x.args[0], Variable):
         return False
     return x.kind == "function" and bare(x.name) in WITH_OUT and "where" not in x.kwargs
+
+
+def _can_write_on_device(x: Instruction, root: Variable) -> bool:
+    if x.kind in ELEMENTWISE:
+        # The operator ** does not give the bits of cupy.power; cupy.matmul takes its time with a place for the result.
+        return x.name not in ("matmul", "pow") and "where" not in x.kwargs
+    if x.kind == "method" and x.name == "dot":
+        return _in_order(root) and all(type(v) is Variable and len(v.shape) == 2 for v in x.args)
+    return x.kind == "create" and bare(x.name) == "empty"
 
 
 def _is_plain_power(x: Instruction, root: Variable) -> bool:

@@ -17,7 +17,7 @@ from ..inplace import next_change, record_of
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedNumber
 from .guard import attempt_function, layout, layout_of, leaves, missed, settings
-from .instructions import CaptureError, Variable, current_device
+from .instructions import CaptureError, Variable, current_device, current_stream
 from .program import Program
 from .reach import Place
 from .results import Output, data_of, outputs, rebuilt
@@ -56,6 +56,7 @@ class Recording:
         self._scope_of_step: dict[str, Any] = {}
         self._scope_of_attempt: dict[str, Any] = {}
         self.buffers: list[Any] = []
+        self.stream = 0  # on which a device's buffers are used
         self._unheld: list[int] = []
         self._sort(session)
         self._compile(session)
@@ -178,6 +179,7 @@ class Recording:
     def bind(self) -> None:
         """Make the buffers and the function, for the arrays that are there now."""
         self.release()
+        self.stream = 0 if self.device is None else current_stream()
         for variable, places in self._by_variable.items():
             if variable.kind == "input":
                 variable.array = places[0].get()
@@ -200,7 +202,8 @@ class Recording:
             return "mg.kernels or mg.no_grad"
         if self.device is not None and current_device() != self.device:
             return "the current device"
-        rebind = False
+        # Two streams may compute at the same time, and need buffers of their own then.
+        rebind = self.device is not None and self.stream != current_stream()
         for place, path in self.watch.differences():
             if place is None or place.role != "array":
                 return path

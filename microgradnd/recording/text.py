@@ -34,6 +34,7 @@ RESERVED = {
     "step",
     "allow_pickle",
     "args",
+    "device_memory",
     "file",
     "kwds",
     *dir(builtins),
@@ -100,6 +101,8 @@ class Text:
                 f"memory = np.zeros({program.memory + ALIGNMENT}, np.uint8)",
                 f"memory = memory[-memory.ctypes.data % {ALIGNMENT} :]  # what lives at different times shares it",
             ]
+        if program.device_memory:
+            memory.append(f"device_memory = cp.empty({program.device_memory}, np.uint8)")
         body = [f"    {line}".rstrip() for line in self._lines]
         title = re.sub(r'["\\\n]', " ", title)
         head = [*memory, *self._setup, "", "", f"def step({signature}):", f'    """{title}"""']
@@ -170,7 +173,13 @@ class Text:
         shape, dtype = literal(root.shape), literal(root.dtype)
         ordered = root.strides == np.empty(root.shape, root.dtype).strides
         if offset is None and ordered:
-            self._setup.append(f"{name} = np.empty({shape}, {dtype})")
+            self._setup.append(f"{name} = {'cp' if root.is_on_device else 'np'}.empty({shape}, {dtype})")
+            return
+        if root.is_on_device:
+            size = math.prod(root.shape) * root.dtype.itemsize
+            memory = f"cp.empty({size}, np.uint8).data" if offset is None else f"device_memory.data + {offset}"
+            strides = "" if ordered else f", {literal(root.strides)}"
+            self._setup.append(f"{name} = cp.ndarray({shape}, {dtype}, {memory}{strides})")
             return
         memory = (
             "memory" if offset is not None else f"np.empty({math.prod(root.shape) * root.dtype.itemsize}, np.uint8)"
@@ -208,7 +217,9 @@ class Text:
         if x.kind == "setitem":
             return f"{self._term(x.args[0])}[{self._index(x.args[1])}] = {self._term(x.args[2])}"
         if x.kind == "in place" and x.args[0].is_on_device:
-            return f"cp.{OPERATORS[x.name]}({args[0]}, {args[1]}, out={args[0]})"
+            if x.name in ("matmul", "pow"):
+                return f"{args[0]}.__i{x.name}__({args[1]})"
+            return f"cp.{OPERATORS[x.name]}({args[0]}, {args[1]}, {args[0]})"
         if x.kind == "in place":
             if x.name == "pow":
                 return f"{args[0]}[...] = {args[0]} ** {args[1]}"
@@ -230,6 +241,9 @@ class Text:
     def _into(self, x: Instruction, args: list[str], out: str) -> str:
         """The statement that writes the result into the buffer ``out``."""
         root = x.results[0]
+        if root.is_on_device and x.kind in ("operator", "method"):
+            name = OPERATORS.get(x.name, x.name)
+            return f"cp.{name}({', '.join([*args, out])})"
         if x.kind == "operator":
             name = OPERATORS[x.name]
             if x.name == "pow" and type(x.args[1]) in (int, float):
@@ -237,7 +251,7 @@ class Text:
                 name, args = (power, args[:1]) if power else (name, args)
             return f"np.{name}({', '.join([*args, _out(name, out)])})"
         if x.kind == "create":
-            if x.name == "np.empty":
+            if bare(x.name) == "empty":
                 return ""
             if x.name == "np.full":
                 return f"{out}[...] = {args[1]}"
