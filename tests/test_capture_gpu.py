@@ -12,6 +12,7 @@ import pytest
 
 import microgradnd as mg
 import nn
+from microgradnd.backends import NAMESPACES
 from microgradnd.noting import noted
 from microgradnd.recording.instructions import CaptureError
 
@@ -426,7 +427,7 @@ def test_functions_that_launch_kernels_are_noted_as_a_whole(cupy: Any, counted: 
 
     @noted
     def scaled(x: Any, factor: float) -> Any:
-        out = cupy.empty_like(x)
+        out = NAMESPACES[x.__class__].empty_like(x)  # within, arrays and functions are CuPy's own
         launch(x, factor, out)
         return out
 

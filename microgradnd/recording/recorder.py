@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, lies_alike
-from .instructions import CaptureError, Instruction, Variable, bare, current_device, is_array, is_on_device, library_of
+from .instructions import (
+    CaptureError,
+    Instruction,
+    Variable,
+    active,
+    bare,
+    current_device,
+    is_array,
+    is_on_device,
+    library_of,
+)
 
 # What may stand in the text of a program besides variables.
 LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, type, np.dtype, np.generic)
@@ -154,6 +164,7 @@ class Recorder:
 
     def _tried(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result; an error that the step itself may catch and go on from is remembered."""
+        active.recorder = None  # what a function of ours does within is not noted
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -162,6 +173,8 @@ class Recorder:
                 "know what to do"
             )
             raise
+        finally:
+            active.recorder = self
 
     def _result(self, result: Any, instruction: Instruction) -> Any:
         instruction.is_tuple = isinstance(result, tuple | list)
