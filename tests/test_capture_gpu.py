@@ -374,6 +374,19 @@ def test_arrays_that_are_no_arguments_are_read_anew(cupy: Any) -> None:
         step()
 
 
+def test_blocks_with_a_device_are_told_apart(cupy: Any) -> None:
+    step, x = mg.capture(lambda x: mg.tensor(x) + 1), np.ones(3)
+    for i in range(12):
+        if i % 4 < 2:
+            found = step(x)
+        else:
+            with mg.device("cuda"):
+                found = step(x)
+        assert type(found.data) is (np.ndarray if i % 4 < 2 else cupy.ndarray)
+        assert bits(found) == bits(x + 1)
+    assert replays(step) >= 6
+
+
 def test_arrays_of_host_and_device_in_one_step(cupy: Any) -> None:
     table = np.arange(6.0)
 

@@ -12,7 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
+def capture(step: Callable[P, R], max_recordings: int = 8, graph: bool = False) -> Captured[P, R]:
     """``step`` as a function that records what it does to arrays, and from then on only repeats it.
 
     >>> @mg.capture
@@ -34,6 +34,9 @@ def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
         step: any function of arrays, constant tensors, numbers, and lists, tuples and dicts of these; it may use and
             change whatever it can reach. Its results are constants: no gradient flows through them.
         max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
+        graph: on a GPU, launch all of a replay at once, as a CUDA graph: for steps on CuPy arrays without numbers that
+            change (learning rates, step counts, random numbers), such as predictions, or a loss and its gradients
+            without dropout and the optimiser's step; others are refused. Experimental: no test has run it on a GPU.
 
     A replay is valid as long as everything that the step's functions name, and what can be reached from there, is what
     it was in the recording; this is looked at before each replay. The values of arrays, learning rates and floats among
@@ -50,4 +53,4 @@ def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
     """
     from .captured import Captured
 
-    return Captured(step, max_recordings)
+    return Captured(step, max_recordings, graph)

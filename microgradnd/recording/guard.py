@@ -10,6 +10,7 @@ import numpy as np
 
 from ..autograd import grad_mode
 from ..backends import NAMESPACES, as_array
+from ..devices import default
 from ..inplace import next_change
 from ..kernels import kernels
 from ..tensor import Tensor, new
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def settings() -> tuple[Any, ...]:
     """What a recording depends on besides what its step can reach."""
-    return kernels.current, grad_mode.enabled
+    return kernels.current, grad_mode.enabled, default.current
 
 
 def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -131,8 +132,10 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             scope[f"layout_{i}"] = expected
             conditions.append(f"layout_of({name}) == layout_{i}")
             arrays.append(f"*leaves(({name},), {{}})")
-    kernels_in_use, recording_gradients = recording.settings
+    kernels_in_use, recording_gradients, device = recording.settings
     conditions += [f"kernels.current == {kernels_in_use!r}", f"grad_mode.enabled is {recording_gradients}"]
+    conditions.append("default.current is None" if device is None else "default.current == device")
+    scope |= {"default": default, "device": device}
     conditions += recording.watch.conditions
     for i, (leaf, none) in enumerate(zip(recording.other_leaves, recording.others_none, strict=True)):
         scope[f"leaf_{i}"] = leaf
@@ -158,7 +161,7 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
     if recording.device is not None:
         scope["current_device"] = current_device
         conditions.append(f"current_device() == {recording.device}")
-        if recording.program.device_memory:
+        if recording.program.device_memory or recording.graph:
             scope["current_stream"] = current_stream
             conditions.append(f"current_stream() == {recording.stream}")
     if recording.is_plain:  # as recording.replay does it, written out

@@ -16,6 +16,7 @@ from ..backends import NAMESPACES, as_array
 from ..inplace import next_change, record_of
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedNumber
+from .graph import graphed, refuse
 from .guard import attempt_function, layout, layout_of, leaves, missed, settings
 from .instructions import CaptureError, Variable, current_device, current_stream
 from .program import Program
@@ -42,7 +43,7 @@ class Recording:
         verified: whether a replay was compared with the step itself.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, graph: bool = False) -> None:
         self.settings, self.layout = session.settings, session.layout
         self.arguments, self.keywords = session.layouts, session.keywords  # kind and layout of each; names of the last
         self.calls = self.diverged = 0
@@ -50,6 +51,7 @@ class Recording:
         self.sets, self.structure = session.sets, session.structure
         self.reach, self.generators = session.reach, session.generators
         self.device = session.device  # the number of the GPU, where a program uses one
+        self.graph = graph
         self._mappings: dict[int, str] = {}  # what numbers lie in, by name
         self._step: Any = None
         self.attempt: Any = missed  # replays for arguments of a step, if everything is as the last replay left it
@@ -144,6 +146,9 @@ class Recording:
             program, [*session.arguments, *extra], numbers, written, returned, session.name, set(self._scope), wishes
         )
         self.source, self._text, self.program = text.source, text, program
+        self._arguments = session.arguments
+        if self.graph:
+            refuse(program, session.arguments, bool(self.loaded or self._assigned))
         self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
         self.functions = text.functions
         self.parameters = [text.names[v] for v in session.arguments]
@@ -186,7 +191,7 @@ class Recording:
         scope = dict(self._scope)
         scope.update((name, variable.array) for name, variable in self._inputs)
         exec(self._code, scope)
-        self._step = scope["step"]
+        self._step = graphed(scope["step"], self._arguments) if self.graph else scope["step"]
         self._scope_of_step = scope
         self.buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
         self.records = [record_of(v.array) for v in self._written]
@@ -199,7 +204,7 @@ class Recording:
         if layout(args, kwargs) != self.layout:
             return "the arguments"
         if settings() != self.settings:
-            return "mg.kernels or mg.no_grad"
+            return "mg.kernels, mg.no_grad or mg.device"
         if self.device is not None and current_device() != self.device:
             return "the current device"
         # Two streams may compute at the same time, and need buffers of their own then.
