@@ -444,6 +444,10 @@ def test_functions_that_launch_kernels_are_noted_as_a_whole(cupy: Any, counted: 
         launch(x, factor, out)
         return out
 
+    @noted
+    def aligned(x: Any) -> int:
+        return 2 if x.data.ptr % 16 == 0 else 3
+
     @noted(writes=lambda pairs, factor: [x for x, _ in pairs])
     def scale_all(pairs: list[Any], factor: float) -> None:
         for x, y in pairs:
@@ -457,15 +461,15 @@ def test_functions_that_launch_kernels_are_noted_as_a_whole(cupy: Any, counted: 
     def step(x: Any, rate: float) -> Any:
         out, pullback = forward(x)
         scale_all([(kept, out)], rate)
-        return pullback(out + x)
+        return pullback(out + x) * aligned(x)
 
     captured = mg.capture(step)
     for i in range(6):
-        x, rate = cupy.arange(4, dtype=np.float32) + i, i / 4
-        assert bits(captured(x, rate), kept) == bits(6 * x, 2 * x * np.float32(rate))
+        x, rate = (cupy.arange(5, dtype=np.float32) + i)[i % 2 : 4 + i % 2], i / 4
+        assert bits(captured(x, rate), kept) == bits(6 * (2 + i % 2) * x, 2 * x * np.float32(rate))
     with counted() as found:
         captured(x, rate)
-    assert (found.launches, found.copies, found.synchronizations) == (4, 0, 0)
+    assert (found.launches, found.copies, found.synchronizations) == (5, 0, 0)
     assert replays(captured) >= 4
     assert all(name in captured.source for name in ("scaled(x, 2.0)", "scale_all([(kept, "))
     assert settings == {"rate": 0.5}

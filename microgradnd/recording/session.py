@@ -269,8 +269,8 @@ def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if "Recorded" not in str(error):
             raise
         raise CaptureError(
-            f"capture: an array was handed to a function that is not recorded, such as a kernel of your own ({error}); "
-            "write it with operators, functions of microgradnd, or those of NumPy and CuPy that are"
+            "capture: an array, or a number that changes, was handed to what is not recorded, such as a kernel of your "
+            f"own or the keys of a dict ({error}); compute with operators and functions of microgradnd, NumPy and CuPy"
         ) from error
 
 
