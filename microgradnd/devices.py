@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .backends import NAMESPACES, as_array
+from .backends import NAMESPACES, as_array, register_cupy
 
 EXTRAS = "pip install 'microgradnd[cuda12]' (or [cuda13], for drivers of CUDA 13)"
 
@@ -110,7 +110,8 @@ def placed(array: Any, where: Device) -> Any:
     if where.type == "cpu":
         return array if array.__class__ is np.ndarray else array.get()
     with _gpu(where):
-        return as_array(_cupy().asarray(array))
+        register_cupy()
+        return NAMESPACES[_cupy().ndarray].asarray(array)
 
 
 def beside(array: Any, like: Any) -> Any:

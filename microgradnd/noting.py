@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Hook:
-    call: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any] | None = None
+    # Called with a function's name, the function, its arguments, and those arrays among them that it changes.
+    call: Callable[[str, Callable[..., Any], tuple[Any, ...], Sequence[Any]], Any] | None = None
 
 
 hook = _Hook()
 
 
-def noted(function: F) -> F:
-    """A function that a recording notes as one call, not by what it does."""
+@overload
+def noted(function: F) -> F: ...
+@overload
+def noted(*, writes: Callable[..., Sequence[Any]]) -> Callable[[F], F]: ...
+def noted(function: Any = None, *, writes: Any = None) -> Any:
+    """A function that a recording notes as one call, not by what it does.
 
-    @functools.wraps(function)
-    def wrapper(*args: Any) -> Any:
-        return function(*args) if hook.call is None else hook.call(function.__name__, function, args)
+    It takes arrays, numbers, and lists and tuples of them, by position, and returns arrays that it has made, in a tuple
+    if they are several. What it does depends on nothing else. With ``writes`` it changes arrays among its arguments:
+    those that ``writes`` picks out of the same arguments.
 
-    return wrapper  # type: ignore[return-value]
+    >>> @noted(writes=lambda x, bias: [x])
+    ... def add_bias(x, bias): ...
+    """
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            if hook.call is None:
+                return function(*args)
+            return hook.call(function.__name__, function, args, () if writes is None else writes(*args))
+
+        return wrapper
+
+    return decorate if function is None else decorate(function)

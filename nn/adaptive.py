@@ -58,7 +58,7 @@ class Adam(Optimizer):
         lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
         beta1, beta2 = map(as_float, group["betas"])
         together = for_all(work)
-        by_settings: dict[Any, list[Any]] = {}  # they depend on a parameter's number of steps
+        batches: list[tuple[Any, list[Any]]] = []  # of parameters in a row with the same number of steps
         for parameter, gradient, state in work:
             t = state["step"] = state.get("step", 0) + 1
             averages = arrays_of(state, parameter, "exp_avg", "exp_avg_sq")
@@ -73,7 +73,9 @@ class Adam(Optimizer):
                 if together is None:
                     fast.adam(parameter, gradient, *averages, *settings)
                 else:
-                    by_settings.setdefault(settings, []).append((parameter, gradient, *averages))
+                    if not batches or batches[-1][0] != settings:
+                        batches.append((settings, []))
+                    batches[-1][1].append((parameter, gradient, *averages))
                 continue
             for p, d, m, v in _blocks(parameter, gradient, *averages):
                 if decay and self.decoupled:
@@ -91,7 +93,7 @@ class Adam(Optimizer):
                 step = m / square
                 step *= rate
                 p -= step
-        for settings, arrays in by_settings.items():
+        for settings, arrays in batches:
             together.adam_all(arrays, *settings)
 
 

@@ -55,7 +55,7 @@ class KVCache:
                     f"KVCache: {new.dtype} {new.shape} do not fit to the {held.dtype} {held.shape} that it holds"
                 )
         if self._keys is None:
-            xp = NAMESPACES[type(keys.data)]
+            xp = NAMESPACES[keys.data.__class__]
             self._keys, self._values = (
                 xp.empty((*x.shape[:-2], self.capacity, x.shape[-1]), x.dtype) for x in (keys, values)
             )
@@ -165,7 +165,7 @@ class MultiHeadAttention(Module):
         out = self.out_proj(self._joined(self._attend(q, k, v, mask, is_causal, dropout)))
         if not need_weights:
             return out
-        identity = NAMESPACES[type(k.data)].eye(k.shape[-2], dtype=k.dtype)  # as values it gives the weights
+        identity = NAMESPACES[k.data.__class__].eye(k.shape[-2], dtype=k.dtype)  # as values it gives the weights
         return out, self._attend(q, k, mg.tensor(identity), mask, is_causal, 0.0)
 
     def _projected(self, query: mg.Tensor, key: mg.Tensor | None, value: mg.Tensor | None) -> list[mg.Tensor]:

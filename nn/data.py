@@ -36,7 +36,7 @@ def one_hot(labels: npt.ArrayLike, num_classes: int | None = None, dtype: npt.DT
         num_classes = int(index.max()) + 1 if index.size else 0
     if index.size and not (index.min() >= 0 and index.max() < num_classes):
         raise ValueError(f"one_hot: labels must lie in 0 to {num_classes - 1}, got {index.min()} to {index.max()}")
-    rows: Array = (index[..., None] == NAMESPACES[type(index)].arange(num_classes)).astype(dtype)
+    rows: Array = (index[..., None] == NAMESPACES[index.__class__].arange(num_classes)).astype(dtype)
     return rows
 
 

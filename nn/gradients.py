@@ -45,7 +45,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
         for tensor, g in zip(tensors, fast.scaled(arrays, factor), strict=True):
             tensor.grad = g
         return mg.tensor(norm)
-    xp = NAMESPACES[type(arrays[0])]
+    xp = NAMESPACES[arrays[0].__class__]
     squares = [xp.vdot(g, g) for g in (g.astype(np.float32) if g.dtype.itemsize < 4 else g for g in arrays)]
     norm = as_array(functools.reduce(operator.add, squares) ** 0.5)
     _refuse_nonfinite(norm, error_if_nonfinite)

@@ -28,7 +28,7 @@ def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
     """A parameter's arrays under these names, made of zeros like p when they are first asked for."""
     for name in names:
         if name not in state:
-            state[name] = NAMESPACES[type(p)].zeros_like(p)
+            state[name] = NAMESPACES[p.__class__].zeros_like(p)
     return [state[name] for name in names]
 
 
@@ -150,7 +150,8 @@ class Optimizer:
                 p = parameter._data
                 if p is not slot.own:
                     p = parameter._data = slot.own = p.copy()
-                    slot.state = {name: beside(x, p) if hasattr(x, "shape") else x for name, x in slot.state.items()}
+                    # In the same dict, where a captured step looks for it.
+                    slot.state.update({name: beside(x, p) for name, x in slot.state.items() if hasattr(x, "shape")})
                     leaf.assigned = order
                     slot.record = record_of(p)
                 work.append((p, g._data if g.__class__ is Tensor else g, slot.state))
@@ -216,7 +217,7 @@ class Optimizer:
                         f"load_state_dict: {name} has {value.dtype} {value.shape}, expected {parameter.dtype} "
                         f"{parameter.shape}"
                     )
-                value = NAMESPACES[type(parameter.data)].array(value, order="C")
+                value = NAMESPACES[parameter.data.__class__].array(value, order="C")
             loaded[name] = value
         return loaded
 

@@ -119,7 +119,7 @@ class GradScaler:
         for parameter in parameters:
             g = parameter.grad.data * factor
             parameter.grad = g
-            finite.append(NAMESPACES[type(g)].isfinite(g).all())
+            finite.append(NAMESPACES[g.__class__].isfinite(g).all())
         self._finite[optimizer] = functools.reduce(operator.and_, finite) if finite else None
 
     def step(self, optimizer: Optimizer) -> None:

@@ -256,9 +256,10 @@ def test_a_float_among_the_arguments_is_read_anew() -> None:
     assert replays(step) == 3
 
 
-def test_parameters_replaced_from_outside_are_used() -> None:
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_parameters_replaced_from_outside_are_used(optimizer: str) -> None:
     models = [mlp(), mlp()]
-    optimizers = [nn.SGD(model.parameters(), 0.1, momentum=0.9) for model in models]
+    optimizers = [OPTIMIZERS[optimizer](model.parameters()) for model in models]
     plain, other = (training_step(m, o) for m, o in zip(models, optimizers, strict=True))
     captured = mg.capture(other)
     saved = models[0].state_dict(), optimizers[0].state_dict()

@@ -1,6 +1,6 @@
 """Array types and their namespaces: which module an operation's ``xp`` stands for.
 
-``NAMESPACES[type(array)]`` is the one place that knows what an array is. NumPy is always there; CuPy joins
+``NAMESPACES[array.__class__]`` is the one place that knows what an array is. NumPy is always there; CuPy joins
 when the first CuPy array is handed over, so that ``import microgradnd`` never imports it.
 """
 
@@ -29,7 +29,7 @@ def as_array(x: Any, dtype: Any = None, like: Any = None) -> Any:
         if isinstance(x, np.number) and dtype is None and like is None:  # what NumPy's reductions return
             return NAMESPACES[np.ndarray].asarray(x)
         if type(x).__module__.partition(".")[0] == "cupy":
-            _register_cupy()
+            register_cupy()
         elif isinstance(x, np.ma.MaskedArray):
             raise TypeError("got a masked array, whose mask would be lost; fill it first: x.filled(value)")
     own = None if x.__class__ is np.ndarray and like is not None else NAMESPACES.get(x.__class__)
@@ -46,7 +46,8 @@ def _described(x: Any) -> str:
     return f"{x!r} ({type(x).__name__})" if isinstance(x, str) or x is None else f"a {type(x).__name__}"
 
 
-def _register_cupy() -> None:
+def register_cupy() -> None:
+    """Let CuPy's arrays be known: imports CuPy."""
     from . import cupy_backend
 
-    NAMESPACES[cupy_backend.array_type] = cupy_backend.namespace
+    NAMESPACES.setdefault(cupy_backend.array_type, cupy_backend.namespace)

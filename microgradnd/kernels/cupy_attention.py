@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import cupy
 import numpy as np
 
+from ..noting import noted
 from .cuda_attention import FORWARD
 from .cuda_attention_gradient import GRADIENTS
 
@@ -100,6 +101,69 @@ def _empty_heads(leading: tuple[int, ...], count: int, width: int, dtype: Any) -
     return cupy.moveaxis(cupy.empty((*batch, count, *heads, width), dtype), len(batch), -2)
 
 
+class Call:
+    """What the kernels are told of one call: its arrays with their rows side by side, its variant, its sizes."""
+
+    def __init__(self, query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float) -> None:
+        dtype, leading = name_of(query.dtype), query.shape[:-2]
+        (queries, width), (keys, value_width) = query.shape[-2:], value.shape[-2:]
+        self.arrays = [_with_rows(x) for x in (query, key, value)]
+        mask, mask_name, self._mask_strides = np.uintp(0), None, [0] * 5
+        if attn_mask is not None:
+            known = name_of(attn_mask.dtype) in ("bool", dtype)
+            mask = attn_mask if known else attn_mask.astype(accumulator(dtype), copy=False)
+            mask_name, self._mask_strides = name_of(mask.dtype), _strides(mask)
+        self.mask = mask
+        padded = next(w for w in WIDTHS if w >= max(width, value_width))
+        self.variant = (dtype, padded, mask_name, is_causal)
+        self.tiles = Tiles.of(dtype, padded)
+        self.number = accumulator(dtype).type
+        self.scale = self.number(scale)
+        self.heads, self.own_heads = math.prod(leading), math.prod(key.shape[:-2])
+        b, g = ((1, 1) + leading)[-2:]
+        self.sizes = (b, g, self.heads // self.own_heads, queries, keys, width, value_width)
+
+    def problem(self, *others: Any) -> Any:
+        """``struct Problem``, passed by value; the others are out, and in backward g and the gradients."""
+        strides = [n for x in (*self.arrays, *others) for n in _strides(x)[:4]]
+        return np.array(((*strides, *[0] * (32 - len(strides)), *self._mask_strides), self.sizes), PROBLEM)
+
+
+@noted
+def attention_forward(
+    query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float
+) -> tuple[Any, Any, Any]:
+    """The result, and of each query the largest score and 1 / the sum of exp(score - largest)."""
+    call = Call(query, key, value, attn_mask, is_causal, scale)
+    leading, queries = query.shape[:-2], query.shape[-2]
+    out = _empty_heads(leading, queries, value.shape[-1], query.dtype)
+    largest, share = (cupy.empty((call.heads, queries), call.number) for _ in range(2))
+    blocks = call.heads * -(-queries // call.tiles.rows)
+    arguments = *call.arrays, call.mask, out, largest, share, call.problem(out), call.scale
+    launch("forward", call.variant, blocks, call.tiles.threads, arguments)
+    return out, largest, share
+
+
+@noted
+def attention_gradients(
+    g: Any, query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float, out: Any, largest: Any,
+    share: Any,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """Those of query, key and value, from what :func:`attention_forward` gave."""
+    call = Call(query, key, value, attn_mask, is_causal, scale)
+    g = _with_rows(g.astype(query.dtype, copy=False))
+    dq, dk, dv = (_empty_heads(x.shape[:-2], x.shape[-2], x.shape[-1], query.dtype) for x in (query, key, value))
+    delta = cupy.empty_like(share)
+    settings = call.problem(out, g, dq, dk, dv), call.scale
+    threads, side = call.tiles.side_threads, call.tiles.side
+    common = g, *call.arrays, call.mask
+    arguments = *common, out, largest, share, delta, dq, *settings
+    launch("query_gradient", call.variant, call.heads * -(-query.shape[-2] // side), threads, arguments)
+    arguments = *common, largest, share, delta, dk, dv, *settings
+    launch("key_gradient", call.variant, call.own_heads * -(-key.shape[-2] // side), threads, arguments)
+    return dq, dk, dv
+
+
 def attention(
     query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float
 ) -> tuple[Any, Any] | None:
@@ -121,57 +185,12 @@ def attention(
         or max(width, value_width) > widest(dtype)
     ):
         return None
-    mask, mask_strides, mask_name = np.uintp(0), [0] * 5, None
     if attn_mask is not None:
         shape = (*leading, queries, keys)
         if not isinstance(attn_mask, cupy.ndarray) or attn_mask.ndim != len(shape):
             return None
         if any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
             return None
-        known = name_of(attn_mask.dtype) in ("bool", dtype)
-        mask = attn_mask if known else attn_mask.astype(accumulator(dtype), copy=False)
-        mask_strides, mask_name = _strides(mask), name_of(mask.dtype)
-    q, k, v = _with_rows(query), _with_rows(key), _with_rows(value)
-    padded = next(w for w in WIDTHS if w >= max(width, value_width))
-    variant = (dtype, padded, mask_name, bool(is_causal))
-    tiles = Tiles.of(dtype, padded)
-    number = accumulator(dtype).type
-    heads, own_heads = math.prod(leading), math.prod(key.shape[:-2])
-    b, g = ((1, 1) + leading)[-2:]
-    out = _empty_heads(leading, queries, value_width, query.dtype)
-    largest, share = (cupy.empty((heads, queries), number) for _ in range(2))
-    sizes = (b, g, heads // own_heads, queries, keys, width, value_width)
-
-    def problem(*gradients: Any) -> Any:
-        """``struct Problem``, passed by value; gradients are those of out, query, key and value, for backward."""
-        strides = [n for x in (q, k, v, out, *gradients) for n in _strides(x)[:4]]
-        return np.array(((*strides, *[0] * (32 - len(strides)), *mask_strides), sizes), PROBLEM)
-
-    blocks = heads * -(-queries // tiles.rows)
-    launch("forward", variant, blocks, tiles.threads, (q, k, v, mask, out, largest, share, problem(), number(scale)))
-
-    def pullback(gradient: Any) -> tuple[Any, ...]:
-        gradient = _with_rows(gradient.astype(query.dtype, copy=False))
-        dq = _empty_heads(leading, queries, width, query.dtype)
-        dk, dv = (_empty_heads(x.shape[:-2], keys, x.shape[-1], query.dtype) for x in (key, value))
-        delta = cupy.empty_like(share)
-        settings = problem(gradient, dq, dk, dv), number(scale)
-        blocks, threads = heads * -(-queries // tiles.side), tiles.side_threads
-        launch(
-            "query_gradient",
-            variant,
-            blocks,
-            threads,
-            (gradient, q, k, v, mask, out, largest, share, delta, dq, *settings),
-        )
-        blocks = own_heads * -(-keys // tiles.side)
-        launch(
-            "key_gradient",
-            variant,
-            blocks,
-            threads,
-            (gradient, q, k, v, mask, largest, share, delta, dk, dv, *settings),
-        )
-        return dq, dk, dv
-
-    return out, pullback
+    arguments = query, key, value, attn_mask, bool(is_causal), scale
+    out, largest, share = attention_forward(*arguments)
+    return out, lambda g: attention_gradients(g, *arguments, out, largest, share)

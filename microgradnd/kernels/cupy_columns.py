@@ -6,6 +6,7 @@ from typing import Any
 
 import cupy
 
+from ..noting import noted
 from .cupy_compiler import Family, accumulator, address
 
 COLUMNS, LANES = 32, 16  # of a block: columns, and threads that share the rows of one
@@ -63,12 +64,13 @@ KINDS = {"plain": ("columns<T, PLAIN>", 1), "layer": ("columns<T, LAYER>", 2), "
 columns_family = Family("columns", CODE, *(name for name, _ in KINDS.values()), "finished<T>")
 
 
-def column_sums(kind: str, g: Any, n: int, x: Any = None, mean: Any = None, scale: Any = None) -> list[Any]:
+@noted
+def column_sums(kind: str, g: Any, n: int, x: Any = None, mean: Any = None, scale: Any = None) -> tuple[Any, ...]:
     """The sums of g (..., n) over all rows; for ``"layer"`` and ``"rms"`` first that of g times the normalised x."""
     name, sums = KINDS[kind]
     rows = g.size // max(1, n)
     across = -(-n // COLUMNS)
-    outs = [cupy.empty(n, g.dtype) for _ in range(sums)]  # arrays of their own: nobody has to copy views of one
+    outs = tuple([cupy.empty(n, g.dtype) for _ in range(sums)])  # arrays of their own: no views that are copied
     if n == 0:
         return outs
     count = max(1, min(BLOCKS // across, rows // ROWS))

@@ -7,6 +7,7 @@ from typing import Any
 
 import cupy
 
+from ..noting import noted
 from .cupy_columns import column_sums
 from .cupy_compiler import Family, address, contiguous, like, vector_of
 
@@ -126,20 +127,26 @@ def _run(instance: str, *arrays: Any) -> None:
     elementwise_family.flat(instance, x, x.size // vector, vector, *arrays, x.size // vector)
 
 
-def _gradient(f: str, g: Any, x: Any) -> Any:
+@noted
+def mapped(f: str, x: Any) -> Any:
+    """f of each element."""
+    x = contiguous(x)
+    out = cupy.empty_like(x)
+    _run(f"map<T, V, {f}>", x, out)
+    return out
+
+
+@noted
+def mapped_gradient(f: str, g: Any, x: Any) -> Any:
+    """g times the derivative of f at each element."""
+    x = contiguous(x)
     g, gx = like(g, x), cupy.empty_like(x)
     _run(f"map_gradient<T, V, {f}>", g, x, gx)
     return gx
 
 
 def _elementwise(f: str) -> Callable[[Any], tuple[Any, Any]]:
-    def operation(x: Any) -> tuple[Any, Any]:
-        x = contiguous(x)
-        out = cupy.empty_like(x)
-        _run(f"map<T, V, {f}>", x, out)
-        return out, lambda g: (_gradient(f, g, x),)
-
-    return operation
+    return lambda x: (mapped(f, x), lambda g: (mapped_gradient(f, g, x),))
 
 
 silu = _elementwise("Silu")
@@ -152,23 +159,34 @@ def gelu(x: Any, approximate: str) -> tuple[Any, Any]:
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)), without its gradient."""
-    x = contiguous(x)
-    out = cupy.empty_like(x)
-    _run("map<T, V, Sigmoid>", x, out)
-    return out
+    return mapped("Sigmoid", x)
 
 
-def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
+def relu_gradient(g: Any, out: Any) -> Any:
+    """g where ``out`` is positive, and 0 elsewhere."""
+    return mapped_gradient("Relu", g, out)
+
+
+@noted
+def gated(gate: Any, x: Any) -> Any:
+    """silu(gate) x."""
     gate, x = contiguous(gate), contiguous(x)
     out = cupy.empty_like(x)
     _run("swiglu<T, V>", gate, x, out)
+    return out
 
-    def pullback(g: Any) -> tuple[Any, ...]:
-        gradients = cupy.empty_like(gate), cupy.empty_like(x)
-        _run("swiglu_gradient<T, V>", like(g, x), gate, x, *gradients)
-        return gradients
 
-    return out, pullback
+@noted
+def gated_gradients(g: Any, gate: Any, x: Any) -> tuple[Any, Any]:
+    """Those of gate and x."""
+    gate, x = contiguous(gate), contiguous(x)
+    gradients = cupy.empty_like(gate), cupy.empty_like(x)
+    _run("swiglu_gradient<T, V>", like(g, x), gate, x, *gradients)
+    return gradients
+
+
+def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
+    return gated(gate, x), lambda g: gated_gradients(g, gate, x)
 
 
 def _biased(f: str, inner: Any, bias: Any, out: Any) -> None:
@@ -179,8 +197,22 @@ def _biased(f: str, inner: Any, bias: Any, out: Any) -> None:
     elementwise_family.flat(f"biased<T, V, {f}>", inner, packs, vector, inner, address(bias), out, packs, n // vector)
 
 
+@noted(writes=lambda f, inner, bias: [inner])
+def add_bias_and_map(f: str, inner: Any, bias: Any) -> Any:
+    """f of inner + bias, which takes the place of ``inner``."""
+    out = cupy.empty_like(inner)
+    _biased(f, inner, bias, out)
+    return out
+
+
+@noted(writes=lambda inner, bias: [inner])
+def add_bias_and_rectify(inner: Any, bias: Any) -> None:
+    """max(inner + bias, 0) takes the place of ``inner``."""
+    _biased("Relu", inner, bias, inner)
+
+
 def _with_bias_gradient(f: str, g: Any, x: Any) -> tuple[Any, Any]:
-    gx = _gradient(f, g, x)
+    gx = mapped_gradient(f, g, x)
     return gx, lambda: column_sums("plain", gx, gx.shape[1])[0]
 
 
@@ -190,17 +222,10 @@ def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, An
     The bias is added to ``inner`` (rows, n) in place.
     """
     f = "GeluTanh" if approximate == "tanh" else "Gelu"
-    out = cupy.empty_like(inner)
-    _biased(f, inner, bias, out)
-    return out, lambda g: _with_bias_gradient(f, g, inner)
+    return add_bias_and_map(f, inner, bias), lambda g: _with_bias_gradient(f, g, inner)
 
 
 def bias_relu(inner: Any, bias: Any) -> tuple[Any, Any]:
     """max(inner + bias, 0) in place, and the same as :func:`bias_gelu` gives."""
-    _biased("Relu", inner, bias, inner)
+    add_bias_and_rectify(inner, bias)
     return inner, lambda g: _with_bias_gradient("Relu", g, inner)
-
-
-def relu_gradient(g: Any, out: Any) -> Any:
-    """g where ``out`` is positive, and 0 elsewhere."""
-    return _gradient("Relu", g, contiguous(out))

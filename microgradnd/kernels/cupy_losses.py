@@ -6,6 +6,7 @@ from typing import Any
 
 import cupy
 
+from ..noting import noted
 from .cupy_compiler import BLOCKS, Family, accumulator, contiguous, integer_kind, like, vector_of
 from .cupy_team import SHARED, TEAM, team_of
 
@@ -63,26 +64,37 @@ cross_entropy_gradient(const T* g, const T* x, const void* labels, int bytes, co
 losses_family = Family("losses", CODE, "cross_entropy<T, V>", "cross_entropy_gradient<T, V>", "mean<T>")
 
 
-def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """The mean over all rows for class indices, which nobody has checked: NaN where one is out of range."""
+def _run(name: str, vector: int, count: int, n: int, char: str, *args: Any) -> None:
+    block, shared = team_of(n // vector)
+    grid = min(-(-count // block[1]), BLOCKS)
+    losses_family.kernel(f"{name}<T, V>", char, vector)((grid,), block, (*args, count, n), shared_mem=shared)
+
+
+@noted
+def cross_entropy_forward(logits: Any, labels: Any) -> tuple[Any, Any, Any]:
+    """The mean over all rows, and of each row the largest logit and the sum of exp(logit - largest)."""
     x, labels = contiguous(logits), contiguous(labels)
     char, n = x.dtype.char, x.shape[-1]
     count = x.size // n
-    kind = integer_kind(labels.dtype)
-    loss, largest, total = cupy.empty((3, count), accumulator(x.dtype))
+    loss, largest, total = (cupy.empty(count, accumulator(x.dtype)) for _ in range(3))
     out = cupy.empty((), x.dtype)
-
-    def run(name: str, vector: int, *args: Any) -> None:
-        block, shared = team_of(n // vector)
-        grid = min(-(-count // block[1]), BLOCKS)
-        losses_family.kernel(f"{name}<T, V>", char, vector)((grid,), block, (*args, count, n), shared_mem=shared)
-
-    run("cross_entropy", vector_of(n, x), x, labels, kind, loss, largest, total)
+    kind = integer_kind(labels.dtype)
+    _run("cross_entropy", vector_of(n, x), count, n, char, x, labels, kind, loss, largest, total)
     losses_family.kernel("mean<T>", char)((1,), (512,), (loss, out, count), shared_mem=SHARED)
+    return out, largest, total
 
-    def pullback(g: Any) -> tuple[Any, ...]:
-        gx = cupy.empty_like(x)
-        run("cross_entropy_gradient", vector_of(n, x, gx), like(g, x), x, labels, kind, largest, total, gx)
-        return (gx,)
 
-    return out, pullback
+@noted
+def cross_entropy_gradient(g: Any, logits: Any, labels: Any, largest: Any, total: Any) -> Any:
+    """(softmax(logits) - 1 at the label) g / rows."""
+    x, labels = contiguous(logits), contiguous(labels)
+    n, gx = x.shape[-1], cupy.empty_like(x)
+    arguments = like(g, x), x, labels, integer_kind(labels.dtype), largest, total, gx
+    _run("cross_entropy_gradient", vector_of(n, x, gx), x.size // n, n, x.dtype.char, *arguments)
+    return gx
+
+
+def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
+    """The mean over all rows for class indices, which nobody has checked: NaN where one is out of range."""
+    out, largest, total = cross_entropy_forward(logits, labels)
+    return out, lambda g: (cross_entropy_gradient(g, logits, labels, largest, total),)

@@ -12,6 +12,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..noting import noted
 from .cupy_compiler import BLOCK, Family, contiguous, like
 from .cupy_team import SHARED, TEAM
 
@@ -185,6 +186,7 @@ def _changed(x: Any, p: Any) -> Any:
     return x
 
 
+@noted(writes=lambda work, *settings: [x for p, _, *averages in work for x in (p, *averages)])
 def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> None:
     """A step of all (p, g, m, v) in place. The settings, in the kernel's order, are those of numba_kernels.adam."""
     rows = [(_changed(p, p), like(g, p), *[_changed(x, p) for x in averages]) for p, g, *averages in work]
@@ -192,6 +194,7 @@ def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> Non
         _run("adam", char, blocks, tensors, *settings)
 
 
+@noted(writes=lambda work, *settings: [x for p, _, *v in work for x in (p, *v)])
 def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: float) -> None:
     """A step of all (p, g) in place; of all (p, g, v) with momentum."""
     rows = [(_changed(p, p), like(g, p), *[_changed(x, p) for x in v]) for p, g, *v in work]
@@ -212,6 +215,7 @@ def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> Non
     sgd_all([(p, g) if v is None else (p, g, v)], decay, momentum, lr)
 
 
+@noted
 def gradient_norm(gradients: Sequence[Any], largest: float) -> tuple[Any, Any]:
     """The norm of all elements together, in float64 if an array is and else in float32; min(largest / norm, 1)."""
     arrays = [(contiguous(g),) for g in gradients]  # held until all is launched: launches hold addresses alone
@@ -228,9 +232,10 @@ def gradient_norm(gradients: Sequence[Any], largest: float) -> tuple[Any, Any]:
     return norm, factor
 
 
-def scaled(gradients: Sequence[Any], factor: Any) -> list[Any]:
+@noted
+def scaled(gradients: Sequence[Any], factor: Any) -> tuple[Any, ...]:
     """Each array times the number that ``factor``, an array of shape (), holds."""
     rows = [(contiguous(g), cupy.empty(g.shape, g.dtype)) for g in gradients]
     for char, tensors, blocks in _launches(rows):
         _run("scale", char, blocks, tensors, factor)
-    return [out for _, out in rows]
+    return tuple([out for _, out in rows])

@@ -12,6 +12,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..noting import noted
 from .cupy_compiler import BLOCK, BLOCKS, Family, accumulator, address, contiguous, vector_of
 
 DRAWN = 8  # numbers of a block
@@ -93,6 +94,7 @@ def kept(seed: int, number: int, shape: tuple[int, ...], p: float) -> Any:
     return out
 
 
+@noted
 def dropout(x: Any, residual: Any, p: float, scale: float, seed: int) -> tuple[Any, Any]:
     """x, times ``scale``, where ``kept(seed, 0, x.shape, p)`` holds, added to ``residual``; and what is kept."""
     x = contiguous(x)

@@ -5,11 +5,11 @@ Every row is read twice, forward and backward: for its sums, and, mostly out of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import cupy
 
+from ..noting import noted
 from .cupy_columns import column_sums
 from .cupy_compiler import BLOCKS, Family, accumulator, address, contiguous, like, vector_of
 from .cupy_team import TEAM, team_of
@@ -218,71 +218,113 @@ def _run(name: str, x: Any, vector: int, *args: Any) -> None:
     rows_family.kernel(f"{name}<T, V>", x.dtype.char, vector)((grid,), block, (*args, count, n), shared_mem=shared)
 
 
-def _rowwise(name: str) -> Callable[[Any], tuple[Any, Any]]:
-    """Operations of rows whose gradient needs the result alone."""
-
-    def operation(x: Any) -> tuple[Any, Any]:
-        x = contiguous(x)
-        out = cupy.empty_like(x)
-        _run(name, x, vector_of(x.shape[-1], x), x, out)
-
-        def pullback(g: Any) -> tuple[Any, ...]:
-            g, gx = like(g, out), cupy.empty_like(out)
-            _run(f"{name}_gradient", out, vector_of(out.shape[-1], g, out), g, out, gx)
-            return (gx,)
-
-        return out, pullback
-
-    return operation
+@noted
+def rowwise(name: str, x: Any) -> Any:
+    """Softmax or log-softmax."""
+    x = contiguous(x)
+    out = cupy.empty_like(x)
+    _run(name, x, vector_of(x.shape[-1], x), x, out)
+    return out
 
 
-softmax = _rowwise("softmax")
-log_softmax = _rowwise("log_softmax")
+@noted
+def rowwise_gradient(name: str, g: Any, out: Any) -> Any:
+    """From the result alone."""
+    out = contiguous(out)
+    g, gx = like(g, out), cupy.empty_like(out)
+    _run(f"{name}_gradient", out, vector_of(out.shape[-1], g, out), g, out, gx)
+    return gx
+
+
+def softmax(x: Any) -> tuple[Any, Any]:
+    out = rowwise("softmax", x)
+    return out, lambda g: (rowwise_gradient("softmax", g, out),)
+
+
+def log_softmax(x: Any) -> tuple[Any, Any]:
+    out = rowwise("log_softmax", x)
+    return out, lambda g: (rowwise_gradient("log_softmax", g, out),)
+
+
+@noted
+def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+    """The result, and the mean (without the row's first element) and 1 / deviation of each row."""
+    x, n = contiguous(x), x.shape[-1]
+    weight, bias = (p if p is None else contiguous(p) for p in (weight, bias))
+    out, count = cupy.empty_like(x), x.size // n
+    mean, scale = cupy.empty(count, accumulator(x.dtype)), cupy.empty(count, accumulator(x.dtype))
+    vector = vector_of(n, x, weight, bias)
+    _run("layer_norm", x, vector, x, address(weight), address(bias), float(eps), out, mean, scale)
+    return out, mean, scale
+
+
+@noted
+def layer_norm_gradient(g: Any, x: Any, weight: Any, mean: Any, scale: Any) -> Any:
+    """That of x."""
+    x = contiguous(x)
+    g, gx = like(g, x), cupy.empty_like(x)
+    weight = weight if weight is None else contiguous(weight)
+    _run("layer_norm_gradient", x, vector_of(x.shape[-1], g, x, weight), g, x, address(weight), mean, scale, gx)
+    return gx
+
+
+@noted
+def layer_norm_sums(g: Any, x: Any, mean: Any, scale: Any) -> tuple[Any, ...]:
+    """The gradients of weight and bias."""
+    x = contiguous(x)
+    return column_sums("layer", like(g, x), x.shape[-1], x, mean, scale)
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
-    """Keeps the mean (without the row's first element) and 1 / deviation of each row."""
-    x, n = contiguous(x), x.shape[-1]
-    weight, bias = (p if p is None else contiguous(p) for p in (weight, bias))
-    out = cupy.empty_like(x)
-    mean, scale = cupy.empty((2, x.size // n), accumulator(x.dtype))
-    vector = vector_of(n, x, weight, bias)
-    _run("layer_norm", x, vector, x, address(weight), address(bias), float(eps), out, mean, scale)
+    out, mean, scale = layer_norm_forward(x, weight, bias, eps)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        g = like(g, x)
         sums: dict[int, Any] = {}
-
-        def gradient() -> Any:
-            gx = cupy.empty_like(x)
-            _run("layer_norm_gradient", x, vector_of(n, g, x, weight), g, x, address(weight), mean, scale, gx)
-            return gx
 
         def of_parameter(i: int) -> Any:  # the sums for both are computed together, and kept no longer than needed
             if i not in sums:
-                sums.update(enumerate(column_sums("layer", g, n, x, mean, scale)))
+                sums.update(enumerate(layer_norm_sums(g, x, mean, scale)))
             return sums.pop(i)
 
-        return gradient, lambda: of_parameter(0), lambda: of_parameter(1)
+        return (
+            lambda: layer_norm_gradient(g, x, weight, mean, scale),
+            lambda: of_parameter(0),
+            lambda: of_parameter(1),
+        )
 
     return out, pullback
 
 
-def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
-    """Keeps 1 / root of the mean square of each row."""
+@noted
+def rms_norm_forward(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+    """The result, and 1 / root of the mean square of each row."""
     x, n = contiguous(x), x.shape[-1]
     weight = weight if weight is None else contiguous(weight)
     out, scale = cupy.empty_like(x), cupy.empty(x.size // n, accumulator(x.dtype))
     _run("rms_norm", x, vector_of(n, x, weight), x, address(weight), float(eps), out, scale)
+    return out, scale
 
-    def pullback(g: Any) -> tuple[Any, ...]:
-        g = like(g, x)
 
-        def gradient() -> Any:
-            gx = cupy.empty_like(x)
-            _run("rms_norm_gradient", x, vector_of(n, g, x, weight), g, x, address(weight), scale, gx)
-            return gx
+@noted
+def rms_norm_gradient(g: Any, x: Any, weight: Any, scale: Any) -> Any:
+    """That of x."""
+    x = contiguous(x)
+    g, gx = like(g, x), cupy.empty_like(x)
+    weight = weight if weight is None else contiguous(weight)
+    _run("rms_norm_gradient", x, vector_of(x.shape[-1], g, x, weight), g, x, address(weight), scale, gx)
+    return gx
 
-        return gradient, lambda: column_sums("rms", g, n, x, None, scale)[0]
 
-    return out, pullback
+@noted
+def rms_norm_sums(g: Any, x: Any, scale: Any) -> Any:
+    """The gradient of the weight."""
+    x = contiguous(x)
+    return column_sums("rms", like(g, x), x.shape[-1], x, None, scale)[0]
+
+
+def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+    out, scale = rms_norm_forward(x, weight, eps)
+    return out, lambda g: (
+        lambda: rms_norm_gradient(g, x, weight, scale),
+        lambda: rms_norm_sums(g, x, scale),
+    )

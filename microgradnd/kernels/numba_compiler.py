@@ -70,7 +70,8 @@ class Kernel:
     def __call__(self, elements: int, *args: Any) -> None:
         """Run it on ``args``, which have so many ``elements`` to go through; numbers are taken in float32."""
         if hook.call is not None:
-            return hook.call(self.__name__, self, (elements, *args))
+            written = [(elements, *args)[i] for i in self.writes]
+            return hook.call(self.__name__, self, (elements, *args), written)
         self.run(elements, *args)
 
     def run(self, elements: int, *args: Any) -> None:

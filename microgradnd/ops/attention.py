@@ -97,7 +97,7 @@ def _scaled_dot_product_attention(
     scores = matmul(query * scale, swapaxes(key, -1, -2))
     if scores.shape[-1] == 0:
         return matmul(scores, value)  # no keys: zeros
-    xp = NAMESPACES[type(scores.data)]
+    xp = NAMESPACES[scores.data.__class__]
     visible = xp.tri(*scores.shape[-2:], dtype=bool) if is_causal else xp.ones(scores.shape[-2:], bool)
     if attn_mask is not None and attn_mask.dtype.kind == "b":
         visible = attn_mask & visible

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def _dropout(
     x: Operand, residual: Operand | None = None, kept: Operand | None = None, p: float = 0.5, seed: int = 0
 ) -> Tensor:
-    kept = NAMESPACES[type(x.data)].kept(seed, 0, x.shape, p) if kept is None else kept
+    kept = NAMESPACES[x.data.__class__].kept(seed, 0, x.shape, p) if kept is None else kept
     out: Any = where(kept, x * array_kernels.dropout_scale(p), 0.0)
     return out if residual is None else residual + out
 

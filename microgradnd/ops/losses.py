@@ -37,5 +37,5 @@ def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
     if targets.shape == log_p.shape:
         return -sum(log_p * targets) / count
     rows = reshape(log_p, (count, log_p.shape[-1]))
-    each = NAMESPACES[type(rows.data)].arange(count)
+    each = NAMESPACES[rows.data.__class__].arange(count)
     return -sum(rows[each, reshape(targets, (count,))]) / count

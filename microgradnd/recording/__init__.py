@@ -12,7 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
+def capture(step: Callable[P, R], max_recordings: int = 8, graph: bool = False) -> Captured[P, R]:
     """``step`` as a function that records what it does to arrays, and from then on only repeats it.
 
     >>> @mg.capture
@@ -23,15 +23,20 @@ def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
     ...     optimizer.step()
     ...     return loss
 
-    The first calls run the step itself and record it: all that it does to arrays, forward, backward and update.
-    Later calls run a straight line of NumPy's functions that does the same, with memory for all results planned
-    beforehand; ``print(step.source)`` shows it. Parameters, optimisers, gradients and random generators are changed as
-    by the step itself, bit for bit: before a recording is trusted, its first replay is compared with the step.
+    The first calls run the step itself and record it: all that it does to arrays, forward, backward and update. Later
+    calls run a straight line of NumPy's functions that does the same, with memory for all results planned beforehand;
+    ``print(step.source)`` shows it. On a GPU these are CuPy's functions: a replay launches no more kernels than the
+    step itself, and copies nothing but what the step copies from the host. Parameters, optimisers, gradients and random
+    generators are changed as by the step itself, bit for bit: before a recording is trusted, its first replay is
+    compared with the step.
 
     Args:
         step: any function of arrays, constant tensors, numbers, and lists, tuples and dicts of these; it may use and
             change whatever it can reach. Its results are constants: no gradient flows through them.
         max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
+        graph: on a GPU, launch all of a replay at once, as a CUDA graph: for steps on CuPy arrays without numbers that
+            change (learning rates, step counts, random numbers), such as predictions, or a loss and its gradients
+            without dropout and the optimiser's step; others are refused. Experimental: no test has run it on a GPU.
 
     A replay is valid as long as everything that the step's functions name, and what can be reached from there, is what
     it was in the recording; this is looked at before each replay. The values of arrays, learning rates and floats among
@@ -42,9 +47,10 @@ def capture(step: Callable[P, R], max_recordings: int = 8) -> Captured[P, R]:
     Raises:
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),
             values that change from call to call, random numbers and arrays that a recording does not see, arguments
-            that require a gradient, arrays on a device.
+            that require a gradient, kernels for CuPy arrays that are not recorded, arrays on another GPU than CuPy's
+            current one.
         TypeError: for what is no function, and for generator and coroutine functions.
     """
     from .captured import Captured
 
-    return Captured(step, max_recordings)
+    return Captured(step, max_recordings, graph)

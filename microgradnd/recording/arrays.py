@@ -1,7 +1,7 @@
 """Arrays, numbers and generators that note what is done with them, while a step is recorded.
 
-A recorded array computes like the array that it holds, with NumPy, and every call becomes an instruction. What would
-take its value out of the recording (a Python number, an array of NumPy's own) is refused; a branch is noted.
+A recorded array computes like the array that it holds, with NumPy or CuPy, and every call becomes an instruction.
+What would take its value out of the recording (a Python number, an array of NumPy's own) is refused; a branch is noted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .instructions import CaptureError, Variable, recorder
+from .instructions import CaptureError, Variable, is_array, is_on_device, library_of, recorder
 
 OPERATORS = {
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "floordiv": "floor_divide",
@@ -40,22 +40,25 @@ class _Recorded:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         if any(getattr(x, "__array_ufunc__", self) is None for x in inputs):
             return NotImplemented
-        name = f"np.{ufunc.__name__}"
+        prefix, library = _library_of_all([*inputs, *(out or ())])
+        name = f"{prefix}.{ufunc.__name__}"
+        if library is not np:
+            return _ufunc_on_device(library, ufunc, method, inputs, out, kwargs)
         if getattr(np, ufunc.__name__, None) is not ufunc:
             raise CaptureError(f"capture: the ufunc {ufunc.__name__} is not one of NumPy's, which alone are recorded")
         if method == "at":
-            _to_write(inputs[0])
+            to_write(inputs[0])
             return recorder().call("function", f"{name}.at", ufunc.at, inputs, writes=inputs[:1])
         if method == "__call__":
             out = out[0] if out is not None and len(out) == 1 else out
-            return recorder().call("ufunc", name, ufunc, inputs, kwargs, _to_write(out))
+            return recorder().call("ufunc", name, ufunc, inputs, kwargs, to_write(out))
         if method == "reduce":
             for key, value in zip(("axis", "dtype"), inputs[1:], strict=False):
                 kwargs[key] = value
             out = out[0] if isinstance(out, tuple) else out
             kwargs = {key: value for key, value in kwargs.items() if value is not None or key == "axis"}
-            return recorder().call("reduce", f"{name}.reduce", ufunc.reduce, inputs[:1], kwargs, _to_write(out))
-        return recorder().call("function", f"{name}.{method}", getattr(ufunc, method), inputs, kwargs, _to_write(out))
+            return recorder().call("reduce", f"{name}.reduce", ufunc.reduce, inputs[:1], kwargs, to_write(out))
+        return recorder().call("function", f"{name}.{method}", getattr(ufunc, method), inputs, kwargs, to_write(out))
 
     def __repr__(self) -> str:
         return f"<{self.variable.name}, being recorded>"
@@ -64,7 +67,36 @@ class _Recorded:
         return bool(recorder().branch(self, bool))
 
 
-def _to_write(out: Any) -> Any:
+def _library_of_all(values: Any) -> tuple[str, Any]:
+    """What computes with the values of these handles: CuPy, if one of them lies on a device."""
+    found = [x.value for x in values if type(x) is RecordedArray]
+    return library_of(next(filter(is_on_device, found), None))
+
+
+def _ufunc_on_device(library: Any, ufunc: np.ufunc, method: str, inputs: Any, out: Any, kwargs: Any) -> Any:
+    """A ufunc of NumPy's for arrays on a device, where CuPy has one of the same name."""
+    function = getattr(library, ufunc.__name__, None)
+    if method != "__call__" or function is None:
+        raise CaptureError(f"capture: np.{ufunc.__name__}.{method} of an array on a device is not recorded")
+    return device_ufunc(f"cp.{ufunc.__name__}", function, (*inputs, *(out or ())), kwargs)
+
+
+def device_ufunc(name: str, function: Any, args: Any, kwargs: Any) -> Any:
+    """A ufunc of CuPy's, or an elementwise kernel: what it takes beyond its inputs it writes into."""
+    out = kwargs.pop("out", None)
+    inputs, written = args[: function.nin], args[function.nin :]
+    out = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+    out = written[0] if len(written) == 1 and out is None else out
+    if len(written) > 1 or isinstance(out, tuple):
+        raise CaptureError(f"capture: {name} writes into several arrays, which is not recorded")
+    kind = "ufunc" if name.startswith("cp.") else "whole"
+    if kind == "whole" and out is not None:
+        return recorder().call(kind, name, function, (*inputs, to_write(out)), kwargs, writes=(out,))
+    return recorder().call(kind, name, function, inputs, kwargs, to_write(out))
+
+
+def to_write(out: Any) -> Any:
+    """An array that a call writes into: one that is being recorded."""
     if out is not None and type(out) is not RecordedArray:
         raise CaptureError(
             "capture: a result was written into an array that the step made without any other array; make it with "
@@ -93,7 +125,7 @@ def _in_place(name: str) -> Any:
     function = getattr(operator, f"i{name}")
 
     def apply(self: RecordedArray, other: Any) -> Any:
-        if not isinstance(self.value, np.ndarray):
+        if not is_array(self.value):
             return recorder().call("operator", name, getattr(operator, f"__{name}__"), (self, other))
         recorder().call("in place", name, function, (self, other), writes=(self,))
         return self
@@ -152,6 +184,7 @@ class RecordedArray(_Recorded):
     strides = property(lambda self: self.value.strides)
     flags = property(lambda self: self.value.flags)
     base = property(lambda self: self.value.base)
+    device = property(lambda self: self.value.device)
     itemsize = property(lambda self: self.value.itemsize)
     nbytes = property(lambda self: self.value.nbytes)
     T = property(lambda self: recorder().call("attribute", "T", operator.attrgetter("T"), (self,)))
@@ -163,30 +196,34 @@ class RecordedArray(_Recorded):
         return (self[i] for i in range(len(self)))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        module = function.__module__.removeprefix("numpy")
-        name = f"np{module if module.startswith(('.linalg', '.fft')) else ''}.{function.__name__}"
-        if function in DESCRIBING:
-            real_args, _ = recorder().unwrapped(args)
-            real_kwargs, _ = recorder().unwrapped(kwargs)
-            return function(*real_args, **real_kwargs)
-        if function in CREATING:
-            return create(function, args, kwargs)
-        if function in CREATING_LIKE:
-            return recorder().created_like(function, args, kwargs)
-        writes = args[:1] if function in WRITING else ()
-        if writes and type(writes[0]) is not RecordedArray:
-            raise CaptureError(f"capture: {name} writes into an array that the recording does not know")
-        out = kwargs.pop("out", None)
-        return recorder().call("function", name, function, args, kwargs, _to_write(out), writes)
+        prefix, library = library_of(self.value)
+        part = function.__module__.removeprefix("numpy.").partition(".")[0]
+        part = f"{part}." if part in ("linalg", "fft") else ""
+        name = f"{part}{function.__name__}"
+        if library is not np:
+            try:
+                function = operator.attrgetter(name)(library)
+            except AttributeError:
+                raise CaptureError(f"capture: CuPy has no {name}, for an array on a device") from None
+        return call_function(f"{prefix}.{name}", function, args, kwargs)
+
+    def __cupy_override_elementwise_kernel__(self, kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        """What CuPy calls instead of its ufuncs and elementwise kernels."""
+        _, library = _library_of_all(args)
+        name = kernel.name.removeprefix("cupy_")
+        if getattr(library, name, None) is kernel:
+            return device_ufunc(f"cp.{name}", kernel, args, kwargs)
+        return device_ufunc(kernel.name, kernel, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in METHODS and name not in CHANGING:
+        on_device = is_on_device(self.value)
+        if name not in METHODS and name not in CHANGING and not (on_device and name == "get"):
             raise AttributeError(f"capture: arrays of a recorded step have no attribute {name}")
 
         def method(*args: Any, out: Any = None, **kwargs: Any) -> Any:
-            function = getattr(np.ndarray if isinstance(self.value, np.ndarray) else np.generic, name)
+            function = getattr(type(self.value) if on_device or not is_array(self.value) else np.ndarray, name)
             writes = (self,) if name in CHANGING else ()
-            return recorder().call("method", name, function, (self, *args), kwargs, _to_write(out), writes)
+            return recorder().call("method", name, function, (self, *args), kwargs, to_write(out), writes)
 
         return method
 
@@ -196,7 +233,7 @@ class RecordedArray(_Recorded):
     def __setitem__(self, index: Any, value: Any) -> None:
         if type(value) is RecordedArray and value.variable.root is self.variable.root:
             target = self.value[recorder().unwrapped(index)[0]]
-            if isinstance(target, np.ndarray) and lies_alike(target, value.value):
+            if is_array(target) and lies_alike(target, value.value):
                 return  # x[index] += y ends with x[index] = what lies there already
         recorder().call("setitem", "setitem", operator.setitem, (self, index, value), writes=(self,))
 
@@ -207,8 +244,31 @@ for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"
 
 def lies_alike(x: Any, y: Any) -> bool:
     """Whether two arrays are the same elements in the same places."""
-    interfaces = [a.__array_interface__["data"][0] for a in (x, y)]
-    return bool(interfaces[0] == interfaces[1]) and x.shape == y.shape and x.strides == y.strides and x.dtype == y.dtype
+    if type(x) is not type(y) or _address(x) != _address(y):
+        return False
+    return bool(x.shape == y.shape and x.strides == y.strides and x.dtype == y.dtype)
+
+
+def _address(x: Any) -> Any:
+    return x.data.ptr if is_on_device(x) else x.__array_interface__["data"][0]
+
+
+def call_function(name: str, function: Any, args: Any, kwargs: Any) -> Any:
+    """A call of a library's function ``name``, noted; or done, where it asks for what does not change."""
+    plain = function.__name__
+    if plain in DESCRIBING:
+        real_args, _ = recorder().unwrapped(args)
+        real_kwargs, _ = recorder().unwrapped(kwargs)
+        return function(*real_args, **real_kwargs)
+    if plain in CREATING:
+        return create(name, function, args, kwargs)
+    if plain in CREATING_LIKE:
+        return recorder().created_like(name.removesuffix("_like"), function, args, kwargs)
+    writes = args[:1] if plain in WRITING else ()
+    if writes and type(writes[0]) is not RecordedArray:
+        raise CaptureError(f"capture: {name} writes into an array that the recording does not know")
+    out = kwargs.pop("out", None)
+    return recorder().call("function", name, function, args, kwargs, to_write(out), writes)
 
 
 METHODS = frozenset([
@@ -217,15 +277,15 @@ METHODS = frozenset([
     "sum", "swapaxes", "take", "trace", "transpose", "var", "view",
 ])  # fmt: skip
 CHANGING = frozenset(["fill", "sort"])
-WRITING = (np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal)
-DESCRIBING = (np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.iscomplexobj, np.isrealobj)
-CREATING = (np.empty, np.zeros, np.ones, np.full, np.arange, np.tri, np.eye, np.identity, np.linspace)
-CREATING_LIKE = (np.empty_like, np.zeros_like, np.ones_like, np.full_like)
+WRITING = frozenset(["copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal"])
+DESCRIBING = frozenset(["shape", "ndim", "size", "result_type", "can_cast", "iscomplexobj", "isrealobj"])
+CREATING = frozenset(["empty", "zeros", "ones", "full", "arange", "tri", "eye", "identity", "linspace"])
+CREATING_LIKE = frozenset(["empty_like", "zeros_like", "ones_like", "full_like"])
 
 
-def create(function: Any, args: Any, kwargs: Any) -> Any:
+def create(name: str, function: Any, args: Any, kwargs: Any) -> Any:
     """An array that depends on no other."""
-    return recorder().call("create", f"np.{function.__name__}", function, args, kwargs)
+    return recorder().call("create", name, function, args, kwargs)
 
 
 class RecordedGenerator:

@@ -35,9 +35,10 @@ class Captured(Generic[P, R]):
         recordings: the latest first; each has its ``source``, how many ``calls`` it replayed, and whether it was
             ``verified``.
         max_recordings: how many are kept.
+        graph: whether replays are CUDA graphs.
     """
 
-    def __init__(self, step: Callable[P, R], max_recordings: int = 8) -> None:
+    def __init__(self, step: Callable[P, R], max_recordings: int = 8, graph: bool = False) -> None:
         if not callable(step) or isinstance(step, type):
             raise TypeError(f"capture: expected a function, got {step!r}")
         if any(is_kind(step) for is_kind in (isgeneratorfunction, iscoroutinefunction, isasyncgenfunction)):
@@ -47,6 +48,7 @@ class Captured(Generic[P, R]):
         functools.update_wrapper(self, step)
         self.recordings: list[Recording] = []
         self.max_recordings = max_recordings
+        self.graph = graph
         self._step = step
         self._latest: Recording | None = None  # verified, and what held for the last call
         self._reasons: list[str] = []  # why the last recordings did not hold for the next call
@@ -87,12 +89,12 @@ class Captured(Generic[P, R]):
         found = instance.__dict__.get(key)
         if found is None or found._step.__self__ is not instance:  # that of the object that this is a copy of
             method: Any = MethodType(self._step, instance)
-            found = instance.__dict__[key] = Captured(method, self.max_recordings)
+            found = instance.__dict__[key] = Captured(method, self.max_recordings, self.graph)
         return found
 
     def __reduce__(self) -> Any:
         """Copied and pickled without what was recorded."""
-        return Captured, (self._step, self.max_recordings)
+        return Captured, (self._step, self.max_recordings, self.graph)
 
     def __repr__(self) -> str:
         calls = ", ".join(f"{recording.calls} replays" for recording in self.recordings)
@@ -160,7 +162,7 @@ class Captured(Generic[P, R]):
             self._reasons.append(session.left_at)
         elif not session.met_functions:
             self._unused += 1
-            self.recordings.insert(0, Recording(session))
+            self.recordings.insert(0, Recording(session, self.graph))
             del self.recordings[self.max_recordings :]
         return cast("R", detached(session.result))
 

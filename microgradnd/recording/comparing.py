@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .instructions import is_array, is_on_device
 from .reach import Place, Reach
 from .results import data_of
 
@@ -18,22 +19,22 @@ class State:
     """Everything that a step may change, its arguments among it, as it is now."""
 
     def __init__(self, reach: Reach, generators: list[np.random.Generator], arrays: list[Any]) -> None:
-        self._arrays = {id(x): x for x in arrays if isinstance(x, np.ndarray)}
+        self._arrays = {id(x): x for x in arrays if is_array(x)}
         self._places: list[tuple[Place, Any]] = []
         for place in reach.of_role(*CHANGING):
             value = place.get()
             self._places.append((place, value))
             for data in value if place.role == "tuple" else (data_of(value),):
-                if isinstance(data, np.ndarray):
+                if is_array(data):
                     self._arrays[id(data)] = data
-        self._copies = [(x, x.copy()) for x in self._arrays.values() if x.flags.writeable]
+        self._copies = [(x, x.copy()) for x in self._arrays.values() if is_on_device(x) or x.flags.writeable]
         self._generators = [(generator, generator.bit_generator.state) for generator in generators]
 
     def put_back(self) -> None:
         for place, value in self._places:
             place.set(value)
         for array, copy in self._copies:
-            np.copyto(array, copy)
+            array[...] = copy
         for generator, state in self._generators:
             generator.bit_generator.state = state
 
@@ -51,6 +52,8 @@ def fingerprints(reach: Reach, generators: list[np.random.Generator], arrays: li
 def fingerprint(value: Any) -> Any:
     """Shape, dtype and a hash of an array's bytes; of other values themselves, as text."""
     value = data_of(value)
+    if is_on_device(value):
+        return value.device.id, fingerprint(value.get())
     if isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
         return (

@@ -10,10 +10,12 @@ import numpy as np
 
 from ..autocast import autocast_mode
 from ..autograd import grad_mode
-from ..backends import as_array
+from ..backends import NAMESPACES, as_array
+from ..devices import default
 from ..inplace import next_change
 from ..kernels import kernels
 from ..tensor import Tensor, new
+from .instructions import current_device, current_stream
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 def settings() -> tuple[Any, ...]:
     """What a recording depends on besides what its step can reach."""
-    return kernels.current, grad_mode.enabled, autocast_mode.dtype
+    return kernels.current, grad_mode.enabled, autocast_mode.dtype, default.current
 
 
 def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -36,9 +38,10 @@ def layout_of(x: Any) -> Any:
     kind = type(x)
     if kind is np.ndarray:
         return x.shape, x.strides, x.dtype
+    if kind in NAMESPACES:
+        return kind, x.shape, x.strides, x.dtype, x.device.id
     if kind is Tensor:
-        data = x._data
-        return Tensor, data.shape, data.strides, data.dtype, x._node is None
+        return Tensor, x._node is None, *layout_of(x._data)
     if kind is float or isinstance(x, np.random.Generator):
         return kind
     if isinstance(x, np.generic):
@@ -72,7 +75,7 @@ def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
 
 
 def _collect(x: Any, found: list[Any]) -> None:
-    if type(x) in (np.ndarray, float) or isinstance(x, np.generic | np.random.Generator):
+    if type(x) is float or type(x) in NAMESPACES or isinstance(x, np.generic | np.random.Generator):
         found.append(x)
     elif type(x) is Tensor:
         found.append(x._data)
@@ -87,6 +90,14 @@ def _collect(x: Any, found: list[Any]) -> None:
 def missed(*args: Any, **kwargs: Any) -> Any:
     """What stands for the function where there is none: everything is looked at closely."""
     return MISSED
+
+
+def _named(array_type: type, scope: dict[str, Any]) -> str:
+    """The name of an array type in the text of the conditions."""
+    if array_type is np.ndarray:
+        return "array"
+    scope["device_array"] = array_type
+    return "device_array"
 
 
 MISSED = object()  # instead of a result: the recording may not hold for the call
@@ -107,9 +118,15 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
         if kind is Tensor:
             conditions.append(f"{name}.__class__ is Tensor and {name}._node is None")
             name += "._data"
-        if kind is Tensor or kind is np.ndarray:
-            shape, strides, dtype = expected[1:4] if kind is Tensor else expected
-            conditions += [f"{name}.__class__ is array", f"{name}.shape == {shape}"]
+        if kind is Tensor or kind in NAMESPACES:
+            described = expected[2:] if kind is Tensor else expected
+            if len(described) > 3:  # on a device
+                array_type, *described, gpu = described
+                conditions += [f"{name}.__class__ is {_named(array_type, scope)}", f"{name}.data.device_id == {gpu}"]
+            else:
+                conditions.append(f"{name}.__class__ is array")
+            shape, strides, dtype = described
+            conditions.append(f"{name}.shape == {shape}")
             conditions += [f"{name}.strides == {strides}", f"{name}.dtype is dtype_{i}"]
             scope[f"dtype_{i}"] = dtype
             arrays.append(name)
@@ -117,9 +134,11 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             scope[f"layout_{i}"] = expected
             conditions.append(f"layout_of({name}) == layout_{i}")
             arrays.append(f"*leaves(({name},), {{}})")
-    kernels_in_use, recording_gradients, scope["autocast_dtype"] = recording.settings
+    kernels_in_use, recording_gradients, scope["autocast_dtype"], device = recording.settings
     conditions += [f"kernels.current == {kernels_in_use!r}", f"grad_mode.enabled is {recording_gradients}"]
     conditions.append("autocast_mode.dtype is autocast_dtype")
+    conditions.append("default.current is None" if device is None else "default.current == device")
+    scope |= {"default": default, "device": device}
     conditions += recording.watch.conditions
     for i, (leaf, none) in enumerate(zip(recording.other_leaves, recording.others_none, strict=True)):
         scope[f"leaf_{i}"] = leaf
@@ -137,11 +156,17 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             scope[f"number_{i}_{k}"] = place.owner
         first, *others = [f"number_{i}_{k}[{place.key!r}]" for k, place in enumerate(places)]
         conditions += [f"{other} == {first}" for other in others]
-    for k, (place, _) in enumerate(recording.loaded):
+    for k, (place, variable) in enumerate(recording.loaded):
         scope[f"loaded_{k}"] = place.owner
         read = place.expression(f"loaded_{k}")
         arrays.append(read)
-        conditions.append(f"{read}.__class__ is array")
+        conditions.append(f"{read}.__class__ is {_named(variable.array_type, scope)}")
+    if recording.device is not None:
+        scope["current_device"] = current_device
+        conditions.append(f"current_device() == {recording.device}")
+        if recording.program.device_memory or recording.graph:
+            scope["current_stream"] = current_stream
+            conditions.append(f"current_stream() == {recording.stream}")
     if recording.is_plain:  # as recording.replay does it, written out
         changed = ""
         for i, record in enumerate(recording.records):
@@ -152,7 +177,7 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             "recording.calls += 1",
             *([f"{changed}next_change()"] if changed else []),
             "tensor = new(Tensor)",
-            "tensor._data = out if out.__class__ is array else as_array(out)",
+            f"tensor._data = out if out.__class__ is {_named(recording.result_type, scope)} else as_array(out)",
             "tensor._node = None",
             "return tensor",
         ]

@@ -2,31 +2,73 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..backends import NAMESPACES
+
 if TYPE_CHECKING:
     from .recorder import Recorder
+
+
+PREFIXES = {"numpy": "np", "cupy": "cp"}  # what a library is called in the text of a program
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is an array itself, on the host or on a device, and no handle."""
+    return type(x) in NAMESPACES or issubclass(type(x), np.ndarray)
+
+
+def is_on_device(x: Any) -> bool:
+    return type(x) in NAMESPACES and type(x) is not np.ndarray
+
+
+def library_of(x: Any) -> tuple[str, Any]:
+    """What computes with an array or a number, NumPy or CuPy: its name in a program's text, and the module."""
+    name = type(x).__module__.partition(".")[0] if is_on_device(x) else "numpy"
+    return PREFIXES[name], sys.modules[name]
+
+
+def current_device() -> int | None:
+    """The number of the GPU that computes; None where no array on a device has been seen."""
+    cupy = sys.modules.get("cupy") if len(NAMESPACES) > 1 else None
+    return None if cupy is None else int(cupy.cuda.runtime.getDevice())
+
+
+def current_stream() -> int:
+    """The address of CuPy's current stream."""
+    return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+
+
+def bare(name: str) -> str:
+    """A function's name without its library's."""
+    return name[3:] if name.startswith(("np.", "cp.")) else name
 
 
 class Variable:
     """A value that a step computes or gets: what is known of it before it is computed."""
 
-    __slots__ = ("array", "dtype", "kind", "name", "root", "shape", "strides")
+    __slots__ = ("array", "array_type", "dtype", "kind", "name", "root", "shape", "strides")
 
     def __init__(self, value: Any, kind: str, name: str, root: Variable | None = None) -> None:
-        is_array = isinstance(value, np.ndarray)
+        has_shape = is_array(value)
         self.kind = (
             kind  # "input", "argument", "constant", "made", or without an array's attributes "number" or "generator"
         )
         self.name = name
         self.root = self if root is None else root  # the variable whose memory this is a view of
-        self.shape: Any = value.shape if is_array else None
-        self.strides: Any = value.strides if is_array else None
-        self.dtype: Any = value.dtype if is_array else None
+        self.shape: Any = value.shape if has_shape else None
+        self.strides: Any = value.strides if has_shape else None
+        self.dtype: Any = value.dtype if has_shape else None
+        self.array_type: Any = type(value) if has_shape else None
         self.array: Any = None  # of inputs and constants, the array itself
+
+    @property
+    def is_on_device(self) -> bool:
+        return self.array_type is not None and not issubclass(self.array_type, np.ndarray)
 
 
 class Instruction:

@@ -25,7 +25,7 @@ class RecordedNamespace:
         plain = getattr(numpy_backend.namespace, name)
         if name in COMPOSED or isinstance(plain, type) or not callable(plain):
             return plain
-        function = _whole(name, plain) if name in WHOLE else _creating(plain) if plain in CREATING else plain
+        function = whole(name, plain) if name in WHOLE else _creating(name, plain) if name in CREATING else plain
         setattr(self, name, function)
         return function
 
@@ -40,7 +40,7 @@ class RecordedNamespace:
         if isinstance(x, list | tuple) and any(type(part) is RecordedArray for part in x):
             return recorder().call("function", "np.array", np.array, (x, dtype))
         if isinstance(x, bool | int | float) and is_recording():
-            return create(np.asarray, (x, dtype), {})
+            return create("np.asarray", np.asarray, (x, dtype), {})
         array = np.asarray(x, dtype)
         return recorder().given(array, "constant", "constant") if is_recording() and is_numeric(array.dtype) else array
 
@@ -48,7 +48,7 @@ class RecordedNamespace:
         """As that of NumPy's namespace."""
         if numpy_backend.is_basic(index):
             return numpy_backend.scatter_add(self, x, index, shape)
-        return _whole("scatter_add", numpy_backend.scatter_add)(np, x, index, shape)
+        return whole("scatter_add", numpy_backend.scatter_add)(np, x, index, shape)
 
     def ascontiguousarray(self, x: Any) -> Any:
         """As np.ascontiguousarray."""
@@ -65,7 +65,9 @@ class RecordedNamespace:
         return self.asarray(np.array(x, dtype, order=order))  # type: ignore[call-overload]
 
 
-def _whole(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def whole(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, noted as one call where it is handed arrays that are being recorded."""
+
     def call(*args: Any) -> Any:
         if any(type(x) is RecordedArray for part in args for x in (part if type(part) is tuple else (part,))):
             return recorder().call("whole", name, function, args)
@@ -74,9 +76,11 @@ def _whole(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _creating(function: Callable[..., Any]) -> Callable[..., Any]:
+def _creating(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    name = f"np.{name}"
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        return create(function, args, kwargs) if is_recording() else function(*args, **kwargs)
+        return create(name, function, args, kwargs) if is_recording() else function(*args, **kwargs)
 
     return call
 

@@ -35,7 +35,7 @@ def notes(function: Any) -> Callable[[], str]:
                 return str(code.co_qualname.partition(".")[0])
             kernel, local, _ = code.co_qualname.partition(".<locals>.")
             if not frame.f_globals.get("__name__", "").startswith(str(__package__)):  # not of the recording itself
-                inner = inner or gradients.get(code) or (kernel if local and kernel != "taken" else "")
+                inner = inner or gradients.get(code) or (kernel if local and kernel not in ("noted", "taken") else "")
             frame = frame.f_back
         return ""
 

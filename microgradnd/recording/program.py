@@ -11,25 +11,26 @@ from collections.abc import Iterable
 
 from ..dtypes import is_narrow, is_numeric
 from .arrays import OPERATORS
-from .instructions import CaptureError, Instruction, Variable
+from .instructions import CaptureError, Instruction, Variable, bare
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 GIVEN = ("input", "argument", "constant")
 
 ELEMENTWISE = ("ufunc", "operator")  # kinds whose result may take the memory of an argument
 WITH_OUT = frozenset(
-    ["np.dot", "np.matmul", "np.concatenate", "np.sum", "np.mean", "np.max", "np.min", "np.amax", "np.amin", "np.prod",
-     "np.clip", "np.take", "np.cumsum", "np.ascontiguousarray", "np.asarray", "np.array"]
+    ["dot", "matmul", "concatenate", "sum", "mean", "max", "min", "amax", "amin", "prod",
+     "clip", "take", "cumsum", "ascontiguousarray", "asarray", "array"]
 )  # fmt: skip
 METHODS_WITH_OUT = frozenset(["dot", "sum", "mean", "max", "min", "prod", "astype", "copy", "clip"])
 SHAPING = frozenset(["reshape", "ravel", "flatten"])
 # Functions whose results have shapes that do not depend on values.
 FIXED_SHAPE = WITH_OUT | {
-    "np.where", "np.einsum", "np.vdot", "np.ravel_multi_index", "np.reshape", "np.transpose", "np.swapaxes",
-    "np.broadcast_to", "np.expand_dims", "np.squeeze", "np.argmax", "np.argmin", "np.var", "np.std", "np.copyto",
-    "np.tril", "np.triu", "np.outer", "np.stack", "np.flip", "np.argsort", "np.sort", "np.linalg.norm",
+    "array_equal", "atleast_1d", "atleast_2d", "moveaxis", "ravel", "round", "take_along_axis", "trace",
+    "where", "einsum", "vdot", "ravel_multi_index", "reshape", "transpose", "swapaxes",
+    "broadcast_to", "expand_dims", "squeeze", "argmax", "argmin", "var", "std", "copyto",
+    "tril", "triu", "outer", "stack", "flip", "argsort", "sort", "linalg.norm",
 }  # fmt: skip
-CREATED = ("np.empty", "np.zeros", "np.ones", "np.full")
+CREATED = ("empty", "zeros", "ones", "full")
 
 
 class Program:
@@ -39,8 +40,9 @@ class Program:
         first: instructions on numbers alone, which come before all others.
         body: the others.
         constant: roots that no replay changes.
-        planned: roots with a buffer of their own: (offset in the memory that they share, or None).
-        memory: bytes of the memory that is shared.
+        planned: roots with a buffer of their own: (offset in the memory that they share, or None). On a device only
+            what elementwise functions and products of matrices give; for the rest CuPy's pool serves every call.
+        memory: bytes of the memory that is shared; ``device_memory`` of that on a device.
         last: the position in ``body`` of the last instruction that uses a root.
     """
 
@@ -63,7 +65,7 @@ class Program:
             self.ending.setdefault(i, []).append(root)
         self.leaving = {variable.root for variable in outputs}
         self.planned: dict[Variable, int | None] = {}
-        self.memory = 0
+        self.memory = self.device_memory = 0
         self._plan()
 
     def is_static(self, variable: Variable) -> bool:
@@ -99,13 +101,15 @@ class Program:
     def _plan(self) -> None:
         """A place in memory for each array that an instruction can write into, free again after its last use."""
         ends, leaving, kept = self.ending, self.leaving, self.kept
-        free = _Free()
+        free = {False: _Free(), True: _Free()}  # of the host, and of a device
         root: Variable | None
         for i, x in enumerate(self.body):
             dying = [root for root in ends.get(i, []) if self.planned.get(root) is not None and root not in leaving]
             root = x.results[0] if len(x.results) == 1 else None
             if root is not None and root.root is root and root not in self.constant and can_write(x, root):
-                if root in kept:
+                if root.is_on_device and root in leaving and root not in kept:
+                    pass  # it would have to be copied
+                elif root in kept:
                     self.planned[root] = None
                 else:
                     taken = self._in_place(x, root, dying)
@@ -113,18 +117,18 @@ class Program:
                         self.planned[root] = self.planned[taken]
                         dying.remove(taken)
                     else:
-                        self.planned[root] = free.take(_size(root))
+                        self.planned[root] = free[root.is_on_device].take(_size(root))
             unread = root is not None and root in ends.get(i, []) and self.planned.get(root) is not None
             if root is not None and unread and root not in leaving and root not in dying:
                 dying.append(root)
             for dead in dying:
-                free.give(self.planned[dead], _size(dead))
-        self.memory = free.end
+                free[dead.is_on_device].give(self.planned[dead], _size(dead))
+        self.memory, self.device_memory = free[False].end, free[True].end
 
     def _in_place(self, x: Instruction, root: Variable, dying: list[Variable]) -> Variable | None:
         """An argument in whose memory the result can be written, since nobody reads it any more."""
-        if x.kind not in ELEMENTWISE or x.name == "matmul":
-            return None
+        if x.kind not in ELEMENTWISE or x.name == "matmul" or root.is_on_device:
+            return None  # of another array in the memory of the result CuPy makes a copy first
         reads = list(x.reads())
         for other in dying:
             same = (other.shape, other.strides, other.dtype.itemsize) == (root.shape, root.strides, root.dtype.itemsize)
@@ -190,12 +194,14 @@ def can_write(x: Instruction, root: Variable) -> bool:
     """Whether the instruction can put its result into memory that is there."""
     if root.shape is None or root.shape == () or not is_dense(root) or root.dtype.byteorder == ">":
         return False
+    if root.is_on_device:
+        return _can_write_on_device(x, root)
     if x.kind == "operator":
         return x.name in OPERATORS and (x.name != "pow" or _is_plain_power(x, root))
     if x.kind in ("ufunc", "reduce"):
         return "where" not in x.kwargs
     if x.kind == "create":
-        return x.name in CREATED
+        return bare(x.name) in CREATED
     if x.kind in ("method", "function") and (is_narrow(root.dtype) or {"where", "order"} & set(x.kwargs)):
         return False  # sums in float16 have a wider sum within, unless they are told where to put it
     if x.kind == "method" and x.name in SHAPING and len(x.args) > 2 and isinstance(x.args[2], str):
@@ -206,11 +212,20 @@ def can_write(x: Instruction, root: Variable) -> bool:
         return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and _in_order(root))
     if x.kind == "draw":
         return x.name in ("random", "standard_normal") and root.dtype.kind == "f" and _in_order(root)
-    if x.name == "np.reshape":
+    if bare(x.name) == "reshape":
         return _in_order(root)
-    if x.name in ("np.asarray", "np.array") and not isinstance(x.args[0], Variable):
+    if bare(x.name) in ("asarray", "array") and not isinstance(x.args[0], Variable):
         return False
-    return x.kind == "function" and x.name in WITH_OUT and "where" not in x.kwargs
+    return x.kind == "function" and bare(x.name) in WITH_OUT and "where" not in x.kwargs
+
+
+def _can_write_on_device(x: Instruction, root: Variable) -> bool:
+    if x.kind in ELEMENTWISE:
+        # The operator ** does not give the bits of cupy.power; cupy.matmul takes its time with a place for the result.
+        return x.name not in ("matmul", "pow") and "where" not in x.kwargs
+    if x.kind == "method" and x.name == "dot":
+        return _in_order(root) and all(type(v) is Variable and len(v.shape) == 2 for v in x.args)
+    return x.kind == "create" and bare(x.name) == "empty"
 
 
 def _is_plain_power(x: Instruction, root: Variable) -> bool:
@@ -223,7 +238,7 @@ def may_diverge(x: Instruction) -> bool:
     """Whether the shape of a result may be another one for other values."""
     if x.kind == "getitem":
         return any(v.dtype is not None and v.dtype.kind == "b" for v in list(x.reads())[1:])
-    return (x.kind == "function" and x.name not in FIXED_SHAPE) or (
+    return (x.kind == "function" and bare(x.name) not in FIXED_SHAPE) or (
         x.kind == "method" and x.name in ("nonzero", "repeat")
     )
 

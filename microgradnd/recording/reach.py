@@ -20,14 +20,16 @@ from ..autograd import Leaf
 from ..dtypes import is_numeric
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
-from .instructions import CaptureError
+from .instructions import CaptureError, is_array, is_on_device
 from .scout import Executed, globals_in, is_users, names_in, root_of
 
 MOST = 100_000  # places that are looked at
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
 HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
 # Not looked into: what belongs to other libraries, and the machinery of Python itself.
-OPAQUE = frozenset(["_thread", "io", "jax", "logging", "matplotlib", "pandas", "threading", "torch", "tqdm", "weakref"])
+OPAQUE = frozenset([
+    "_thread", "cupy", "cupyx", "io", "jax", "logging", "matplotlib", "pandas", "threading", "torch", "tqdm", "weakref",
+])  # fmt: skip
 
 
 class Place:
@@ -151,7 +153,7 @@ class Reach:
         elif isinstance(x, dict):
             for name, part in x.items():
                 self._argument(part, f"{path}.{name}")
-        elif not isinstance(x, Tensor | np.ndarray | np.random.Generator):
+        elif not isinstance(x, Tensor | np.random.Generator) and not is_array(x):
             self._value(x, path)
 
     def _globals(self, code: CodeType, scope: dict[str, Any]) -> None:
@@ -171,7 +173,7 @@ class Reach:
     def _class(self, value: type, path: str) -> None:
         if is_users(value.__module__):
             for name, part in vars(value).items():
-                if isinstance(part, np.ndarray | np.random.Generator | RecordedArray | RecordedGenerator | tuple):
+                if is_array(part) or isinstance(part, np.random.Generator | RecordedArray | RecordedGenerator | tuple):
                     self._keep(value, name, False, f"{path}.{name}")
                 elif not name.startswith("__") or name in ("__call__", "__getattr__"):
                     # Not by getattr, which makes a new object of a class method each time.
@@ -191,13 +193,13 @@ class Reach:
                 f"capture: the step can reach more than {MOST} values; hand it what it needs as arguments"
             )
         role = "plain"
-        if type(value) in (np.ndarray, RecordedArray):
+        if _is_recorded(value):
             role = "array"
         elif isinstance(value, np.random.Generator | RecordedGenerator):
             role = "generator"
         elif type(value) is RecordedNumber:
             role = "number"
-        elif type(value) is tuple and any(type(part) in (np.ndarray, RecordedArray) for part in value):
+        elif type(value) is tuple and any(map(_is_recorded, value)):
             role = "tuple"
         self.places.append(Place(owner, key, is_item, path, role, value))
         if role == "plain" or (role == "array" and not is_numeric(value.dtype)):
@@ -208,6 +210,11 @@ class Reach:
             return
         if isinstance(value, FunctionType | MethodType | functools.partial):
             self._function(value, f"{path}.")
+            return
+        if is_on_device(value):
+            if value.dtype.kind not in "biufc":
+                raise CaptureError(f"capture: {path} is an array of {value.dtype} on a device, which is not recorded")
+            self._seen[id(value)] = value
             return
         if isinstance(value, np.ndarray):
             self._seen[id(value)] = value
@@ -287,6 +294,11 @@ class Reach:
             return True
         kinds = type(value).__mro__
         return any(root_of(kind.__module__) in ("microgradnd", "nn") or "__getattr__" in vars(kind) for kind in kinds)
+
+
+def _is_recorded(x: Any) -> bool:
+    """Whether x is an array that gets a handle, or one."""
+    return type(x) is np.ndarray or is_on_device(x) or type(x) is RecordedArray
 
 
 def is_equal(x: Any, y: Any) -> bool:

@@ -10,14 +10,24 @@ from typing import Any
 import numpy as np
 
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, lies_alike
-from .instructions import CaptureError, Instruction, Variable
+from .instructions import (
+    CaptureError,
+    Instruction,
+    Variable,
+    active,
+    bare,
+    current_device,
+    is_array,
+    is_on_device,
+    library_of,
+)
 
 # What may stand in the text of a program besides variables.
 LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, type, np.dtype, np.generic)
 
 
 # Functions that may return their argument, and do not change it then.
-UNCHANGING = ("np.array", "np.asarray", "np.ascontiguousarray", "np.atleast_1d", "np.atleast_2d", "np.broadcast_to")
+UNCHANGING = ("array", "asarray", "ascontiguousarray", "atleast_1d", "atleast_2d", "broadcast_to", "squeeze")
 
 
 class Recorder:
@@ -33,6 +43,11 @@ class Recorder:
         self.trouble: Exception | None = None  # an error in the step, which it may have caught
         self._numbers: dict[Any, RecordedNumber] = {}  # what numbers alone give, by how it is computed
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether arrays on a device are used."""
+        return any(v.is_on_device for x in self.instructions for v in (*x.reads(), *x.results, *x.writes))
+
     def is_this_thread(self) -> bool:
         return threading.get_ident() == self._thread
 
@@ -40,8 +55,8 @@ class Recorder:
         """A handle for an array that was there before, the same one each time."""
         known = self._handles.get(id(array))
         if known is None:
-            root = self._root(array)
-            if kind == "constant" and array.size:
+            root = self._root(_on_current_device(array))
+            if kind == "constant" and array.size and not is_on_device(array):
                 name = {0: "zeros", 1: "ones"}.get(array.flat[0], name) if (array == array.flat[0]).all() else name
             variable = Variable(array, kind, name, root)
             variable.array = array
@@ -53,7 +68,7 @@ class Recorder:
     def argument(self, array: Any, name: str) -> RecordedArray:
         """A handle for an array that replays get anew: of its own, whoever else has the same array now."""
         variable = Variable(array, "argument", name)
-        if self._root(array) is None:
+        if self._root(_on_current_device(array)) is None:
             self._register(array, variable)
         return RecordedArray(array, variable)
 
@@ -75,7 +90,7 @@ class Recorder:
         kind = type(value)
         if kind is RecordedArray or kind is RecordedNumber or kind is RecordedGenerator:
             return value.value, value.variable
-        if kind is np.ndarray:
+        if kind is np.ndarray or is_on_device(value):
             return value, self.given(value, "constant", "constant").variable
         if isinstance(value, np.ndarray):
             raise CaptureError(f"capture: an array of the class {kind.__name__} is used, which is not recorded")
@@ -85,7 +100,7 @@ class Recorder:
         if kind is dict:
             both = {name: self.unwrapped(part) for name, part in value.items()}
             return {name: x[0] for name, x in both.items()}, {name: x[1] for name, x in both.items()}
-        if not isinstance(value, LITERAL) and value is not np:
+        if not isinstance(value, LITERAL) and value is not np:  # as an argument, where np itself is handed on
             raise CaptureError(f"capture: {value!r} is handed to a function of arrays, which is not recorded")
         return value, value
 
@@ -112,29 +127,29 @@ class Recorder:
             self.instructions.append(instruction)
             return out if result is real_out else self._result(result, instruction)
         everything = [*args, *(kwargs or {}).values()]
-        before = [(x, x.value.copy()) for x in _flat(everything) if kind == "function" and not writes and _is_array(x)]
+        before = [(x, x.value.copy()) for x in flat(everything) if kind == "function" and not writes and _is_array(x)]
         result = self._tried(function, real_args, real_kwargs)
-        changed = any(x.value.tobytes() != copy.tobytes() for x, copy in before if x.value is not result)
+        changed = any(bytes_of(x.value) != bytes_of(copy) for x, copy in before if x.value is not result)
         if changed or real_kwargs.get("overwrite_input"):
             raise CaptureError(f"capture: {name} changes its argument, which is not recorded")
-        for given in (
-            _flat(everything) if isinstance(result, np.ndarray) else ()
-        ):  # what came is what went: nothing to note
+        for given in flat(everything) if is_array(result) else ():  # what came is what went: nothing to note
             if type(given) is RecordedArray and given.value is result:
-                if writes or (kind == "function" and name not in UNCHANGING):  # in place, like nan_to_num(copy=False)
+                if writes or (
+                    kind == "function" and bare(name) not in UNCHANGING
+                ):  # in place, like nan_to_num(copy=False)
                     instruction.writes = [x.variable for x in writes or (given,)]
                     self.instructions.append(instruction)
                 return given
         instruction.writes = [x.variable for x in writes]
-        numbers_alone = kind == "operator" and not isinstance(result, np.ndarray | np.generic)
+        numbers_alone = kind == "operator" and not is_array(result) and not isinstance(result, np.generic)
         if numbers_alone:
             key = (name, *((id(x) if type(x) is Variable else (type(x), repr(x))) for x in noted_args))
             if key not in self._numbers:
                 self.instructions.append(instruction)
                 self._numbers[key] = self._result(result, instruction)
             return self._numbers[key]
-        if isinstance(result, np.ndarray) and not writes and self._root(result) is not None:
-            for given in _flat(args):
+        if is_array(result) and not writes and self._root(result) is not None:
+            for given in flat(args):
                 if _is_array(given) and lies_alike(result, given.value):  # reshaped to the shape that it has
                     return RecordedArray(result, given.variable)
             key = (name, repr([id(x) if type(x) is Variable else x for x in (*noted_args, *noted_kwargs.items())]))
@@ -149,6 +164,7 @@ class Recorder:
 
     def _tried(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result; an error that the step itself may catch and go on from is remembered."""
+        active.recorder = None  # what a function of ours does within is not noted
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -157,6 +173,8 @@ class Recorder:
                 "know what to do"
             )
             raise
+        finally:
+            active.recorder = self
 
     def _result(self, result: Any, instruction: Instruction) -> Any:
         instruction.is_tuple = isinstance(result, tuple | list)
@@ -173,22 +191,22 @@ class Recorder:
             variable = Variable(result, "number", instruction.name)
             instruction.results.append(variable)
             return RecordedNumber(result, variable)
-        if not isinstance(result, np.ndarray | np.generic):
+        if not is_array(result) and not isinstance(result, np.generic):
             raise CaptureError(f"capture: {instruction.name} gave {result!r}, which is not recorded")
-        root = self._root(result) if isinstance(result, np.ndarray) else None
+        _on_current_device(result)
+        root = self._root(result) if is_array(result) else None
         variable = Variable(result, "made", instruction.name, root)
-        if root is None and isinstance(result, np.ndarray):
+        if root is None and is_array(result):
             self._register(result, variable)
         instruction.results.append(variable)
         return RecordedArray(result, variable)
 
-    def created_like(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def created_like(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """An array of the layout of another one, and of one value: noted without the other one."""
         result = function(*self.unwrapped(args)[0], **self.unwrapped(kwargs)[0])
-        name = f"np.{function.__name__.removesuffix('_like')}"
-        fill = (args[1] if len(args) > 1 else kwargs["fill_value"],) if name == "np.full" else ()
+        fill = (args[1] if len(args) > 1 else kwargs["fill_value"],) if bare(name) == "full" else ()
         noted = self.unwrapped((result.shape, *fill, result.dtype))[1]
-        instruction = Instruction("create", name, getattr(np, name[3:]), noted, {}, self._note())
+        instruction = Instruction("create", name, getattr(library_of(result)[1], bare(name)), noted, {}, self._note())
         self.instructions.append(instruction)
         return self._result(result, instruction)
 
@@ -204,20 +222,36 @@ class Recorder:
         return value
 
 
+def _on_current_device(array: Any) -> Any:
+    """The array; a replay runs on one GPU, the current one."""
+    if is_on_device(array) and array.device.id != current_device():
+        raise CaptureError(
+            f"capture: the step uses an array on GPU {array.device.id}, and CuPy's current one is {current_device()}; "
+            "call it in a block `with mg.device(...)`, with all arrays on that GPU"
+        )
+    return array
+
+
 def _is_array(x: Any) -> bool:
-    return type(x) is RecordedArray and isinstance(x.value, np.ndarray)
+    return type(x) is RecordedArray and is_array(x.value)
 
 
-def _flat(args: Any) -> Iterator[Any]:
+def flat(args: Any) -> Iterator[Any]:
+    """What is in nested tuples and lists."""
     for part in args:
         if type(part) in (tuple, list):
-            yield from _flat(part)
+            yield from flat(part)
         else:
             yield part
 
 
 def owner_of(array: Any) -> Any:
     """The array whose memory an array is, or is a view of."""
-    while isinstance(array.base, np.ndarray):
+    while is_array(array.base):
         array = array.base
     return array
+
+
+def bytes_of(array: Any) -> Any:
+    """The bytes of an array, of one on a device too."""
+    return (array.get() if is_on_device(array) else array).tobytes()

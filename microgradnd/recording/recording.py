@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
+import sys
 import weakref
 from collections import Counter
 from sys import getrefcount
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import as_array
+from ..backends import NAMESPACES, as_array
 from ..inplace import next_change, record_of
 from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedNumber
+from .graph import graphed, refuse
 from .guard import attempt_function, layout, layout_of, leaves, missed, settings
-from .instructions import CaptureError, Variable
+from .instructions import CaptureError, Variable, current_device, current_stream
 from .program import Program
 from .reach import Place
 from .results import Output, data_of, outputs, rebuilt
@@ -41,19 +43,22 @@ class Recording:
         verified: whether a replay was compared with the step itself.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, graph: bool = False) -> None:
         self.settings, self.layout = session.settings, session.layout
         self.arguments, self.keywords = session.layouts, session.keywords  # kind and layout of each; names of the last
         self.calls = self.diverged = 0
         self.verified = False
         self.sets, self.structure = session.sets, session.structure
         self.reach, self.generators = session.reach, session.generators
+        self.device = session.device  # the number of the GPU, where a program uses one
+        self.graph = graph
         self._mappings: dict[int, str] = {}  # what numbers lie in, by name
         self._step: Any = None
         self.attempt: Any = missed  # replays for arguments of a step, if everything is as the last replay left it
         self._scope_of_step: dict[str, Any] = {}
         self._scope_of_attempt: dict[str, Any] = {}
         self.buffers: list[Any] = []
+        self.stream = 0  # on which a device's buffers are used
         self._unheld: list[int] = []
         self._sort(session)
         self._compile(session)
@@ -117,6 +122,8 @@ class Recording:
         returned = [*self._results, *assigned, *(v for _, v in self._given_gradients)]
         mappings = self._mappings
         self._scope: dict[str, Any] = {"np": np, "Diverged": Diverged}
+        if self.device is not None:
+            self._scope["cp"] = sys.modules["cupy"]
 
         def text_of(place: Place) -> str:
             if id(place.owner) not in mappings:
@@ -139,6 +146,9 @@ class Recording:
             program, [*session.arguments, *extra], numbers, written, returned, session.name, set(self._scope), wishes
         )
         self.source, self._text, self.program = text.source, text, program
+        self._arguments = session.arguments
+        if self.graph:
+            refuse(program, session.arguments, bool(self.loaded or self._assigned))
         self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
         self.functions = text.functions
         self.parameters = [text.names[v] for v in session.arguments]
@@ -162,6 +172,7 @@ class Recording:
         self.other_leaves = [leaf for leaf, _ in others]
         self.others_none = [none for _, none in others]
         self._written = list({v.root for x in program.body for v in x.writes if v.root.array is not None})
+        self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
         self.is_plain = (
             isinstance(self.structure, Output)
             and self.structure.is_tensor
@@ -173,13 +184,14 @@ class Recording:
     def bind(self) -> None:
         """Make the buffers and the function, for the arrays that are there now."""
         self.release()
+        self.stream = 0 if self.device is None else current_stream()
         for variable, places in self._by_variable.items():
             if variable.kind == "input":
                 variable.array = places[0].get()
         scope = dict(self._scope)
         scope.update((name, variable.array) for name, variable in self._inputs)
         exec(self._code, scope)
-        self._step = scope["step"]
+        self._step = graphed(scope["step"], self._arguments) if self.graph else scope["step"]
         self._scope_of_step = scope
         self.buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
         self.records = [record_of(v.array) for v in self._written]
@@ -192,13 +204,16 @@ class Recording:
         if layout(args, kwargs) != self.layout:
             return "the arguments"
         if settings() != self.settings:
-            return "mg.kernels, mg.no_grad or mg.autocast"
-        rebind = False
+            return "mg.kernels, mg.no_grad, mg.autocast or mg.device"
+        if self.device is not None and current_device() != self.device:
+            return "the current device"
+        # Two streams may compute at the same time, and need buffers of their own then.
+        rebind = self.device is not None and self.stream != current_stream()
         for place, path in self.watch.differences():
             if place is None or place.role != "array":
                 return path
             value = place.get()
-            if type(value) is not np.ndarray or layout_of(value) != layout_of(place.value):
+            if type(value) not in NAMESPACES or layout_of(value) != layout_of(place.value):
                 return path
             rebind = True
         for places in self._by_variable.values() if rebind else ():
@@ -211,7 +226,7 @@ class Recording:
                 return f"the gradient of {place.path}"
         for place, variable in (*self._assigned, *self.loaded):
             value = data_of(place.get())
-            if type(value) is not np.ndarray or value.shape != variable.shape or value.dtype != variable.dtype:
+            if type(value) is not variable.array_type or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
         if not all(map(_are_equal, self.merged)):
             return UNEQUAL

@@ -6,9 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from ..backends import as_array
+from ..backends import NAMESPACES, as_array
 from ..tensor import Tensor, new
 from .instructions import Variable
 
@@ -25,7 +23,7 @@ class Output:
         if not self.is_tensor:
             return value
         tensor = new(Tensor)
-        tensor._data = value if type(value) is np.ndarray else as_array(value)
+        tensor._data = value if type(value) in NAMESPACES else as_array(value)
         tensor._node = None
         return tensor
 

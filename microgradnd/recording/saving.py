@@ -55,6 +55,8 @@ def _writer(text: str) -> Any:
 
 
 def _text(recording: Recording, module: str, arrays: str) -> str:
+    if recording.device is not None:
+        raise CaptureError("save: the recording computes on a device; only steps on arrays of NumPy can be saved")
     if recording.gives_new_arrays():
         raise CaptureError(
             "save: the step adds to gradients, or gives tensors new arrays (t.data = ...), and so has no arrays of its "

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-LIBRARIES = frozenset(["builtins", "cupy", "llvmlite", "microgradnd", "nn", "numba", "numpy"])
+LIBRARIES = frozenset(
+    ["builtins", "cupy", "cupy_backends", "cupyx", "fastrlock", "llvmlite", "microgradnd", "nn", "numba", "numpy"]
+)
 UNREPEATED = (input, next, open, print)  # what a replay does not do
 
 

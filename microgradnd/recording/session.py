@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from .. import randomness
-from ..backends import NAMESPACES
+from ..backends import NAMESPACES, register_cupy
 from ..dtypes import is_numeric
 from ..noting import hook
 from ..tensor import Tensor, constant
-from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
+from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, to_write
 from .guard import layout, layout_of, settings
-from .instructions import CaptureError, Variable, active, is_recording, recorder
+from .instructions import CaptureError, Variable, active, current_device, is_array, is_recording, recorder
 from .namespace import namespace
 from .notes import notes
 from .reach import HANDLES, PLAIN, Place, Reach
-from .recorder import Recorder
+from .recorder import Recorder, flat
 from .results import Output, data_of, like
 from .scout import Executed
 
@@ -58,6 +58,8 @@ class Session:
         executed: Executed,
         merge: bool,
     ) -> None:
+        if "cupy" in sys.modules:
+            register_cupy()  # so that arrays of CuPy are seen wherever they lie
         self.name = getattr(function, "__name__", type(function).__name__)
         self.settings = settings()
         self.layout = layout(args, kwargs)
@@ -90,7 +92,7 @@ class Session:
             try:
                 self._replace()
                 with executed.noted():
-                    result = function(*wrapped, **wrapped_kwargs)
+                    result = _explained(function, wrapped, wrapped_kwargs)
                 if self._recorder.trouble is not None:
                     raise self._recorder.trouble
                 if executed.unrepeated is not None:
@@ -122,6 +124,8 @@ class Session:
             self.met_functions = True
         self.result = _bare(result)
         self.instructions = self._recorder.instructions
+        on_device = self._recorder.uses_device or any(v.is_on_device for v in self.arguments)
+        self.device = current_device() if on_device else None
         self.generators = [x.value for x in self._generators.values()]
 
     def short(self, path: str) -> str:
@@ -132,7 +136,7 @@ class Session:
     def _argument(self, value: Any, name: str) -> Any:
         """An argument with handles for its arrays and floats."""
         kind = type(value)
-        if kind is np.ndarray:
+        if kind in NAMESPACES:
             if not is_numeric(value.dtype):
                 raise CaptureError(f"capture: {name} is an array of {value.dtype}, which is not recorded")
             return self._array(value, name)
@@ -142,8 +146,6 @@ class Session:
                     f"capture: the argument {name} requires a gradient; tensors that do are used like parameters, from "
                     "outside of the step, and arguments are constants"
                 )
-            if type(value._data) is not np.ndarray:
-                raise CaptureError(f"capture: {name} lies on a device; only arrays of NumPy are recorded")
             tensor = constant(value._data)
             tensor._data = self._array(value._data, name)
             return tensor
@@ -176,10 +178,10 @@ class Session:
             handle: Any = None
             if place.role == "tuple":
                 handle = tuple(
-                    self._recorder.given(x, "input", f"{name}_{i}") if type(x) is np.ndarray else x
+                    self._recorder.given(x, "input", f"{name}_{i}") if type(x) in NAMESPACES else x
                     for i, x in enumerate(value)
                 )
-            elif place.role == "array" and type(value) is np.ndarray and is_numeric(value.dtype):
+            elif place.role == "array" and type(value) in NAMESPACES and is_numeric(value.dtype):
                 handle = self._recorder.given(value, "input", name)
             elif place.role == "gradient" and value is not None:
                 if isinstance(value, Tensor) and value._node is not None:
@@ -216,7 +218,7 @@ class Session:
 
     def _structure(self, result: Any) -> Any:
         kind = type(result)
-        if kind is Tensor or kind is np.ndarray:
+        if kind is Tensor or kind in NAMESPACES:
             data = result._data if kind is Tensor else result
             data = data if type(data) is RecordedArray else recorder().given(data.copy(), "constant", "constant")
             return Output(data.variable, kind is Tensor)
@@ -260,6 +262,19 @@ class Session:
                         self.left_at = place.path
 
 
+def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The result; an error of a function that takes no handles says so."""
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        if "Recorded" not in str(error):
+            raise
+        raise CaptureError(
+            "capture: an array, or a number that changes, was handed to what is not recorded, such as a kernel of your "
+            f"own or the keys of a dict ({error}); compute with operators and functions of microgradnd, NumPy and CuPy"
+        ) from error
+
+
 def _final(place: Place) -> Any:
     """What lies in a place after the step; None where it was removed."""
     try:
@@ -296,7 +311,8 @@ def _bare(value: Any) -> Any:
         return value.value
     if kind is Tensor:
         if type(value._data) is RecordedArray:
-            value._data = np.asarray(_bare(value._data))
+            data = _bare(value._data)
+            value._data = data if is_array(data) else np.asarray(data)
         return value
     if isinstance(value, tuple | list | dict):
         before = list(value.values()) if isinstance(value, dict) else list(value)
@@ -307,25 +323,30 @@ def _bare(value: Any) -> Any:
 
 @contextmanager
 def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator[None]:
-    plain = NAMESPACES[np.ndarray]
-    NAMESPACES[np.ndarray] = NAMESPACES[RecordedArray] = namespace
+    plain = dict(NAMESPACES)
+    NAMESPACES[np.ndarray] = namespace
+    for array_type in plain:
+        if array_type is not np.ndarray:
+            from . import device
+
+            NAMESPACES[array_type] = device.namespace
     active.recorder, hook.call, randomness.wrapping.wrap = recording, _call, generator
     try:
         yield
     finally:
         active.recorder = hook.call = randomness.wrapping.wrap = None
-        NAMESPACES[np.ndarray] = plain
-        del NAMESPACES[RecordedArray]
+        NAMESPACES.update(plain)
 
 
-def _call(name: str, function: Any, args: tuple[Any, ...]) -> Any:
+def _call(name: str, function: Any, args: tuple[Any, ...], writes: Sequence[Any] = ()) -> Any:
     """A call of a function that is noted as a whole, or of a kernel, which writes into some of its arguments."""
-    if not any(type(x) in (RecordedArray, RecordedNumber) for x in args):
-        return getattr(function, "run", function)(*args)
-    if not hasattr(function, "writes"):
-        return recorder().call("whole", name, function, args)
-    recorder().call("kernel", name, function.run, args, writes=tuple(args[i] for i in function.writes))
-    return None
+    is_kernel = hasattr(function, "run")
+    function = function.run if is_kernel else function
+    if not any(type(x) in HANDLES for x in flat(args)):
+        return function(*args)
+    return recorder().call(
+        "kernel" if is_kernel else "whole", name, function, args, writes=tuple(map(to_write, writes))
+    )
 
 
 def _names(function: Any, count: int) -> list[str]:

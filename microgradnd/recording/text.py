@@ -12,7 +12,7 @@ import numpy as np
 
 from ..dtypes import BFLOAT16
 from .arrays import OPERATORS, UNARY
-from .instructions import Instruction, Variable
+from .instructions import Instruction, Variable, bare
 from .program import ALIGNMENT, GIVEN, SHAPING, Program, may_diverge
 
 SYMBOLS = {
@@ -29,11 +29,13 @@ RESERVED = {
     "Diverged",
     "Path",
     "arrays",
+    "cp",
     "memory",
     "np",
     "step",
     "allow_pickle",
     "args",
+    "device_memory",
     "file",
     "kwds",
     *dir(builtins),
@@ -66,8 +68,10 @@ class Text:
         self._wishes = wishes
         self.functions: dict[str, Any] = {}
         self._taken = set(RESERVED) | set(keyword.kwlist) | taken
-        self._own = [x.name for x in program.body if x.kind in ("whole", "kernel")]
-        self._taken.update(self._own)
+        self._own: dict[Any, str] = {}  # what functions of ours are called
+        for x in program.body:
+            if x.kind in ("whole", "kernel"):
+                self._taken.add(self._function(x))
         for variable in (*arguments, *numbers):
             self._name(variable, variable.name)
         self._setup: list[str] = []
@@ -98,6 +102,8 @@ class Text:
                 f"memory = np.zeros({program.memory + ALIGNMENT}, np.uint8)",
                 f"memory = memory[-memory.ctypes.data % {ALIGNMENT} :]  # what lives at different times shares it",
             ]
+        if program.device_memory:
+            memory.append(f"device_memory = cp.empty({program.device_memory}, np.uint8)")
         body = [f"    {line}".rstrip() for line in self._lines]
         title = re.sub(r'["\\\n]', " ", title)
         head = [*memory, *self._setup, "", "", f"def step({signature}):", f'    """{title}"""']
@@ -118,21 +124,31 @@ class Text:
             self.names[variable] = name
         return self.names[variable]
 
+    def _function(self, x: Instruction) -> str:
+        """The name of a function of ours; of two with the same name one gets a number."""
+        if x.function not in self._own:
+            wish, i = x.name.strip("_"), 1
+            name = wish
+            while name in self._own.values() or name in RESERVED:
+                name, i = f"{wish}_{i}", i + 1
+            self._own[x.function] = name
+        return self._own[x.function]
+
     def _wish(self, x: Instruction, variable: Variable) -> str:
         """What a result is called: by the operation that it belongs to."""
         if variable in self._wishes:
             return self._wishes[variable]
         if x.kind == "create" and variable.root in self.program.constant:
-            return x.name.removeprefix("np.")
+            return bare(x.name)
         source = next((v for v in x.reads() if v.root is variable.root and v in self.names), None)
         if source is not None and self.program.is_view(x):
-            if x.name in ("T", "transpose", "swapaxes", "np.transpose", "np.swapaxes"):
+            if bare(x.name) in ("T", "transpose", "swapaxes"):
                 return f"{self.names[source]}_T"
             return f"{re.sub(r'_(rows|part)$', '', self.names[source])}_{'part' if x.kind == 'getitem' else 'rows'}"
         if x.note.startswith("gradient of "):
             note = x.note.removeprefix("gradient of ")
             return f"d_{SHORT.get(note, note)}"
-        return SHORT.get(x.note, x.note.split(" ")[0]) or x.name.removeprefix("np.")
+        return SHORT.get(x.note, x.note.split(" ")[0]) or bare(x.name)
 
     def _term(self, value: Any) -> str:
         if type(value) is Variable:
@@ -158,7 +174,13 @@ class Text:
         shape, dtype = literal(root.shape), literal(root.dtype)
         ordered = root.strides == np.empty(root.shape, root.dtype).strides
         if offset is None and ordered:
-            self._setup.append(f"{name} = np.empty({shape}, {dtype})")
+            self._setup.append(f"{name} = {'cp' if root.is_on_device else 'np'}.empty({shape}, {dtype})")
+            return
+        if root.is_on_device:
+            size = math.prod(root.shape) * root.dtype.itemsize
+            memory = f"cp.empty({size}, np.uint8).data" if offset is None else f"device_memory.data + {offset}"
+            strides = "" if ordered else f", {literal(root.strides)}"
+            self._setup.append(f"{name} = cp.ndarray({shape}, {dtype}, {memory}{strides})")
             return
         memory = (
             "memory" if offset is not None else f"np.empty({math.prod(root.shape) * root.dtype.itemsize}, np.uint8)"
@@ -168,7 +190,7 @@ class Text:
 
     def _write(self, x: Instruction) -> None:
         if x.kind in ("whole", "kernel"):
-            self.functions[x.name] = x.function
+            self.functions[self._function(x)] = x.function
         for variable in x.results:
             self._name(variable, self._wish(x, variable))
         text = self._statement(x)
@@ -195,6 +217,10 @@ class Text:
             return f"if {test}:\n    raise Diverged"
         if x.kind == "setitem":
             return f"{self._term(x.args[0])}[{self._index(x.args[1])}] = {self._term(x.args[2])}"
+        if x.kind == "in place" and x.args[0].is_on_device:
+            if x.name in ("matmul", "pow"):
+                return f"{args[0]}.__i{x.name}__({args[1]})"
+            return f"cp.{OPERATORS[x.name]}({args[0]}, {args[1]}, {args[0]})"
         if x.kind == "in place":
             if x.name == "pow":
                 return f"{args[0]}[...] = {args[0]} ** {args[1]}"
@@ -216,6 +242,9 @@ class Text:
     def _into(self, x: Instruction, args: list[str], out: str) -> str:
         """The statement that writes the result into the buffer ``out``."""
         root = x.results[0]
+        if root.is_on_device and x.kind in ("operator", "method"):
+            name = OPERATORS.get(x.name, x.name)
+            return f"cp.{name}({', '.join([*args, out])})"
         if x.kind == "operator":
             name = OPERATORS[x.name]
             if x.name == "pow" and type(x.args[1]) in (int, float):
@@ -223,7 +252,7 @@ class Text:
                 name, args = (power, args[:1]) if power else (name, args)
             return f"np.{name}({', '.join([*args, _out(name, out)])})"
         if x.kind == "create":
-            if x.name == "np.empty":
+            if bare(x.name) == "empty":
                 return ""
             if x.name == "np.full":
                 return f"{out}[...] = {args[1]}"
@@ -266,7 +295,8 @@ class Text:
         keywords = [f"{k}={self._term(v)}" for k, v in x.kwargs.items()]
         if x.kind in ("method", "draw"):
             return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords])})"
-        return f"{x.name}({', '.join([*args, *keywords])})"
+        name = self._function(x) if x.kind in ("whole", "kernel") else x.name
+        return f"{name}({', '.join([*args, *keywords])})"
 
     def _index(self, index: Any) -> str:
         parts = index if type(index) is tuple else (index,)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from tests.cupy_on_cpu._profiling import unseen
+
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
@@ -65,7 +67,7 @@ def _python_function(library: ctypes.PyDLL, symbol: str, signature: str) -> Call
     prototype = ctypes.PYFUNCTYPE(_c_type(returns), *map(_c_type, own), ctypes.c_int)
     function = prototype((symbol, library))
     count = len(own)
-    return lambda *args: function(*args[:count], 0)
+    return unseen(lambda *args: function(*args[:count], 0))
 
 
 def _c_type(declaration: str) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tests.cupy_on_cpu._host_memory import column_major_view, flat_view, vector_view
+from tests.cupy_on_cpu._profiling import unseen
 
 MODULE = "cupy_backends.cuda.libs.cublas"
 
@@ -77,9 +78,10 @@ class CUBLASError(RuntimeError):
 def make_module(count_call: Callable[[], None]) -> ModuleType:
     """Return a module to take the place of CuPy's; `count_call` is called for each operation."""
     module = ModuleType(MODULE)
-    vars(module).update(_CONSTANTS, CUBLASError=CUBLASError, **_handle_functions())
+    handles = {name: unseen(function) for name, function in _handle_functions().items()}
+    vars(module).update(_CONSTANTS, CUBLASError=CUBLASError, **handles)
     for name, function in _operations().items():
-        setattr(module, name, _counted(function, count_call))
+        setattr(module, name, unseen(_counted(function, count_call)))
     module.__getattr__ = _missing
     return module
 

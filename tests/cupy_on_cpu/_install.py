@@ -14,6 +14,7 @@ from typing import Any
 from tests.cupy_on_cpu import _cublas, _kernels, _refusals
 from tests.cupy_on_cpu._build import BuildError, KernelBuilder, device_library
 from tests.cupy_on_cpu._capsules import replace_functions
+from tests.cupy_on_cpu._profiling import unseen
 from tests.cupy_on_cpu._random import replace_random
 from tests.cupy_on_cpu._requirements import unavailable
 from tests.cupy_on_cpu._thrust import replace_thrust
@@ -158,4 +159,4 @@ def _module_compiler(cupy: ModuleType) -> Any:
         module._set_mapping({expression: _kernels.expression_symbol(i) for i, expression in enumerate(expressions)})
         return module
 
-    return compile_module
+    return unseen(compile_module)

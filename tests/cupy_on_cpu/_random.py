@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from tests.cupy_on_cpu._host_memory import view
+from tests.cupy_on_cpu._profiling import unseen
 
 
 class BitGenerator:
     """Holds the seed that a Generator is made from."""
+
+    __module__ = "cupy.random"
 
     def __init__(self, seed: Any = None) -> None:
         self.seed = seed
@@ -25,6 +28,8 @@ class BitGenerator:
 
 class Generator:
     """The methods that CuPy's Generator has, drawn from NumPy's."""
+
+    __module__ = "cupy.random"
 
     def __init__(self, bit_generator: Any) -> None:
         self.bit_generator = bit_generator
@@ -68,4 +73,4 @@ def _drawing(cupy: ModuleType, name: str, count_call: Callable[[], None]) -> Cal
         return out
 
     draw.__name__ = name
-    return draw
+    return unseen(draw)
