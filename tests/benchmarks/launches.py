@@ -65,12 +65,14 @@ def run(rounds: int) -> None:
     print("  launches + library calls of a step; PyTorch: operations of a step that compute")
     for workload in ("tiny", "mlp", "ffn", "block", "char_lm"):
         counts = {}
-        for kernels in ("numpy", "auto"):
+        for title, kernels, captured in (
+            ("array functions", "numpy", False),
+            ("kernels", "auto", False),
+            ("captured", "auto", True),
+        ):
             with mg.device("cuda"):
-                counts[kernels] = ours(engine(workload, kernels)[workload])
-        text = ", ".join(
-            f"{kind} {a} + {b}" for kind, (a, b) in zip(("array functions", "kernels"), counts.values(), strict=True)
-        )
+                counts[title] = ours(engine(workload, kernels, captured)[workload])
+        text = ", ".join(f"{title} {a} + {b}" for title, (a, b) in counts.items())
         if find_spec("torch"):
             import torch
 
