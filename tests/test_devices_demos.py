@@ -51,7 +51,7 @@ def test_a_demo_prints_the_same_on_each_device(
 
 def test_gpu_check_without_a_gpu() -> None:
     script = Path(__file__).parent.parent / "demos" / "gpu_check.py"
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(mg.__file__).parent.parent)}
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=hidden)
     assert (result.returncode, result.stderr) == (2, "")
     assert result.stdout.startswith("gpu_check: there is no GPU here that CuPy can use")
