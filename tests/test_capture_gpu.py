@@ -540,7 +540,7 @@ def test_the_text_names_cupy(cupy: Any) -> None:
     lines = pair.captured.source.split("\n")
     for expected in (
         "def step(X, y):",
-        "    linear_relu = cp.matmul(X, layers_0_weight)  # (5, 8)",
+        "    cp.dot(X, layers_0_weight, linear_relu)  # (5, 8)",
         "    add_bias_and_rectify(linear_relu, layers_0_bias)",
         "    # gradient of linear_relu",
         "    # SGD",
