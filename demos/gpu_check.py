@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-times", action="store_true", help="leave the benchmarks out")
     args = parser.parse_args(argv)
     if not mg.cuda_is_available():
-        print("gpu_check: there is no GPU here that CuPy can use; cupy.show_config() tells what it sees")
+        print("gpu_check: there is no GPU here that CuPy can use, or no CuPy; cupy.show_config() tells what it sees")
         return 2
     heading("machine")
     show_machine()
