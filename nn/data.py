@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -103,12 +103,22 @@ def prefetch(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
     ...     for x, y in nn.prefetch(nn.batches(X, labels, 128, rng=rng)):
     ...         ...
 
+    Arrays that lie on the device already stay what they are. Raises TypeError for batches that are mappings.
+
     On a GPU the next batch is copied while the step with this one computes: through memory that the system does not
     move (pinned), on a stream of its own.
     """
+    batches = map(_parts, batches)
     if default.current is None or default.current.type == "cpu":
         return (tuple(map(mg.tensor, batch)) for batch in batches)
     return _copied_ahead(batches)
+
+
+def _parts(batch: Any) -> list[Any]:
+    """The arrays of a batch."""
+    if isinstance(batch, Mapping):
+        raise TypeError(f"prefetch: expected tuples of arrays, got a mapping with {', '.join(map(str, batch))}")
+    return [x.data if isinstance(x, Tensor) else x for x in batch]
 
 
 def _copied_ahead(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
@@ -121,11 +131,12 @@ def _copied_ahead(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
         """The copies, and the event after which they are there."""
         # What this stream gets from the pool may be a batch of before that a step still reads.
         stream.wait_event(cupy.cuda.get_current_stream().record())
-        pinned = [_pinned(cupy, np.asarray(x)) for x in batch]
+        pinned = [x if isinstance(x, cupy.ndarray) else _pinned(cupy, np.asarray(x)) for x in batch]
         with stream:
-            copies = [cupy.empty(x.shape, x.dtype) for x in pinned]
+            copies = [x if isinstance(x, cupy.ndarray) else cupy.empty(x.shape, x.dtype) for x in pinned]
         for copy, x in zip(copies, pinned, strict=True):
-            copy.set(x, stream=stream)
+            if copy is not x:
+                copy.set(x, stream=stream)
         there = stream.record()
         under_way.append((there, pinned))
         while under_way[0][0].done and len(under_way) > 1:

@@ -10,7 +10,7 @@ import numpy as np
 
 from microgradnd import Tensor
 from microgradnd.autograd import Leaf
-from microgradnd.backends import NAMESPACES
+from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import beside
 from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
@@ -217,6 +217,7 @@ class Optimizer:
                         f"load_state_dict: {name} has {value.dtype} {value.shape}, expected {parameter.dtype} "
                         f"{parameter.shape}"
                     )
+                value = beside(as_array(value), parameter.data)
                 value = NAMESPACES[parameter.data.__class__].array(value, order="C")
             loaded[name] = value
         return loaded

@@ -122,6 +122,28 @@ def test_values_come_to_the_tensors_device(device: Any) -> None:
     np.testing.assert_array_equal(layer.weight.data, nn.Linear(2, 2, rng=1).weight.data)
 
 
+def test_optimiser_state_comes_to_the_parameters_device(device: Any) -> None:
+    def trained(place: str) -> tuple[Any, nn.Adam]:
+        layer = nn.Linear(3, 2, rng=0).to(place)
+        optimizer = nn.Adam(layer.parameters())
+        layer(mg.tensor(np.ones((4, 3), np.float32), device=place)).sum().backward()
+        optimizer.step()
+        return layer, optimizer
+
+    for source, target in ((device.name, "cpu"), ("cpu", device.name)):
+        layer, optimizer = trained(target)
+        optimizer.load_state_dict(trained(source)[1].state_dict())
+        optimizer.step()
+        assert type(optimizer.state_dict()["state"][0]["exp_avg"]) is type(layer.weight.data)
+
+
+def test_float16_stays_float16(device: Any) -> None:
+    x = mg.tensor(np.linspace(-2, 2, 9, dtype=np.float16), device=device.name)
+    for f in (mg.erf, mg.exp, mg.tanh, mg.gelu, mg.silu, mg.sigmoid, mg.softmax, mg.layer_norm, mg.sqrt, mg.var):
+        with np.errstate(invalid="ignore"):
+            assert f(x).dtype == np.float16, f.__name__
+
+
 def test_dlpack_shares_memory(device: Any) -> None:
     array = device.array(np.arange(6.0).reshape(2, 3))
     ours = mg.from_dlpack(array)

@@ -125,6 +125,12 @@ def test_prefetch_gives_the_batches_on_the_device(device: Any) -> None:
             assert tensor.dtype == array.dtype
             np.testing.assert_array_equal(tensor.numpy(), array)
 
+    with mg.device(device.name):
+        ((a, b, c),) = nn.prefetch([(mg.tensor(X), device.array(y), 2.5)])
+        assert {t.device for t in (a, b, c)} == {found[0][0].device}
+        with pytest.raises(TypeError, match="prefetch: expected tuples of arrays, got a mapping with X"):
+            list(nn.prefetch([{"X": X}]))
+
     def failing() -> Any:
         yield X, y
         raise OSError("no more")

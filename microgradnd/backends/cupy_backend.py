@@ -102,8 +102,9 @@ def matmul(x: Any, y: Any) -> Any:
     return (_batched_matmul if x.ndim > 2 or y.ndim > 2 else cupy.matmul)(x, y)
 
 
-# What CuPy 14.2 refuses bfloat16 for, or gives another dtype.
-_batched_matmul, var, erf = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.var, erf))
+# What CuPy 14.2 refuses bfloat16 for, or gives another dtype; its erf gives float64 for float16.
+_batched_matmul, var = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.var))
+erf = in_float32(erf)
 einsum = in_float32(cupy.einsum, (BFLOAT16,), first=1)
 where = promoting(cupy.where)
 _functions = (kept, masked, matmul, relu, relu_gradient, rotate_halves, scatter_add, sigmoid, take_rows)
