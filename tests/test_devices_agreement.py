@@ -16,6 +16,8 @@ from tests.op_table import BROADCASTING, ELEMENTWISE, OPS, Op
 from tests.test_ops import drawn, evaluated
 
 ULP = 2.0
+# A device's own functions, with fused multiply-add, are allowed more: CUDA's guide has up to 4 ulp for powf, 2 for tanhf.
+SHARE_ON_A_GPU = 4.0
 # NumPy has no erf: ours is a quotient of polynomials. CuPy's remainder is x - y floor(x / y), NumPy's is exact.
 MORE_ULP = {"erf": 5.0, "gelu": 20.0, "remainder": 8.0, "swiglu": 3.0}
 RELATIVE = {np.float32: 1e-6, np.float64: 1e-13}
@@ -31,6 +33,7 @@ def is_elementwise(op: Op) -> bool:
 @pytest.mark.parametrize("kernels", ["auto", "numpy"])
 def test_differences(kernels: str, dtype: Any, cupy: Any, request: pytest.FixtureRequest) -> None:
     there = Device(request.config.getoption("--device"))
+    share = SHARE_ON_A_GPU if there.chosen == "cuda" else 1.0
     largest: dict[bool, tuple[float, str]] = {}
     compared = set()
     for op in OPS:
@@ -50,12 +53,11 @@ def test_differences(kernels: str, dtype: Any, cupy: Any, request: pytest.Fixtur
             distance = np.abs(ours.astype(np.float64) - expected)
             if elementwise:
                 found = float((distance / np.spacing(np.abs(expected))).max(initial=0.0))
-                assert found <= MORE_ULP.get(op.name, ULP), op.name
+                assert found <= share * MORE_ULP.get(op.name, ULP), op.name
             else:
                 found = float(distance.max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-30))
-                assert (
-                    found <= (MORE_RELATIVE.get(op.name, 0) if dtype is np.float32 else 0) or found <= RELATIVE[dtype]
-                )
+                more = MORE_RELATIVE.get(op.name, 0.0) if dtype is np.float32 else 0.0
+                assert found <= share * max(RELATIVE[dtype], more), op.name
             if op.name not in (MORE_ULP if elementwise else MORE_RELATIVE):
                 largest[elementwise] = max(largest.get(elementwise, (0.0, "")), (found, op.name))
     print(f"\n{kernels}, {np.dtype(dtype)}: {len(compared)} operations; elementwise {largest[True][0]:.1f} ulp", end="")
