@@ -16,7 +16,7 @@ from tests.op_table import BROADCASTING, ELEMENTWISE, OPS, Op
 from tests.test_ops import drawn, evaluated
 
 ULP = 2.0
-# A device's own functions, with fused multiply-add, are allowed more: CUDA's guide has up to 4 ulp for powf, 2 for tanhf.
+# A device's own functions are allowed more: CUDA's guide has up to 4 ulp for powf and 2 for tanhf.
 SHARE_ON_A_GPU = 4.0
 # NumPy has no erf: ours is a quotient of polynomials. CuPy's remainder is x - y floor(x / y), NumPy's is exact.
 MORE_ULP = {"erf": 5.0, "gelu": 20.0, "remainder": 8.0, "swiglu": 3.0}
