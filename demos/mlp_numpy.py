@@ -15,6 +15,7 @@ The demo trains on the 8x8 digits of scikit-learn (1,797 scans) and draws the lo
 it with
 
     python demos/mlp_numpy.py
+    python demos/mlp_numpy.py --device cuda        with CuPy's arrays, on a GPU: NumPy's functions hand them on to CuPy
 """
 
 import argparse
@@ -185,6 +186,15 @@ def load_digits(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nd
     return X[train_rows], y[train_rows], X[test], y[test]
 
 
+def on_device(device: str, *arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays themselves, or copies of them on the GPU."""
+    if device == "cpu":
+        return list(arrays)
+    import cupy
+
+    return [cupy.asarray(x) for x in arrays]
+
+
 def plot(losses: np.ndarray, accuracies: np.ndarray, out: Path) -> None:
     """losses (epochs, steps per epoch); accuracies (epochs, 2) on the training and test sets."""
     # A Figure made without pyplot is drawn by Agg: no window and no display are needed.
@@ -228,6 +238,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="0: all rows (%(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of all randomness (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="NumPy or CuPy (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path(OUT), help="picture to write (%(default)s)")
     args = parser.parse_args(argv)
     for option, value in (("--hidden", args.hidden), ("--epochs", args.epochs)):
@@ -249,6 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rng = np.random.default_rng(args.seed)
     X, y, X_test, y_test = load_digits(rng)
     params = init_params(rng, (X.shape[1], args.hidden, y.shape[1]))
+    X, y, X_test, y_test = on_device(args.device, X, y, X_test, y_test)
+    params = dict(zip(params, on_device(args.device, *params.values()), strict=True))
 
     losses, accuracies = [], []
     for epoch in range(1, args.epochs + 1):
@@ -271,6 +284,9 @@ if __name__ == "__main__":
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except ImportError as error:
-        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[demos]' in the clone brings it")
+        extra = "cuda12" if error.name == "cupy" else "demos"
+        sys.exit(f"this demo needs {error.name}, which is missing: pip install -e '.[{extra}]' in the clone brings it")
     except OSError as error:
         sys.exit(f"the picture could not be written: {error}")
+    except RuntimeError as error:  # what CuPy raises where it finds no GPU
+        sys.exit(f"mlp_numpy: {error}")

@@ -17,6 +17,7 @@ import microgradnd as mg
 import nn
 
 DEMOS = {
+    "mlp_numpy": ("--epochs", "3"),
     "mlp_engine": (),
     "mlp_digits": ("--epochs", "3", "--hidden", "16"),
     "transformer_ffn": ("--steps", "30", "--d-model", "4", "--d-ff", "6"),
