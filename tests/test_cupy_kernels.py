@@ -233,3 +233,18 @@ def test_choice_of_kernels(counted: Any) -> None:
     with mg.kernels("numpy"), counted() as cost:
         mg.softmax(x)
     assert cost.launches > 1
+
+
+def test_each_device_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a second device that is only said to be current: a kernel is loaded anew for it."""
+    import cupy
+
+    from microgradnd.kernels.cupy_rows import rows_family
+
+    here = rows_family.kernel("softmax<T, V>", "f")
+    assert rows_family.kernel("softmax<T, V>", "f") is here
+    monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda: 1)
+    monkeypatch.setattr(rows_family, "_kernels", dict(rows_family._kernels))
+    before = len(rows_family._kernels)
+    rows_family.kernel("softmax<T, V>", "f")
+    assert len(rows_family._kernels) == before + 1

@@ -78,7 +78,7 @@ class Family:
 
     def __init__(self, name: str, code: str, *instances: str) -> None:
         self.name, self.code, self.instances = name, code, instances
-        self._kernels: dict[tuple[str, str, int], Any] = {}
+        self._kernels: dict[tuple[str, str, int, int], Any] = {}  # the last is the device: each has its own
         self._module = functools.cache(self._compile)
         Family.every.append(self)
 
@@ -93,7 +93,7 @@ class Family:
 
     def kernel(self, instance: str, char: str, vector: int = 1) -> Any:
         """The kernel, to be called with grid, block, arguments."""
-        key = instance, char, vector
+        key = instance, char, vector, cupy.cuda.runtime.getDevice()
         if key not in self._kernels:
             self._kernels[key] = self._module(char).get_function(_instance(instance, char, vector))
         return self._kernels[key]
