@@ -130,6 +130,7 @@ def test_ctrl_c_ends_in_one_line(tmp_path):
     # The first batch sends the signal: no race between the training and the keyboard.
     script = (
         "import runpy, signal, sys, nn\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs begin without it
         "nn.batches = lambda *args, **kwargs: signal.raise_signal(signal.SIGINT)\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
