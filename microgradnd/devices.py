@@ -38,7 +38,7 @@ class device:
     without CuPy, and RuntimeError where CuPy finds no such GPU.
     """
 
-    __slots__ = ("_entered", "index", "type")
+    __slots__ = ("index", "type")
 
     def __init__(self, name: Device) -> None:
         kind, colon, number = str(name).partition(":")
@@ -46,7 +46,6 @@ class device:
             raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {name!r}")
         self.type = kind
         self.index = int(number) if colon else None
-        self._entered: list[tuple[device | None, Any]] = []
 
     def __str__(self) -> str:
         return self.type if self.index is None else f"{self.type}:{self.index}"
@@ -65,12 +64,12 @@ class device:
         if self.type == "cuda":
             gpu = _gpu(self)
             gpu.__enter__()
-        self._entered.append((default.current, gpu))
+        default.outer.append((default.current, gpu))
         default.current = self
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        default.current, gpu = self._entered.pop()
+        default.current, gpu = default.outer.pop()
         if gpu is not None:
             gpu.__exit__(*exception)
 
@@ -80,6 +79,9 @@ Device: TypeAlias = device | str
 
 class _Default(threading.local):
     current: device | None = None
+
+    def __init__(self) -> None:
+        self.outer: list[tuple[device | None, Any]] = []  # of the blocks that this thread is in
 
 
 default = _Default()

@@ -103,7 +103,7 @@ def prefetch(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
     ...     for x, y in nn.prefetch(nn.batches(X, labels, 128, rng=rng)):
     ...         ...
 
-    Arrays that lie on the device already stay what they are. Raises TypeError for batches that are mappings.
+    Arrays that lie on the device already are copied, too. Raises TypeError for batches that are mappings.
 
     On a GPU the next batch is copied while the step with this one computes: through memory that the system does not
     move (pinned), on a stream of its own.
@@ -133,10 +133,12 @@ def _copied_ahead(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
         stream.wait_event(cupy.cuda.get_current_stream().record())
         pinned = [x if isinstance(x, cupy.ndarray) else _pinned(cupy, np.asarray(x)) for x in batch]
         with stream:
-            copies = [x if isinstance(x, cupy.ndarray) else cupy.empty(x.shape, x.dtype) for x in pinned]
-        for copy, x in zip(copies, pinned, strict=True):
-            if copy is not x:
-                copy.set(x, stream=stream)
+            copies: list[Any] = [None if isinstance(x, cupy.ndarray) else cupy.empty(x.shape, x.dtype) for x in pinned]
+        for i, x in enumerate(pinned):
+            if copies[i] is None:
+                copies[i] = x.copy()  # the source may write into it before its turn
+            else:
+                copies[i].set(x, stream=stream)
         there = stream.record()
         under_way.append((there, pinned))
         while under_way[0][0].done and len(under_way) > 1:

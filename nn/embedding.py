@@ -194,6 +194,6 @@ def _beside(x: mg.Tensor, module: Module, name: str) -> Any:
         return table.astype(dtype, copy=False)
     copies = vars(module).setdefault("_copies", {})
     key = name, str(x.device), dtype
-    if key not in copies:
-        copies[key] = beside(table.astype(dtype), x.data)
-    return copies[key]
+    if key not in copies or copies[key][0] is not table:
+        copies[key] = table, beside(table.astype(dtype), x.data)
+    return copies[key][1]

@@ -65,6 +65,27 @@ def test_the_block_says_where_new_tensors_are_made(device: Any) -> None:
     assert mg.tensor([1.0]).device == "cpu"
 
 
+def test_threads_may_share_a_device_object(device: Any) -> None:
+    shared, inside, left = mg.device("cpu"), threading.Event(), threading.Event()
+    found = {}
+
+    def first() -> None:
+        with mg.device(device.name):
+            with shared:
+                inside.set()
+                left.wait(10)
+            found["first"] = mg.tensor(1.0).device.type
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with shared:
+        left.set()
+        thread.join()
+    found["second"] = mg.tensor(1.0).device.type
+    assert found == {"first": device.name, "second": "cpu"}
+
+
 def test_moving_is_part_of_the_graph(device: Any) -> None:
     x = mg.tensor([1.0, -2.0, 3.0], requires_grad=True)
     there = x.to(device.name)

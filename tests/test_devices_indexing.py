@@ -27,6 +27,39 @@ def test_indices_out_of_range_are_refused(index: Any, axis: int, on_host: bool, 
         mg.scatter_add(mg.tensor(np.ones(3), device=device.name), place(np.array([0, 1, 4])), (4,))
 
 
+def test_indices_without_axes_are_looked_at_too(device: Any) -> None:
+    x = mg.tensor(np.arange(12.0).reshape(3, 4), device=device.name)
+    for index in (np.array(3), np.array(-4), (slice(None), np.array(4)), (True, np.array([0, 3]))):
+        parts = tuple(device.array(part) for part in (index if isinstance(index, tuple) else (index,)))
+        with pytest.raises(IndexError, match="out of bounds"):
+            x[parts]
+    with pytest.raises(IndexError, match="out of bounds"):
+        mg.scatter_add(mg.tensor(np.ones(2), device=device.name), device.array(np.array(7)), (3, 2))
+    np.testing.assert_array_equal(x[True, device.array(np.array([0, 2]))].numpy(), x.numpy()[True, [0, 2]])
+    np.testing.assert_array_equal(x[device.array(np.array(-1))].numpy(), x.numpy()[-1])
+    with pytest.raises(IndexError, match="class indices must lie in 0 to 2, got 7"):
+        mg.cross_entropy(mg.tensor(np.ones(3), device=device.name), 7)
+
+
+def test_integers_and_other_dtypes_as_on_the_host(device: Any) -> None:
+    out = mg.dropout(mg.tensor(np.arange(10), device=device.name), 0.5, rng=0)
+    assert out.dtype == np.float64
+    assert set(np.unique(out.numpy()[1:] / np.arange(1, 10))) <= {0.0, 2.0}
+    angle = np.array([0.3, 0.4])
+    for x, cos in ((np.arange(4), np.cos(angle)), (np.ones(4), np.cos(angle).astype(np.float32))):
+        found = mg.rotate_halves(*(mg.tensor(v, device=device.name) for v in (x, cos, np.sin(angle))))
+        expected = mg.rotate_halves(x, cos, np.sin(angle))
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found.numpy(), expected.data, rtol=1e-15)
+
+
+def test_a_table_that_changes_is_copied_anew(device: Any) -> None:
+    layer, x = nn.SinusoidalPositions(8, 4), mg.tensor(np.ones((2, 8, 4)), device=device.name)
+    layer(x)
+    layer.table = 2 * layer.table
+    np.testing.assert_array_equal(layer(x).numpy(), 1 + np.broadcast_to(layer.table, (2, 8, 4)))
+
+
 def test_indices_come_to_the_tensors_device(device: Any) -> None:
     values = np.arange(24.0).reshape(4, 3, 2)
     mask = values[..., 0] > 7

@@ -55,7 +55,7 @@ def relu_gradient(g: Any, out: Any) -> Any:
 
 def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
     """x, times ``scale``, where ``mask`` holds, and 0 elsewhere."""
-    if not hasattr(mask, "dtype") or mask.dtype.kind != "b":
+    if not hasattr(mask, "dtype") or mask.dtype.kind != "b" or (scale is not None and x.dtype.kind in "biuc"):
         return x * mask if scale is None else x * mask * scale
     if scale is None:
         return _masked(x, mask)
@@ -72,9 +72,10 @@ def sigmoid(x: Any) -> Any:
 
 def rotate_halves(x: Any, cos: Any, sin: Any) -> Any:
     """Each pair of elements i and i + n / 2 of the last axis, of length n, turned by its angle."""
-    half = x.shape[-1] // 2
+    half, dtype = x.shape[-1] // 2, np.result_type(x.dtype, cos.dtype, sin.dtype)
     shape = np.broadcast_shapes(x.shape[:-1], cos.shape[:-1], sin.shape[:-1]) + x.shape[-1:]
-    out = cupy.empty(shape, np.result_type(x.dtype, cos.dtype, sin.dtype))
+    out = cupy.empty(shape, dtype)
+    x, cos, sin = (part.astype(dtype, copy=False) for part in (x, cos, sin))
     _rotate_halves(x[..., :half], x[..., half:], cos, sin, out[..., :half], out[..., half:])
     return out
 

@@ -264,6 +264,8 @@ def log_softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
 def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
     if targets.__class__ is int:
+        if not 0 <= targets < logits.shape[-1]:
+            raise IndexError(f"class indices must lie in 0 to {logits.shape[-1] - 1}, got {targets}")
         targets = xp.asarray(targets)
     if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
         _check_labels(logits, targets)

@@ -68,27 +68,30 @@ def getitem(x: Operand, index: Any) -> Tensor:
 def _looked_at(operation: str, index: Any, shape: tuple[int, ...], like: Any) -> Any:
     """The index for an array of ``shape``, with its arrays beside ``like``; CuPy itself lets them wrap around."""
     parts, axis, found = index if index.__class__ is tuple else (index,), 0, []
-    after = sum(getattr(part, "ndim", 1) if _is_mask(part) else part is not None and part is not ... for part in parts)
+    after = sum(map(_axes, parts))
     for part in parts:
         if part is ...:
             axis += len(shape) - after
-        elif hasattr(part, "dtype") and part.ndim:
+        elif part.__class__ in NAMESPACES:
             if part.dtype.kind in "iu" and part.size and axis < len(shape):
                 low, high = int(part.min()), int(part.max())
                 if low < -shape[axis] or high >= shape[axis]:
                     raise IndexError(
                         f"{operation}: index {low} to {high} is out of bounds for axis {axis} of length {shape[axis]}"
                     )
-            axis += part.ndim if _is_mask(part) else 1
+            axis += _axes(part)
             part = beside(part, like)
-        elif part is not None:
-            axis += 1
+        else:
+            axis += _axes(part)
         found.append(part)
     return tuple(found) if index.__class__ is tuple else found[0]
 
 
-def _is_mask(part: Any) -> bool:
-    return hasattr(part, "dtype") and part.dtype.kind == "b" and part.ndim > 0
+def _axes(part: Any) -> int:
+    """How many axes a part of an index takes: a mask as many as it has, and so a boolean none."""
+    if part is None or part is ... or isinstance(part, bool | np.bool_):
+        return 0
+    return int(part.ndim) if hasattr(part, "dtype") and part.dtype.kind == "b" else 1
 
 
 def _plain(index: Any) -> Any:
