@@ -7,7 +7,7 @@ Arrays are (A, B, G, T, width): the G heads of queries of a group share one head
 from __future__ import annotations
 
 import numpy as np
-from numba import boolean, float32, njit, prange, types, void
+from numba import boolean, float32, int64, njit, types, void
 
 from .numba_compiler import SUMS, Kernel
 from .numba_math import ONE, ZERO, exp, f4, largest
@@ -75,11 +75,11 @@ def copied(x, a, b):
     return out
 
 
-@Kernel.of(void(read, read, read, float32, boolean, write, row, row))
-def attention(q, k, v, scale, causal, out, shift, total):
+@Kernel.of(void(int64, int64, read, read, read, float32, boolean, write, row, row))
+def attention(begin, end, q, k, v, scale, causal, out, shift, total):
     """See kernels.attention: the result, and per query the largest score and the sum of exp(score - largest)."""
-    (A, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
-    for n in prange(A * B):
+    (_, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
+    for n in range(begin, end):
         a, b = n // B, n % B
         keys, values = transposed(k, a, b), copied(v, a, b)
         q_rows, o_rows, p = np.empty((ROWS, D), f4), np.empty((ROWS, E), f4), np.empty((ROWS, S), f4)
@@ -111,11 +111,11 @@ def attention(q, k, v, scale, causal, out, shift, total):
                         out[a, b, g, i + r, d] = o_rows[r, d] * share
 
 
-@Kernel.of(void(read, read, read, read, float32, boolean, read, row, row, write, write, write))
-def attention_gradient(grad, q, k, v, scale, causal, out, shift, total, dq, dk, dv):
+@Kernel.of(void(int64, int64, read, read, read, read, float32, boolean, read, row, row, write, write, write))
+def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, total, dq, dk, dv):
     """The weights of ROWS queries are computed again, and what they add to every gradient."""
-    (A, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
-    for n in prange(A * B):
+    (_, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
+    for n in range(begin, end):
         a, b = n // B, n % B
         keys, values, key_rows = transposed(k, a, b), transposed(v, a, b), copied(k, a, b)
         dkeys, dvalues = np.zeros((D, S), f4), np.zeros((E, S), f4)

@@ -1,39 +1,33 @@
-"""How kernels are compiled: once for one thread and once for all, by Numba, kept on disk.
-
-A call on all threads costs some microseconds before it computes anything, so small work stays on one.
-"""
+"""How kernels are compiled, by Numba, kept on disk, and how large work is shared among the threads."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import inspect
-import os
 import pickle
 import sys
 import textwrap
-import threading
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 _imported_by_others = "numba" in sys.modules
 
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
+from numba.core import codegen  # noqa: E402
 
 from ..noting import hook  # noqa: E402
+from . import numba_threads  # noqa: E402
 
-PARALLEL = 1 << 20  # elements from which all threads are faster than one: measured in tests/benchmarks/kernels.py
+SHARE = 1 << 16  # elements that are worth a thread: measured in tests/benchmarks/kernels.py
 
-# Numba's own threads sleep while they wait. Those of OpenMP, which it would choose, go on turning for a while, as those
-# of OpenBLAS do: the step of a transformer took 4 times as long with both. NUMBA_THREADING_LAYER still chooses, and
-# beside somebody else's use of Numba its setting stays as it is, and kernels stay on one thread.
-if numba.config.THREADING_LAYER == "default":
-    if _imported_by_others:
-        PARALLEL = sys.maxsize
-    else:
-        numba.config.THREADING_LAYER = "workqueue"
+# LLVM uses half of the width of AVX-512 on Intel's processors, which lost clock speed by it in 2017. Beside somebody
+# else's use of Numba its setting stays as it is.
+if numba.config.CPU_FEATURES is None and not _imported_by_others:
+    features = codegen.get_host_cpu_features()
+    if "+avx512f" in features:
+        numba.config.CPU_FEATURES = f"{features},-prefer-256-bit"
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.
@@ -42,7 +36,7 @@ EXACT = {"contract"}
 
 
 class Kernel:
-    """A function of arrays, compiled when it is first called with arrays of a kind, or for those of a signature."""
+    """A function (begin, end, *arrays), compiled when it is first called with arrays of a kind, or for a signature."""
 
     def __init__(self, function: Callable[..., None], signature: Any = None) -> None:
         self._function, self._signature = function, signature
@@ -58,60 +52,42 @@ class Kernel:
 
     @functools.cached_property
     def writes(self) -> tuple[int, ...]:
-        """The positions of the arguments of a call, the number of elements first, that are written into."""
+        """The positions of the arguments of a call that are written into: of its two numbers and then the arrays."""
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(self._function))).body
         targets = [target for x in ast.walk(definition) if isinstance(x, ast.Assign) for target in x.targets]
         targets += [x.target for x in ast.walk(definition) if isinstance(x, ast.AugAssign)]
         parts = [part for x in targets for part in (x.elts if isinstance(x, ast.Tuple) else [x])]
         written = {x.value.id for x in parts if isinstance(x, ast.Subscript) and isinstance(x.value, ast.Name)}
         names = self._function.__code__.co_varnames[: self._function.__code__.co_argcount]
-        return tuple(i + 1 for i, name in enumerate(names) if name in written)
+        return tuple(i for i, name in enumerate(names) if name in written)
 
-    def __call__(self, elements: int, *args: Any) -> None:
-        """Run it on ``args``, which have so many ``elements`` to go through; numbers are taken in float32."""
+    def __call__(self, count: int, width: int, *args: Any) -> None:
+        """Do what is to be done ``count`` times, with about ``width`` elements each; numbers are taken in float32."""
         if hook.call is not None:
-            written = [(elements, *args)[i] for i in self.writes]
-            return hook.call(self.__name__, self, (elements, *args), written)
-        self.run(elements, *args)
+            written = [(count, width, *args)[i] for i in self.writes]
+            return hook.call(self.__name__, self, (count, width, *args), written)
+        self.run(count, width, *args)
 
-    def run(self, elements: int, *args: Any) -> None:
+    def run(self, count: int, width: int, *args: Any) -> None:
         """The same, unnoticed by a recording."""
         args = tuple([np.float32(x) if x.__class__ is float else x for x in args])
-        if elements < PARALLEL:
-            self._run("serial", args)
-        else:
-            with _launching:  # Numba's own threads take one call at a time
-                self._run("parallel", args)
-
-    def _run(self, variant: str, args: tuple[Any, ...]) -> None:
         try:
-            self._compiled(variant)(*args)
+            self._run(self._compiled(), count, width, args)
         except (EOFError, OSError, pickle.PickleError):  # the cache on disk is damaged, or the disk is full
-            self._compiled(variant, cache=False)(*args)
+            self._run(self._compiled(cache=False), count, width, args)
+
+    def _run(self, function: Callable[..., None], count: int, width: int, args: tuple[Any, ...]) -> None:
+        parts = min(numba_threads.THREADS, count, count * width // SHARE)
+        if parts <= 1:
+            function(0, count, *args)
+        else:
+            numba_threads.in_parts(function, count, parts, args)
 
     @functools.cache  # noqa: B019 (kernels live as long as the process)
-    def _compiled(self, variant: str, cache: bool = True) -> Callable[..., None]:
-        function = self._function
-        # Under a name of its own: Numba's cache on disk tells functions apart by name, not by options.
-        named: Any = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_{variant}")
-        named.__qualname__, named.__module__ = named.__name__, function.__module__
+    def _compiled(self, cache: bool = True) -> Callable[..., None]:
         signature = () if self._signature is None else (self._signature,)
         options: dict[str, Any] = {"fastmath": SUMS, "error_model": "numpy", "nogil": True}
-        options["parallel"] = variant == "parallel"
         try:
-            return numba.njit(*signature, cache=cache, **options)(named)
+            return numba.njit(*signature, cache=cache, **options)(self._function)
         except RuntimeError:  # there is no directory that could be written to
-            return numba.njit(*signature, **options)(named)
-
-
-_launching = threading.Lock()
-
-
-def _fresh_lock() -> None:
-    """In a forked process nobody is left who would release the lock."""
-    global _launching
-    _launching = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock)
+            return numba.njit(*signature, **options)(self._function)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,11 +35,11 @@ def _elementwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]
     def operation(x: Any) -> tuple[Any, Any]:
         x_flat = _flat(x)
         out = np.empty_like(x_flat)
-        kernel(x.size, x_flat, out)
+        kernel(x.size, 1, x_flat, out)
 
         def pullback(g: Any) -> tuple[Any, ...]:
             gx = np.empty_like(x_flat)
-            gradient(x.size, _flat(g), x_flat, gx)
+            gradient(x.size, 1, _flat(g), x_flat, gx)
             return (gx.reshape(x.shape),)
 
         return out.reshape(x.shape), pullback
@@ -60,11 +61,11 @@ def gelu(x: Any, approximate: str) -> tuple[Any, Any]:
 def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
     gate_flat, x_flat = _flat(gate), _flat(x)
     out = np.empty_like(x_flat)
-    kernels.swiglu(x.size, gate_flat, x_flat, out)
+    kernels.swiglu(x.size, 1, gate_flat, x_flat, out)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gradients = np.empty_like(gate_flat), np.empty_like(x_flat)
-        kernels.swiglu_gradient(x.size, _flat(g), gate_flat, x_flat, *gradients)
+        kernels.swiglu_gradient(x.size, 1, _flat(g), gate_flat, x_flat, *gradients)
         return tuple(gx.reshape(x.shape) for gx in gradients)
 
     return out.reshape(x.shape), pullback
@@ -75,11 +76,11 @@ def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, An
     count, n = inner.shape
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out = np.empty_like(inner)
-    kernels.bias_gelu(inner.size, inner, bias, out)
+    kernels.bias_gelu(count, n, inner, bias, out)
 
     def gradient(g: Any) -> tuple[Any, Any]:
         gx, parts = np.empty_like(inner), np.zeros((min(PARTS, count), n), np.float32, like=inner)
-        kernels.bias_gelu_gradient(inner.size, _rows(g), inner, gx, parts)
+        kernels.bias_gelu_gradient(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
         return gx, lambda: parts.sum(axis=0)
 
     return out, gradient
@@ -90,9 +91,9 @@ def dropped(x: Any, residual: Any, kept: Any, scale: float) -> Any:
     x_flat = _flat(x)
     out = np.empty_like(x_flat)
     if residual is None:
-        kernels.dropped(x.size, x_flat, _flat(kept), scale, out)
+        kernels.dropped(x.size, 1, x_flat, _flat(kept), scale, out)
     else:
-        kernels.dropped_added(x.size, x_flat, _flat(kept), scale, _flat(residual), out)
+        kernels.dropped_added(x.size, 1, x_flat, _flat(kept), scale, _flat(residual), out)
     return out.reshape(x.shape)
 
 
@@ -102,11 +103,11 @@ def _rowwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]:
     def operation(x: Any) -> tuple[Any, Any]:
         x_rows = _rows(x)
         out = np.empty_like(x_rows)
-        kernel(x.size, x_rows, out)
+        kernel(*x_rows.shape, x_rows, out)
 
         def pullback(g: Any) -> tuple[Any, ...]:
             gx = np.empty_like(out)
-            gradient(x.size, _rows(g), out, gx)
+            gradient(*out.shape, _rows(g), out, gx)
             return (gx.reshape(x.shape),)
 
         return out.reshape(x.shape), pullback
@@ -124,11 +125,12 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out, statistics = np.empty_like(x_rows), np.empty((3, count), np.float32, like=x_rows)
-    kernels.layer_norm(x.size, x_rows, weight, bias, eps, out, *statistics)
+    kernels.layer_norm(count, n, x_rows, weight, bias, eps, out, *statistics)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gx, parts = np.empty_like(x_rows), np.zeros((2, min(PARTS, count), n), np.float32, like=x)
-        kernels.layer_norm_gradient(x.size, _rows(g), x_rows, weight, *statistics, gx, *parts)
+        work = parts.shape[1], x.size // parts.shape[1]
+        kernels.layer_norm_gradient(*work, _rows(g), x_rows, weight, *statistics, gx, *parts)
         return gx.reshape(x.shape), parts[0].sum(axis=0), parts[1].sum(axis=0)
 
     return out.reshape(x.shape), pullback
@@ -139,11 +141,11 @@ def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     count, n = x_rows.shape
     weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
     out, scale = np.empty_like(x_rows), np.empty(count, np.float32, like=x_rows)
-    kernels.rms_norm(x.size, x_rows, weight, eps, out, scale)
+    kernels.rms_norm(count, n, x_rows, weight, eps, out, scale)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gx, parts = np.empty_like(x_rows), np.zeros((min(PARTS, count), n), np.float32, like=x)
-        kernels.rms_norm_gradient(x.size, _rows(g), x_rows, weight, scale, gx, parts)
+        kernels.rms_norm_gradient(len(parts), x.size // len(parts), _rows(g), x_rows, weight, scale, gx, parts)
         return gx.reshape(x.shape), parts.sum(axis=0)
 
     return out.reshape(x.shape), pullback
@@ -154,11 +156,11 @@ def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
     x = _rows(logits)
     count, labels = len(x), _flat(labels.astype(np.intp, copy=False))
     loss, largest, total = (np.empty(count, np.float32, like=x) for _ in range(3))
-    kernels.cross_entropy(x.size, x, labels, loss, largest, total)
+    kernels.cross_entropy(*x.shape, x, labels, loss, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gx = np.empty_like(x)
-        kernels.cross_entropy_gradient(x.size, g / np.float32(count), x, labels, largest, total, gx)
+        kernels.cross_entropy_gradient(*x.shape, g / np.float32(count), x, labels, largest, total, gx)
         return (gx.reshape(logits.shape),)
 
     return loss.sum() / np.float32(count), pullback
@@ -168,27 +170,27 @@ def attention_weights(scores: Any, first: int) -> tuple[Any, Any, Any]:
     """exp(score - largest) of scores (..., queries, keys), in their memory if that is contiguous; largest; sums."""
     rows = _rows(scores)
     largest, total = (np.empty((*scores.shape[:-1], 1), np.float32, like=rows) for _ in range(2))
-    kernels.attention_weights(scores.size, rows, scores.shape[-2], first, largest.reshape(-1), total.reshape(-1))
+    kernels.attention_weights(*rows.shape, rows, scores.shape[-2], first, largest.reshape(-1), total.reshape(-1))
     return rows.reshape(scores.shape), largest, total
 
 
 def attention_weights_again(scores: Any, first: int, largest: Any) -> Any:
     """The same from the largest scores."""
     rows = _rows(scores)
-    kernels.attention_weights_again(scores.size, rows, scores.shape[-2], first, _flat(largest))
+    kernels.attention_weights_again(*rows.shape, rows, scores.shape[-2], first, _flat(largest))
     return rows.reshape(scores.shape)
 
 
 def score_gradient(de: Any, e: Any, along: Any) -> Any:
     """(de - along) e, with one number of ``along`` for each row; in the memory of de if that is contiguous."""
     rows = _rows(de)
-    kernels.score_gradient(e.size, rows, _rows(e), _flat(along))
+    kernels.score_gradient(*rows.shape, rows, _rows(e), _flat(along))
     return rows.reshape(de.shape)
 
 
 def add_rows(out: Any, index: Any, x: Any) -> None:
     """Add each row of x to the row of ``out`` that ``index`` names."""
-    kernels.add_rows(x.size, index, _rows(x), out)
+    kernels.add_rows(-(-x.shape[-1] // kernels.COLUMNS), index.size * kernels.COLUMNS, index, _rows(x), out)
 
 
 def _in_place(x: Any) -> Any:
@@ -200,15 +202,15 @@ def _in_place(x: Any) -> Any:
 
 def adam(p: Any, g: Any, m: Any, v: Any, *settings: float) -> None:
     """A step in place: see the kernel."""
-    kernels.adam(p.size, _in_place(p), _flat(g), _in_place(m), _in_place(v), *settings)
+    kernels.adam(p.size, 1, _in_place(p), _flat(g), _in_place(m), _in_place(v), *settings)
 
 
 def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> None:
     """A step in place, with momentum unless v is None."""
     if v is None:
-        kernels.sgd(p.size, _in_place(p), _flat(g), decay, lr)
+        kernels.sgd(p.size, 1, _in_place(p), _flat(g), decay, lr)
     else:
-        kernels.sgd_momentum(p.size, _in_place(p), _flat(g), _in_place(v), decay, momentum, lr)
+        kernels.sgd_momentum(p.size, 1, _in_place(p), _flat(g), _in_place(v), decay, momentum, lr)
 
 
 def _heads(x: Any) -> Any:
@@ -231,14 +233,14 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
     q, k, v = _heads(query), _heads(key), _heads(value)
     out = _like_heads(q, *q.shape[:-1], v.shape[-1])
     largest, total = (np.empty(q.shape[:-1], np.float32, like=q) for _ in range(2))
-    work = q.size * k.shape[-2]  # products, for scores alone
+    work = q.shape[0] * q.shape[1], math.prod(q.shape[2:]) * k.shape[-2]  # products, for scores alone
     settings = scale, bool(is_causal)
-    attention_kernels.attention(work, q, k, v, *settings, out, largest, total)
+    attention_kernels.attention(*work, q, k, v, *settings, out, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         dq, dk, dv = (_like_heads(x, *x.shape) for x in (q, k, v))
         g = _heads(g.astype(np.float32, copy=False))
-        attention_kernels.attention_gradient(work, g, q, k, v, *settings, out, largest, total, dq, dk, dv)
+        attention_kernels.attention_gradient(*work, g, q, k, v, *settings, out, largest, total, dq, dk, dv)
         return dq.reshape(query.shape), dk.reshape(key.shape), dv.reshape(value.shape)
 
     return out.reshape(query.shape[:-1] + value.shape[-1:]), pullback

@@ -1,124 +1,124 @@
 """Kernels in Numba, for float32 arrays in contiguous memory: one pass where NumPy needs one per operation.
 
-Functions of arrays: inputs first, results last, made by the caller. Rows are (rows, n), everything else is flat.
+They do the part from ``begin`` to ``end`` of what is to be done: of the elements of flat arrays, of the rows of
+matrices (rows, n), or of what their docstring says. Inputs come first, results, made by the caller, last.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .numba_compiler import Kernel
-from .numba_math import HALF, ONE, ZERO, centred, exp, f4, largest, mills, sigmoid
+from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope
 
-DENSITY = f4(1 / np.sqrt(2 * np.pi))
 CUBIC = f4(0.044715)
 COLUMNS = 64  # that one thread adds up at a time
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
 
 
 @Kernel
-def gelu(x, out):
-    for i in prange(x.size):
-        z = x[i]
-        tail = mills(abs(z)) * exp(-HALF * z * z)
-        out[i] = z * (tail if z < ZERO else ONE - tail)
+def gelu(begin, end, x, out):
+    x, out = x[begin:end], out[begin:end]
+    for i in range(x.size):
+        out[i] = gelu_of(x[i])
 
 
 @Kernel
-def gelu_gradient(g, x, out):
-    for i in prange(x.size):
-        z = x[i]
-        e = exp(-HALF * z * z)
-        tail = mills(abs(z)) * e
-        out[i] = g[i] * ((tail if z < ZERO else ONE - tail) + z * DENSITY * e)
+def gelu_gradient(begin, end, g, x, out):
+    g, x, out = g[begin:end], x[begin:end], out[begin:end]
+    for i in range(x.size):
+        out[i] = g[i] * gelu_slope(x[i])
 
 
 @Kernel
-def bias_gelu(x, bias, out):
+def bias_gelu(begin, end, x, bias, out):
     """The bias is added in place."""
-    for r in prange(x.shape[0]):
+    for r in range(begin, end):
         for i in range(x.shape[1]):
             z = x[r, i] + bias[i]
             x[r, i] = z
-            tail = mills(abs(z)) * exp(-HALF * z * z)
-            out[r, i] = z * (tail if z < ZERO else ONE - tail)
+            out[r, i] = gelu_of(z)
 
 
 @Kernel
-def bias_gelu_gradient(g, x, out, bias_parts):
+def bias_gelu_gradient(begin, end, g, x, out, bias_parts):
     """See layer_norm_gradient for the parts."""
     rows, n = x.shape
     parts = len(bias_parts)
-    for part in prange(parts):
+    for part in range(begin, end):
         for r in range(part * rows // parts, (part + 1) * rows // parts):
             for i in range(n):
-                z = x[r, i]
-                e = exp(-HALF * z * z)
-                tail = mills(abs(z)) * e
-                d = g[r, i] * ((tail if z < ZERO else ONE - tail) + z * DENSITY * e)
+                d = g[r, i] * gelu_slope(x[r, i])
                 out[r, i] = d
                 bias_parts[part, i] += d
 
 
 @Kernel
-def gelu_tanh(x, out):
-    for i in prange(x.size):
+def gelu_tanh(begin, end, x, out):
+    x, out = x[begin:end], out[begin:end]
+    for i in range(x.size):
         z = x[i]
         out[i] = z * sigmoid(SLOPE * (z + CUBIC * z * z * z))
 
 
 @Kernel
-def gelu_tanh_gradient(g, x, out):
-    for i in prange(x.size):
+def gelu_tanh_gradient(begin, end, g, x, out):
+    g, x, out = g[begin:end], x[begin:end], out[begin:end]
+    for i in range(x.size):
         z = x[i]
-        phi = sigmoid(SLOPE * (z + CUBIC * z * z * z))
-        out[i] = g[i] * (phi + z * phi * (ONE - phi) * SLOPE * (ONE + f4(3) * CUBIC * z * z))
+        phi, slope = sigmoid_and_slope(SLOPE * (z + CUBIC * z * z * z))
+        out[i] = g[i] * (phi + z * slope * SLOPE * (ONE + f4(3) * CUBIC * z * z))
 
 
 @Kernel
-def dropped(x, kept, scale, out):
-    for i in prange(x.size):
+def dropped(begin, end, x, kept, scale, out):
+    x, kept, out = x[begin:end], kept[begin:end], out[begin:end]
+    for i in range(x.size):
         out[i] = x[i] * scale if kept[i] else ZERO
 
 
 @Kernel
-def dropped_added(x, kept, scale, residual, out):
-    for i in prange(x.size):
+def dropped_added(begin, end, x, kept, scale, residual, out):
+    x, kept, residual, out = x[begin:end], kept[begin:end], residual[begin:end], out[begin:end]
+    for i in range(x.size):
         out[i] = residual[i] + (x[i] * scale if kept[i] else ZERO)
 
 
 @Kernel
-def silu(x, out):
-    for i in prange(x.size):
+def silu(begin, end, x, out):
+    x, out = x[begin:end], out[begin:end]
+    for i in range(x.size):
         out[i] = x[i] * sigmoid(x[i])
 
 
 @Kernel
-def silu_gradient(g, x, out):
-    for i in prange(x.size):
-        s = sigmoid(x[i])
-        out[i] = g[i] * (s + x[i] * s * (ONE - s))
+def silu_gradient(begin, end, g, x, out):
+    g, x, out = g[begin:end], x[begin:end], out[begin:end]
+    for i in range(x.size):
+        s, slope = sigmoid_and_slope(x[i])
+        out[i] = g[i] * (s + x[i] * slope)
 
 
 @Kernel
-def swiglu(gate, x, out):
-    for i in prange(x.size):
+def swiglu(begin, end, gate, x, out):
+    gate, x, out = gate[begin:end], x[begin:end], out[begin:end]
+    for i in range(x.size):
         out[i] = gate[i] * sigmoid(gate[i]) * x[i]
 
 
 @Kernel
-def swiglu_gradient(g, gate, x, gate_out, x_out):
-    for i in prange(x.size):
-        s = sigmoid(gate[i])
+def swiglu_gradient(begin, end, g, gate, x, gate_out, x_out):
+    g, gate, x, gate_out, x_out = g[begin:end], gate[begin:end], x[begin:end], gate_out[begin:end], x_out[begin:end]
+    for i in range(x.size):
+        s, slope = sigmoid_and_slope(gate[i])
         x_out[i] = g[i] * gate[i] * s
-        gate_out[i] = g[i] * x[i] * (s + gate[i] * s * (ONE - s))
+        gate_out[i] = g[i] * x[i] * (s + gate[i] * slope)
 
 
 @Kernel
-def softmax(x, out):
+def softmax(begin, end, x, out):
     n = x.shape[1]
-    for r in prange(x.shape[0]):
+    for r in range(begin, end):
         m = largest(x, r, n)
         total = ZERO
         for i in range(n):
@@ -131,9 +131,9 @@ def softmax(x, out):
 
 
 @Kernel
-def softmax_gradient(g, p, out):
+def softmax_gradient(begin, end, g, p, out):
     n = p.shape[1]
-    for r in prange(p.shape[0]):
+    for r in range(begin, end):
         along = ZERO
         for i in range(n):
             along += g[r, i] * p[r, i]
@@ -142,9 +142,9 @@ def softmax_gradient(g, p, out):
 
 
 @Kernel
-def log_softmax(x, out):
+def log_softmax(begin, end, x, out):
     n = x.shape[1]
-    for r in prange(x.shape[0]):
+    for r in range(begin, end):
         m = largest(x, r, n)
         total = ZERO
         for i in range(n):
@@ -155,9 +155,9 @@ def log_softmax(x, out):
 
 
 @Kernel
-def log_softmax_gradient(g, log_p, out):
+def log_softmax_gradient(begin, end, g, log_p, out):
     n = log_p.shape[1]
-    for r in prange(log_p.shape[0]):
+    for r in range(begin, end):
         total = ZERO
         for i in range(n):
             total += g[r, i]
@@ -166,10 +166,10 @@ def log_softmax_gradient(g, log_p, out):
 
 
 @Kernel
-def layer_norm(x, weight, bias, eps, out, mean, rest, scale):
+def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
     """What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant."""
     n = x.shape[1]
-    for r in prange(x.shape[0]):
+    for r in range(begin, end):
         total = ZERO
         for i in range(n):
             total += x[r, i]
@@ -189,11 +189,11 @@ def layer_norm(x, weight, bias, eps, out, mean, rest, scale):
 
 
 @Kernel
-def layer_norm_gradient(g, x, weight, mean, rest, scale, out, weight_parts, bias_parts):
+def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, out, weight_parts, bias_parts):
     """The sums over all rows are left in parts, as many as their first axis is long, each of neighbouring rows."""
     rows, n = x.shape
     parts = len(weight_parts)
-    for part in prange(parts):
+    for part in range(begin, end):
         for r in range(part * rows // parts, (part + 1) * rows // parts):
             m, left, s = mean[r], rest[r], scale[r]
             total = along = ZERO
@@ -211,9 +211,9 @@ def layer_norm_gradient(g, x, weight, mean, rest, scale, out, weight_parts, bias
 
 
 @Kernel
-def rms_norm(x, weight, eps, out, scale):
+def rms_norm(begin, end, x, weight, eps, out, scale):
     n = x.shape[1]
-    for r in prange(x.shape[0]):
+    for r in range(begin, end):
         total = ZERO
         for i in range(n):
             total += x[r, i] * x[r, i]
@@ -224,10 +224,10 @@ def rms_norm(x, weight, eps, out, scale):
 
 
 @Kernel
-def rms_norm_gradient(g, x, weight, scale, out, weight_parts):
+def rms_norm_gradient(begin, end, g, x, weight, scale, out, weight_parts):
     rows, n = x.shape
     parts = len(weight_parts)
-    for part in prange(parts):
+    for part in range(begin, end):
         for r in range(part * rows // parts, (part + 1) * rows // parts):
             s = scale[r]
             along = ZERO
@@ -241,9 +241,9 @@ def rms_norm_gradient(g, x, weight, scale, out, weight_parts):
 
 
 @Kernel
-def cross_entropy(x, labels, loss, shift, total):
+def cross_entropy(begin, end, x, labels, loss, shift, total):
     n = x.shape[1]
-    for r in prange(x.shape[0]):
+    for r in range(begin, end):
         m = largest(x, r, n)
         t = ZERO
         for i in range(n):
@@ -254,9 +254,9 @@ def cross_entropy(x, labels, loss, shift, total):
 
 
 @Kernel
-def cross_entropy_gradient(g, x, labels, shift, total, out):
+def cross_entropy_gradient(begin, end, g, x, labels, shift, total, out):
     n = x.shape[1]
-    for r in prange(x.shape[0]):
+    for r in range(begin, end):
         share = g / total[r]
         for i in range(n):
             out[r, i] = exp(x[r, i] - shift[r]) * share
@@ -264,13 +264,13 @@ def cross_entropy_gradient(g, x, labels, shift, total, out):
 
 
 @Kernel
-def attention_weights(scores, queries, first, shift, total):
+def attention_weights(begin, end, scores, queries, first, shift, total):
     """exp(score - the largest of its row) in place of the scores, 0 for keys that a query may not see.
 
     Row r is query r % queries and sees ``first`` + r % queries + 1 keys, all where ``first`` is negative.
     """
     keys = scores.shape[1]
-    for r in prange(scores.shape[0]):
+    for r in range(begin, end):
         seen = keys if first < 0 else min(keys, first + r % queries + 1)
         m = largest(scores, r, seen)
         m = m if np.isfinite(m) else ZERO
@@ -286,9 +286,9 @@ def attention_weights(scores, queries, first, shift, total):
 
 
 @Kernel
-def attention_weights_again(scores, queries, first, shift):
+def attention_weights_again(begin, end, scores, queries, first, shift):
     keys = scores.shape[1]
-    for r in prange(scores.shape[0]):
+    for r in range(begin, end):
         seen = keys if first < 0 else min(keys, first + r % queries + 1)
         m = shift[r]
         for i in range(seen):
@@ -298,26 +298,27 @@ def attention_weights_again(scores, queries, first, shift):
 
 
 @Kernel
-def score_gradient(de, e, along):
-    for r in prange(e.shape[0]):
+def score_gradient(begin, end, de, e, along):
+    for r in range(begin, end):
         for i in range(e.shape[1]):
             de[r, i] = (de[r, i] - along[r]) * e[r, i]
 
 
 @Kernel
-def add_rows(index, x, out):
+def add_rows(begin, end, index, x, out):
     """Columns are shared among the threads, so that the rows of one are added in their order."""
     n = x.shape[1]
-    for part in prange((n + COLUMNS - 1) // COLUMNS):
+    for part in range(begin, end):
         for r in range(index.size):
             for i in range(part * COLUMNS, min(n, (part + 1) * COLUMNS)):
                 out[index[r], i] += x[r, i]
 
 
 @Kernel
-def adam(p, g, m, v, decay, shrink, beta1, rest1, beta2, rest2, rate, eps):
+def adam(begin, end, p, g, m, v, decay, shrink, beta1, rest1, beta2, rest2, rate, eps):
     """See nn.Adam: ``decay`` is added to the gradient, ``shrink`` multiplies the parameter; the rests are 1 - beta."""
-    for i in prange(p.size):
+    p, g, m, v = p[begin:end], g[begin:end], m[begin:end], v[begin:end]
+    for i in range(p.size):
         x = p[i] * shrink
         d = g[i] if decay == ZERO else g[i] + decay * x
         m[i] = beta1 * m[i] + rest1 * d
@@ -326,13 +327,15 @@ def adam(p, g, m, v, decay, shrink, beta1, rest1, beta2, rest2, rate, eps):
 
 
 @Kernel
-def sgd(p, g, decay, lr):
-    for i in prange(p.size):
+def sgd(begin, end, p, g, decay, lr):
+    p, g = p[begin:end], g[begin:end]
+    for i in range(p.size):
         p[i] -= lr * (g[i] if decay == ZERO else g[i] + decay * p[i])
 
 
 @Kernel
-def sgd_momentum(p, g, v, decay, momentum, lr):
-    for i in prange(p.size):
+def sgd_momentum(begin, end, p, g, v, decay, momentum, lr):
+    p, g, v = p[begin:end], g[begin:end], v[begin:end]
+    for i in range(p.size):
         v[i] = momentum * v[i] + (g[i] if decay == ZERO else g[i] + decay * p[i])
         p[i] -= lr * v[i]
