@@ -18,6 +18,7 @@ from ..dtypes import is_floating
 from . import compiled, kernels
 
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
+FEWEST = 8  # queries for which the compiled kernel copies the keys of a head
 
 
 class Chunk(NamedTuple):
@@ -84,7 +85,7 @@ def attention(
     total = xp.ones((*shape[:-1], 1), dtype)
     on_host = query.__class__ is np.ndarray  # the kernels for CuPy arrays were tried above
     fast = compiled(query, key, value) if on_host and math.prod(shape) > xp.SMALL else None
-    if fast is not None and attn_mask is None and not dropout_p and math.prod(shape) > CHUNK:
+    if fast is not None and attn_mask is None and not dropout_p and shape[-2] >= FEWEST:
         found = fast.attention(query, key, value, is_causal, scale)
         if found is not None:
             return found[0].astype(result_dtype, copy=False), found[1]

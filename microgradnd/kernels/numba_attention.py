@@ -1,161 +1,197 @@
-"""Attention in Numba without scores in memory: four queries at a time against all keys of a head (float32).
+"""Attention in Numba without scores in memory: a block of queries at a time against all keys of a head (float32).
 
-The memory of a thread is that of the keys and values of one head, and their gradients: linear in the number of keys.
-Arrays are (A, B, G, T, width): the G heads of queries of a group share one head of keys and values (G = 1 there).
+The memory of a thread is that of the keys and values of one head, their gradients, and a block's scores: linear in the
+number of keys. Arrays that are read are (A, B, G, T, width): the G heads of queries of a group share one head of keys
+and values (G = 1 there). Results are (A, T, B, G, width), so that the heads of one position are joined. What a head
+needs is copied into matrices whose rows are filled up with zeros to whole tiles.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import boolean, float32, int64, njit, types, void
+from numba import boolean, carray, float32, int64, njit, types, void
+from numba.extending import intrinsic
 
-from .numba_compiler import SUMS, Kernel
+from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, exp, f4, largest
+from .numba_products import COLUMNS, ROWS, add_transposed, matrix, padded, set_product
 
-ROWS = 4  # queries at a time
+BLOCK = 64  # queries at a time: a multiple of ROWS
+NOTHING = f4(-np.inf)
 
 # Compiled once for all layouts in memory: that takes seconds.
 read = types.Array(float32, 5, "A", readonly=True)
-write = types.Array(float32, 5, "A")
+joined = types.Array(float32, 5, "C")
 row = types.Array(float32, 4, "C")
 
 
-@njit(fastmath=SUMS, error_model="numpy")
-def add_products(c, a, b, k, n):
-    """c[:, :n] += a[:, :k] b[:k, :n] for ROWS rows. Two rows and four k at a time keep the units for products busy."""
-    for r in range(0, ROWS, 2):
-        for p in range(0, k - 3, 4):
-            a0, a1, a2, a3 = a[r, p], a[r, p + 1], a[r, p + 2], a[r, p + 3]
-            b0, b1, b2, b3 = a[r + 1, p], a[r + 1, p + 1], a[r + 1, p + 2], a[r + 1, p + 3]
-            for j in range(n):
-                x0, x1, x2, x3 = b[p, j], b[p + 1, j], b[p + 2, j], b[p + 3, j]
-                c[r, j] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-                c[r + 1, j] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-        for p in range(k - k % 4, k):
-            a0, b0 = a[r, p], a[r + 1, p]
-            for j in range(n):
-                c[r, j] += a0 * b[p, j]
-                c[r + 1, j] += b0 * b[p, j]
+@intrinsic
+def pointer(typingctx, address):  # type: ignore[no-untyped-def]
+    """What lies at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.uintp), generate
 
 
-@njit(fastmath=SUMS, error_model="numpy")
-def add_transposed(c, a, b, k, n):
-    """c[:k, :n] += a[:, :k]^T b[:, :n] for ROWS rows."""
-    for p in range(k):
-        a0, a1, a2, a3 = a[0, p], a[1, p], a[2, p], a[3, p]
-        for j in range(n):
-            c[p, j] += a0 * b[0, j] + a1 * b[1, j] + a2 * b[2, j] + a3 * b[3, j]
+@njit
+def row_of(x, a, b, g, t):
+    """x[a, b, g, t], whose numbers lie side by side: what Numba does not know of a view of a projection."""
+    steps = x.strides
+    address = x.ctypes.data + a * steps[0] + b * steps[1] + g * steps[2] + t * steps[3]
+    return carray(pointer(address), x.shape[4], f4)
 
 
 @njit
 def load(rows, x, a, b, g, first, factor):
-    """ROWS rows of a head, beginning with ``first``, times a factor; zeros beyond the last one."""
-    for r in range(ROWS):
-        for d in range(x.shape[4]):
-            rows[r, d] = x[a, b, g, first + r, d] * factor if first + r < x.shape[3] else ZERO
+    """The rows of a head from ``first`` on, as many as there is place for, times a factor; zeros beyond its end."""
+    for r in range(rows.shape[0]):
+        n = 0
+        if first + r < x.shape[3]:
+            source, n = row_of(x, a, b, g, first + r), x.shape[4]
+            for d in range(n):
+                rows[r, d] = source[d] * factor
+        for d in range(n, rows.shape[1]):
+            rows[r, d] = ZERO
 
 
 @njit
-def transposed(x, a, b):
-    """(width, T) of a head of keys or values."""
-    out = np.empty((x.shape[4], x.shape[3]), f4)
+def load_transposed(columns, x, a, b):
+    """(width, T) of a head of keys or values, with zeros beyond."""
     for j in range(x.shape[3]):
+        source = row_of(x, a, b, 0, j)
         for d in range(x.shape[4]):
-            out[d, j] = x[a, b, 0, j, d]
-    return out
+            columns[d, j] = source[d]
+    fill(columns, 0, len(columns), x.shape[3], columns.shape[1], ZERO)
 
 
 @njit
-def copied(x, a, b):
-    """(T, width) of a head of keys or values."""
-    out = np.empty((x.shape[3], x.shape[4]), f4)
-    for j in range(x.shape[3]):
-        for d in range(x.shape[4]):
-            out[j, d] = x[a, b, 0, j, d]
-    return out
+def fill(x, begin, end, first, last, value):
+    """x[begin:end, first:last] = value"""
+    for r in range(begin, end):
+        for j in range(first, last):
+            x[r, j] = value
 
 
-@Kernel.of(void(int64, int64, read, read, read, float32, boolean, write, row, row))
+@njit
+def fill_scores(p, rows, columns, first, count, seen, causal):
+    """rows columns, for a block of queries, number ``first`` and on, and at least the keys that they may see."""
+    for j in range(0, seen, COLUMNS):
+        for r in range(max(0, j - first) // ROWS * ROWS if causal else 0, count, ROWS):
+            set_product(p, rows, columns, r, j, len(columns))
+
+
+@njit
+def fill_rows(c, p, rows, first, count, seen, causal):
+    """p rows, for weights of a block of queries."""
+    for r in range(0, count, ROWS):
+        own = min(seen, first + r + ROWS) if causal else seen
+        for j in range(0, c.shape[1], COLUMNS):
+            set_product(c, p, rows, r, j, own)
+
+
+@njit
+def add_to_keys(c, p, rows, first, count, seen, causal):
+    """c += p^T rows: a query that comes before a key adds nothing to it."""
+    for r in range(0, seen, ROWS):
+        for j in range(0, c.shape[1], COLUMNS):
+            add_transposed(c, p, rows, r, j, max(0, r - first) if causal else 0, count)
+
+
+@Kernel.of(void(int64, int64, read, read, read, float32, boolean, joined, row, row))
 def attention(begin, end, q, k, v, scale, causal, out, shift, total):
-    """See kernels.attention: the result, and per query the largest score and the sum of exp(score - largest)."""
+    """See kernels.attention: the result, and per query the largest score and the sum of exp(score - largest).
+
+    ``begin`` and ``end`` count the groups that share keys, A B of them.
+    """
     (_, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
+    width = padded(S, COLUMNS)
+    keys, values = matrix(D, width + COLUMNS), matrix(S, padded(E, COLUMNS))
+    q_rows, o_rows, p = matrix(BLOCK, D), matrix(BLOCK, padded(E, COLUMNS)), matrix(BLOCK, width + COLUMNS)
     for n in range(begin, end):
         a, b = n // B, n % B
-        keys, values = transposed(k, a, b), copied(v, a, b)
-        q_rows, o_rows, p = np.empty((ROWS, D), f4), np.empty((ROWS, E), f4), np.empty((ROWS, S), f4)
+        load_transposed(keys, k, a, b)
+        load(values, v, a, b, 0, 0, ONE)
         for g in range(G):
-            for i in range(0, T, ROWS):
+            for i in range(0, T, BLOCK):
+                count = min(BLOCK, T - i)
                 load(q_rows, q, a, b, g, i, scale)
-                seen = min(S, T, i + ROWS) if causal else S
-                p[:, :seen] = ZERO
-                add_products(p, q_rows, keys, D, seen)
-                for r in range(ROWS):
+                seen = min(S, T, i + BLOCK) if causal else S
+                fill_scores(p, q_rows, keys, i, count, seen, causal)
+                for r in range(count):
                     own = min(seen, i + r + 1) if causal else S
-                    m = largest(p, r, own)
+                    n_own = padded(own, COLUMNS)
+                    fill(p, r, r + 1, own, n_own, NOTHING)
+                    m = largest(p, r, n_own)
                     m = m if np.isfinite(m) else ZERO
                     t = ZERO
-                    for j in range(own):
+                    for j in range(n_own):
                         e = exp(p[r, j] - m)
                         p[r, j] = e
                         t += e
-                    for j in range(own, seen):
-                        p[r, j] = ZERO
-                    if i + r < T:
-                        shift[a, b, g, i + r] = m
-                        total[a, b, g, i + r] = ONE if t == ZERO else t
-                o_rows[:] = ZERO
-                add_products(o_rows, p, values, seen, E)
-                for r in range(min(ROWS, T - i)):
+                    fill(p, r, r + 1, n_own, seen, ZERO)
+                    shift[a, b, g, i + r] = m
+                    total[a, b, g, i + r] = ONE if t == ZERO else t
+                fill_rows(o_rows, p, values, i, count, seen, causal)
+                for r in range(count):
                     share = ONE / total[a, b, g, i + r]
                     for d in range(E):
-                        out[a, b, g, i + r, d] = o_rows[r, d] * share
+                        out[a, i + r, b, g, d] = o_rows[r, d] * share
 
 
-@Kernel.of(void(int64, int64, read, read, read, read, float32, boolean, read, row, row, write, write, write))
+@Kernel.of(void(int64, int64, read, read, read, read, float32, boolean, joined, row, row, joined, joined, joined))
 def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, total, dq, dk, dv):
-    """The weights of ROWS queries are computed again, and what they add to every gradient."""
+    """The weights of a block of queries are computed again, and what they add to every gradient."""
     (_, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
+    width, wide, wide_values = padded(S, COLUMNS), padded(D, COLUMNS), padded(E, COLUMNS)
+    keys, values, key_rows = matrix(D, width + COLUMNS), matrix(E, width + COLUMNS), matrix(S, wide)
+    dkeys, dvalues = matrix(padded(S, ROWS), wide), matrix(padded(S, ROWS), wide_values)
+    q_rows, dq_rows, g_rows = matrix(BLOCK, wide), matrix(BLOCK, wide), matrix(BLOCK, wide_values)
+    p, dp = matrix(BLOCK, width + COLUMNS), matrix(BLOCK, width + COLUMNS)
     for n in range(begin, end):
         a, b = n // B, n % B
-        keys, values, key_rows = transposed(k, a, b), transposed(v, a, b), copied(k, a, b)
-        dkeys, dvalues = np.zeros((D, S), f4), np.zeros((E, S), f4)
-        q_rows, dq_rows, g_rows = np.empty((ROWS, D), f4), np.empty((ROWS, D), f4), np.empty((ROWS, E), f4)
-        p, dp = np.empty((ROWS, S), f4), np.empty((ROWS, S), f4)
+        load_transposed(keys, k, a, b)
+        load_transposed(values, v, a, b)
+        load(key_rows, k, a, b, 0, 0, ONE)
+        fill(dkeys, 0, len(dkeys), 0, wide, ZERO)
+        fill(dvalues, 0, len(dvalues), 0, wide_values, ZERO)
         for g in range(G):
-            for i in range(0, T, ROWS):
+            for i in range(0, T, BLOCK):
+                count = min(BLOCK, T - i)
                 load(q_rows, q, a, b, g, i, scale)
                 load(g_rows, grad, a, b, g, i, ONE)
-                seen = min(S, T, i + ROWS) if causal else S
-                p[:, :seen] = ZERO
-                dp[:, :seen] = ZERO
-                add_products(p, q_rows, keys, D, seen)
-                for r in range(min(ROWS, T - i)):  # the weights are exp(score - largest) / total
+                for r in range(count):  # the weights are exp(score - largest) / total
                     share = ONE / total[a, b, g, i + r]
                     for d in range(E):
                         g_rows[r, d] *= share
-                add_products(dp, g_rows, values, E, seen)
-                for r in range(ROWS):
+                seen = min(S, T, i + BLOCK) if causal else S
+                fill_scores(p, q_rows, keys, i, count, seen, causal)
+                whole = padded(seen, ROWS)
+                fill_scores(dp, g_rows, values, i, count, seen, causal)
+                fill(p, count, padded(count, ROWS), 0, whole, ZERO)
+                fill(dp, count, padded(count, ROWS), 0, whole, ZERO)
+                for r in range(count):
                     own = min(seen, i + r + 1) if causal else S
-                    m = along = ZERO
-                    if i + r < T:
-                        m = shift[a, b, g, i + r]
-                        for d in range(E):
-                            along += g_rows[r, d] * out[a, b, g, i + r, d]
-                    for j in range(own):
+                    m, along = shift[a, b, g, i + r], ZERO
+                    for d in range(E):
+                        along += g_rows[r, d] * out[a, i + r, b, g, d]
+                    for j in range(padded(own, COLUMNS)):
                         e = exp(p[r, j] - m)
                         p[r, j] = e
                         dp[r, j] = (dp[r, j] - along) * e
-                    for j in range(own, seen):
-                        p[r, j] = dp[r, j] = ZERO
-                dq_rows[:] = ZERO
-                add_products(dq_rows, dp, key_rows, seen, D)
-                for r in range(min(ROWS, T - i)):
+                    fill(p, r, r + 1, own, whole, ZERO)
+                    fill(dp, r, r + 1, own, whole, ZERO)
+                fill_rows(dq_rows, dp, key_rows, i, count, seen, causal)
+                for r in range(count):
                     for d in range(D):
-                        dq[a, b, g, i + r, d] = dq_rows[r, d] * scale
-                add_transposed(dkeys, q_rows, dp, D, seen)
-                add_transposed(dvalues, g_rows, p, E, seen)
+                        dq[a, i + r, b, g, d] = dq_rows[r, d] * scale
+                add_to_keys(dkeys, dp, q_rows, i, count, seen, causal)
+                add_to_keys(dvalues, p, g_rows, i, count, seen, causal)
         for j in range(S):
             for d in range(D):
-                dk[a, b, 0, j, d] = dkeys[d, j]
+                dk[a, j, b, 0, d] = dkeys[j, d]
             for d in range(E):
-                dv[a, b, 0, j, d] = dvalues[d, j]
+                dv[a, j, b, 0, d] = dvalues[j, d]

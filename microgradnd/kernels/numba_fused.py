@@ -214,14 +214,20 @@ def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> Non
 
 
 def _heads(x: Any) -> Any:
-    """x as (A, B, G, T, width) without copying: batches, heads, heads that share keys and values."""
+    """x as (A, B, G, T, width): batches, heads, heads that share keys and values; copied if rows are not contiguous."""
+    x = x if x.strides[-1] == x.itemsize else x.copy()
     return x[None, :, None] if x.ndim == 3 else x[:, :, None] if x.ndim == 4 else x
 
 
-def _like_heads(x: Any, *shape: int) -> Any:
-    """An array (A, B, G, T, width) in whose memory the heads of one position lie side by side, as they are joined."""
-    a, b, g, t, width = shape
-    return np.empty((a, t, b, g, width), np.float32, like=x).transpose(0, 2, 3, 1, 4)
+def _joined(x: Any, width: int) -> Any:
+    """A new array (A, T, B, G, width), in which the heads of one position of x lie side by side, as they are joined."""
+    a, b, g, t, _ = x.shape
+    return np.empty((a, t, b, g, width), np.float32, like=x)
+
+
+def _apart(x: Any, shape: tuple[int, ...]) -> Any:
+    """(A, T, B, G, width) as heads, of that shape."""
+    return x.transpose(0, 2, 3, 1, 4).reshape(shape)
 
 
 def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -> tuple[Any, Any] | None:
@@ -231,16 +237,16 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
     if len(leading) > 3 or key.shape[:-2] != shared or value.shape[:-2] != shared:
         return None
     q, k, v = _heads(query), _heads(key), _heads(value)
-    out = _like_heads(q, *q.shape[:-1], v.shape[-1])
+    out = _joined(q, v.shape[-1])
     largest, total = (np.empty(q.shape[:-1], np.float32, like=q) for _ in range(2))
     work = q.shape[0] * q.shape[1], math.prod(q.shape[2:]) * k.shape[-2]  # products, for scores alone
     settings = scale, bool(is_causal)
     attention_kernels.attention(*work, q, k, v, *settings, out, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        dq, dk, dv = (_like_heads(x, *x.shape) for x in (q, k, v))
+        gradients = [_joined(x, x.shape[-1]) for x in (q, k, v)]
         g = _heads(g.astype(np.float32, copy=False))
-        attention_kernels.attention_gradient(*work, g, q, k, v, *settings, out, largest, total, dq, dk, dv)
-        return dq.reshape(query.shape), dk.reshape(key.shape), dv.reshape(value.shape)
+        attention_kernels.attention_gradient(*work, g, q, k, v, *settings, out, largest, total, *gradients)
+        return tuple(_apart(dx, x.shape) for dx, x in zip(gradients, (query, key, value), strict=True))
 
-    return out.reshape(query.shape[:-1] + value.shape[-1:]), pullback
+    return _apart(out, query.shape[:-1] + value.shape[-1:]), pullback
