@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -109,3 +111,46 @@ def test_calls_from_several_threads() -> None:
     for caller in callers:
         caller.join()
     np.testing.assert_array_equal(x, 200)
+
+
+def seconds_turning(code: str, **environment: str) -> float:
+    """Processor time that a process uses in a quarter of a second after a product, after ``code``."""
+    program = (
+        "import time, numpy as np\n"
+        "from microgradnd.kernels import numba_threads\n"
+        "numba_threads.THREADS = 2\n"
+        f"{code}\n"
+        "x = np.ones((500, 500), np.float32)\n"
+        "assert (x @ x == 500).all()\n"
+        "before = time.process_time()\n"
+        "time.sleep(0.25)\n"
+        "print(time.process_time() - before)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={name: x for name, x in os.environ.items() if name != numba_threads.OPENBLAS_TIMEOUT} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(result.stdout)
+
+
+CALL = "numba_threads.in_parts(lambda begin, end: None, 2, 2, ())"
+
+
+def test_threads_of_openblas_sleep_once_parts_are_run() -> None:
+    turning = seconds_turning("")
+    if turning < 0.02:
+        pytest.skip("NumPy's products leave nobody turning here")
+    assert seconds_turning(CALL) < turning / 4
+
+
+def test_threads_of_openblas_are_left_alone() -> None:
+    """With a setting by the user, and if another thread might be in the middle of a product."""
+    turning = seconds_turning("", OPENBLAS_THREAD_TIMEOUT="28")
+    if turning < 0.02:
+        pytest.skip("NumPy's products leave nobody turning here")
+    assert seconds_turning(CALL, OPENBLAS_THREAD_TIMEOUT="28") > turning / 4
+    other = "import threading; threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()"
+    assert seconds_turning(f"{other}\n{CALL}") > turning / 4

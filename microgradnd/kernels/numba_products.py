@@ -23,7 +23,7 @@ VECTOR_OF_FLOAT = ir.VectorType(ir.FloatType(), VECTOR)
 
 
 @intrinsic
-def add_tile(typingctx, keep, c, c_at, c_row, a, a_at, a_row, a_step, b, b_at, b_row, k):  # type: ignore[no-untyped-def]
+def add_tile(typingctx, keep, c, c_at, c_row, a, a_at, a_row, a_step, b, b_at, b_row, k):
     """The product of (ROWS, k) and (k, COLUMNS) in a tile of c, added to what is there if ``keep``; contiguous arrays.
 
     In that order, element (r, j) of the tile is number c_at + r c_row + j, element (r, p) of the first matrix

@@ -7,16 +7,20 @@ long with both. These sleep, take calls from several threads at a time, and leav
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numba
 
 THREADS = numba.config.NUMBA_NUM_THREADS  # cores that this process may use, or what the environment variable says
+
+OPENBLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 
 _calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()  # what the other threads wait for
 _started = False
@@ -55,9 +59,35 @@ def _start() -> None:
     global _started
     with _starting:
         if not _started:
+            _let_openblas_sleep()
             for i in range(1, THREADS):
                 threading.Thread(target=_work, args=(_calls,), name=f"kernels {i}", daemon=True).start()
             _started = True
+
+
+def _let_openblas_sleep() -> None:
+    """Let OpenBLAS's threads sleep 30 us after a product, rather than turn for 100 ms on the core that a part needs.
+
+    As long as they turn, two threads are as slow as one. Its environment variable says how long that is, in powers of
+    two of ticks; whoever sets it keeps what they set. It is read, and threads are started, when there is a product and
+    there are none: so they are ended, as OpenBLAS does itself before a fork. If another thread is about, which might be
+    in the middle of a product, everything stays as it is.
+    """
+    maps = Path("/proc/self/maps")
+    if OPENBLAS_TIMEOUT in os.environ or threading.active_count() > 1 or not maps.exists():
+        return
+    for path in {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "openblas" in line}:
+        try:
+            library = ctypes.CDLL(path)
+            read, end = library.openblas_read_env, library.blas_thread_shutdown_
+        except (OSError, AttributeError):  # another kind of OpenBLAS
+            continue
+        os.environ[OPENBLAS_TIMEOUT] = "16"
+        try:
+            read()
+        finally:
+            del os.environ[OPENBLAS_TIMEOUT]
+        end()
 
 
 def _work(calls: SimpleQueue[tuple[Any, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""From which size on compiled kernels are faster than NumPy, and all threads faster than one: SMALL and PARALLEL."""
+"""From which size on compiled kernels are faster than NumPy, and all threads faster than one: SMALL and SHARE."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def run(rounds: int) -> None:
         return nn.Adam([t]).step
 
     candidates = {"gelu": both_ways(mg.gelu), "softmax": both_ways(mg.softmax), "layer norm": both_ways(mg.layer_norm)}
-    small, parallel = namespace.SMALL, numba_compiler.PARALLEL
+    small, share = namespace.SMALL, numba_compiler.SHARE
     try:
         namespace.SMALL = 0
-        print(f"  microseconds, forward and backward; thresholds in use: SMALL {small}, PARALLEL {parallel}")
+        print(f"  microseconds, forward and backward; thresholds in use: SMALL {small}, SHARE {share}")
         for name, make in {**candidates, "adam": adam}.items():
             for size in SIZES:
                 step = make(np.random.default_rng(0).standard_normal((size // ROW, ROW), np.float32))
                 with mg.kernels("numpy"):
                     numpy = least(step, rounds)
                 with mg.kernels("numba"):
-                    numba_compiler.PARALLEL = 1 << 60
+                    numba_compiler.SHARE = 1 << 60
                     one = least(step, rounds)
-                    numba_compiler.PARALLEL = 0
+                    numba_compiler.SHARE = 1
                     every = least(step, rounds)
                 print(f"  {name:<12}{size:>9}  NumPy {numpy:9.1f}  one thread {one:9.1f}  all threads {every:9.1f}")
     finally:
         namespace.SMALL = small
-        numba_compiler.PARALLEL = parallel
+        numba_compiler.SHARE = share
