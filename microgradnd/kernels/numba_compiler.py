@@ -25,9 +25,9 @@ SHARE = 1 << 16  # elements that are worth a thread: measured in tests/benchmark
 # LLVM uses half of the width of AVX-512 on Intel's processors, which lost clock speed by it in 2017. Beside somebody
 # else's use of Numba its setting stays as it is.
 if numba.config.CPU_FEATURES is None and not _imported_by_others:
-    features = codegen.get_host_cpu_features()
-    if "+avx512f" in features:
-        numba.config.CPU_FEATURES = f"{features},-prefer-256-bit"
+    found = codegen.get_host_cpu_features()
+    numba.config.CPU_FEATURES = f"{found},-prefer-256-bit" if "+avx512f," in found else None
+FEATURES = codegen.get_host_cpu_features() if numba.config.CPU_FEATURES is None else numba.config.CPU_FEATURES
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.

@@ -96,7 +96,7 @@ def normal_tail(t):
     """Phi(-t) for t from 0 to NORMAL_TAIL_END, with Phi the normal distribution function.
 
     Its binary logarithm is a polynomial, fitted to float64 values: within 1e-6 of Phi(-t), relative, for t <= 3, within
-    6e-6 for t <= 6, and within 1 percent where it is below 1e-9.
+    6e-6 for t <= 6 (where the processor fuses products and sums), and within 1 percent where it is below 1e-9.
     """
     q = f4(-4.3104662200699195e-11)
     q = q * t + f4(2.754520389558479e-09)

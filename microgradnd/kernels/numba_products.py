@@ -2,6 +2,8 @@
 
 Numba's loops add to memory instead, since it can't tell whether the matrices overlap, at a fraction of the speed. So
 the loop over a tile is written in LLVM's language, in which a vector is a type.
+
+Numba keeps compiled kernels on disk and does not see that this file has changed: delete ``__pycache__`` then.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import codegen
 from numba.extending import intrinsic
 
+from .numba_compiler import FEATURES
+
 ROWS = 4  # of a tile
-VECTOR = 16 if "+avx512f" in codegen.get_host_cpu_features() else 8  # floats
+VECTOR = 16 if "+avx512f," in FEATURES else 8  # floats
 COLUMNS = 2 * VECTOR  # of a tile: 8 vectors of sums are as many additions as a processor can have under way
 
 INDEX, VECTOR_OF_INT = ir.IntType(64), ir.VectorType(ir.IntType(32), VECTOR)
