@@ -65,7 +65,7 @@ class Adam(Optimizer):
             root = (1 - beta2**t) ** 0.5  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
             fast = together
-            if fast is None and parameter.size > NAMESPACES[parameter.__class__].SMALL:
+            if fast is None and self._largest > NAMESPACES[parameter.__class__].SMALL:
                 fast = compiled(parameter, gradient, *averages)
             if fast is not None:
                 added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)

@@ -76,7 +76,8 @@ class Optimizer:
         TypeError: for parameters that are no tensors or require no gradient, and for unknown settings.
     """
 
-    unwatched: ClassVar = ("_slots", "_name", "defaults")  # what mg.capture need not look after: nobody else changes it
+    # What mg.capture need not look after: nobody else changes it.
+    unwatched: ClassVar = ("_slots", "_name", "_largest", "defaults")
     limits: ClassVar[dict[str, Any]]  # of each setting: at least 0 and below this; a tuple of such; or bool
 
     def __init__(self, params: Params, **settings: Any) -> None:
@@ -84,6 +85,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self._slots: list[list[_Slot]] = []  # of each group
         self._name = type(self).__name__
+        self._largest = 0  # elements of a parameter: if one is worth compiled kernels, they take all of them
         if isinstance(params, Tensor):
             raise TypeError(f"{self._name}: params must be a list of tensors, got a single tensor")
         entries: list[Any] = list(params)
@@ -116,6 +118,7 @@ class Optimizer:
                 raise ValueError(f"{self._name}: a parameter was given twice")
             known.add(id(tensor))
         self._slots.append([_Slot(tensor) for tensor in tensors])
+        self._largest = max(self._largest, *(tensor.size for tensor in tensors), 0)
         self.param_groups.append({"params": tensors, **settings})
 
     def _checked(self, name: str, value: Any) -> Any:
@@ -262,9 +265,8 @@ class SGD(Optimizer):
             )
             return
         lr: Any = None
-        small = NAMESPACES[work[0][0].__class__].SMALL if work else 0
         for p, d, state in work:
-            if p.size > small:
+            if self._largest > NAMESPACES[p.__class__].SMALL:
                 v = state.get("momentum_buffer") if momentum else None
                 if (v is not None or not momentum) and (fast := compiled(p, d, v)):
                     fast.sgd(p, d, v, weight_decay, momentum, group["lr"])

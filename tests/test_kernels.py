@@ -184,16 +184,33 @@ OPTIMIZERS: list[Any] = [
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimisers_step_like_numpy(optimizer: Any, threads: str) -> None:
+    """For a large parameter and small ones beside it, which are taken by the kernel too."""
+    shapes: list[tuple[int, ...]] = [(130, 70), (70,), (), (0, 3)]
     weights = []
     for kernels, dtype in (("numba", np.float32), ("numpy", np.float64)):
         with mg.kernels(kernels):
-            w = mg.tensor(normal(130, 70).astype(dtype), requires_grad=True)
-            steps = optimizer([w])
+            tensors = [mg.tensor(normal(*shape).astype(dtype), requires_grad=True) for shape in shapes]
+            steps = optimizer([{"params": [w]} for w in tensors])
             for i in range(5):
-                w.grad = mg.tensor(np.asfortranarray(normal(130, 70, seed=i).astype(dtype)))
+                for w in tensors:
+                    w.grad = mg.tensor(np.array(normal(*w.shape, seed=i), dtype, order="F"))
                 steps.step()
-            weights.append(w.data)
-    np.testing.assert_allclose(weights[0], weights[1], rtol=0, atol=3e-6)
+            weights.append([w.data for w in tensors])
+    for ours, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(SMALL, 0), (SMALL + 1, 12)])
+def test_small_parameters_beside_a_large_one(size: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels take all three or none, with each optimiser but that with momentum: its first step is a copy."""
+    calls = []
+    monkeypatch.setattr(numba_compiler.Kernel, "run", lambda self, *args: calls.append(args))
+    parameters = [mg.tensor(normal(n), requires_grad=True) for n in (10, size, 1)]
+    for p in parameters:
+        p.grad = mg.tensor(p.data)
+    for optimizer in OPTIMIZERS:
+        optimizer(parameters).step()
+    assert len(calls) == expected
 
 
 def test_a_model_learns_the_same_with_either_kernels() -> None:
