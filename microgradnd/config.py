@@ -80,9 +80,9 @@ def _blas() -> str:
 def _kernels() -> str:
     if not installed():
         return f"{kernels.current!r}: NumPy; Numba is not installed"
-    numba = sys.modules.get("numba")
+    used_threads = sys.modules.get("microgradnd.kernels.numba_threads")
     used = f"Numba {_version('numba')}" if kernels.current != "numpy" else "NumPy"
-    threads = f", {numba.get_num_threads()} threads" if numba else ", not needed so far"
+    threads = f", {used_threads.THREADS} threads" if used_threads else ", not needed so far"
     return f"{kernels.current!r}: {used}{threads if kernels.current != 'numpy' else ''}"
 
 

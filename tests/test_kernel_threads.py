@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,17 @@ import pytest
 
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
-from microgradnd.kernels import numba_threads
+from microgradnd.kernels import numba_compiler, numba_threads
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of cores: they take turns."""
+    """Whatever the number of cores: they take turns. New ones for each test, which nobody else gives work to."""
     monkeypatch.setattr(numba_threads, "THREADS", 4)
     monkeypatch.setattr(numba_threads, "_started", False)
+    monkeypatch.setattr(numba_threads, "_calls", SimpleQueue())
 
 
 @pytest.mark.parametrize(("count", "parts"), [(10, 2), (10, 3), (3, 3), (1000, 7), (5, 1)])
@@ -60,27 +65,35 @@ def test_an_error_of_any_part_is_raised_when_all_are_done(bad: int) -> None:
     assert sorted(done) == [i for i in range(4) if i != bad]
 
 
-@pytest.mark.parametrize("own", [0.0, 0.2])
-def test_an_interrupt_is_raised_when_all_parts_are_done(own: float) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+@pytest.mark.parametrize("while_waiting", [False, True])
+def test_a_signal_is_raised_when_all_parts_are_done(while_waiting: bool, error: type[BaseException]) -> None:
     """Whether it meets this thread's part or its waiting for the others."""
-    done = []
+    numba_threads.in_parts(lambda begin, end: None, 4, 4, ())  # starts the threads
+    done, ready = [], threading.Event()
 
-    def slow(begin: int, end: int) -> None:
+    def interrupt(*args: Any) -> None:
+        raise error
+
+    def part(begin: int, end: int) -> None:
         if begin == 3:
-            time.sleep(own)
+            ready.set()
+            if not while_waiting:
+                time.sleep(30)
         else:
-            time.sleep(0.4)
+            ready.wait(30)
+            time.sleep(0.05)
+            if begin == 0:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                time.sleep(0.05)
             done.append(begin)
 
-    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            numba_threads.in_parts(slow, 4, 4, ())
+        with pytest.raises(error):
+            numba_threads.in_parts(part, 4, 4, ())
     finally:
         signal.signal(signal.SIGINT, before)
-        timer.join()
     assert sorted(done) == [0, 1, 2]
 
 
@@ -113,44 +126,72 @@ def test_calls_from_several_threads() -> None:
     np.testing.assert_array_equal(x, 200)
 
 
-def seconds_turning(code: str, **environment: str) -> float:
-    """Processor time that a process uses in a quarter of a second after a product, after ``code``."""
+def openblas(code: str, **environment: str) -> list[list[int]]:
+    """After a product and again after ``code``: the timeout of OpenBLAS's threads, and how many threads there are."""
     program = (
-        "import time, numpy as np\n"
+        "import ctypes, os, threading, time, numpy as np\n"
         "from microgradnd.kernels import numba_threads\n"
-        "numba_threads.THREADS = 2\n"
-        f"{code}\n"
+        "numba_threads.THREADS = 1\n"
         "x = np.ones((500, 500), np.float32)\n"
+        "paths = {x.split()[-1] for x in open('/proc/self/maps') if 'openblas' in x}\n"
+        "libraries = [ctypes.CDLL(path) for path in paths]\n"
+        "def show():\n"
+        "    timeouts = [x.openblas_thread_timeout() for x in libraries if hasattr(x, 'openblas_thread_timeout')]\n"
+        "    print(*timeouts, len(os.listdir('/proc/self/task')))\n"
         "assert (x @ x == 500).all()\n"
-        "before = time.process_time()\n"
-        "time.sleep(0.25)\n"
-        "print(time.process_time() - before)\n"
+        "show()\n"
+        f"{code}\n"
+        "show()\n"
+        "assert (x @ x == 500).all()\n"
     )
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         env={name: x for name, x in os.environ.items() if name != numba_threads.OPENBLAS_TIMEOUT} | environment,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return float(result.stdout)
+    return [[int(x) for x in line.split()] for line in result.stdout.splitlines()]
 
 
-CALL = "numba_threads.in_parts(lambda begin, end: None, 2, 2, ())"
+CALL = "numba_threads.in_parts(lambda begin, end: None, 2, 1, ())"
+on_linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="OpenBLAS is found on Linux alone")
 
 
+@on_linux
 def test_threads_of_openblas_sleep_once_parts_are_run() -> None:
-    turning = seconds_turning("")
-    if turning < 0.02:
-        pytest.skip("NumPy's products leave nobody turning here")
-    assert seconds_turning(CALL) < turning / 4
+    before, after = openblas(CALL)
+    if len(before) == 1:
+        pytest.skip("NumPy has no OpenBLAS here that could be told so")
+    assert before[0] == 0  # its default
+    assert after == [16, 1]  # its threads, which start with the timeout, have ended
 
 
+@on_linux
 def test_threads_of_openblas_are_left_alone() -> None:
     """With a setting by the user, and if another thread might be in the middle of a product."""
-    turning = seconds_turning("", OPENBLAS_THREAD_TIMEOUT="28")
-    if turning < 0.02:
-        pytest.skip("NumPy's products leave nobody turning here")
-    assert seconds_turning(CALL, OPENBLAS_THREAD_TIMEOUT="28") > turning / 4
-    other = "import threading; threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()"
-    assert seconds_turning(f"{other}\n{CALL}") > turning / 4
+    before, after = openblas(CALL, OPENBLAS_THREAD_TIMEOUT="20")
+    assert before == after
+    before, after = openblas(f"threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()\n{CALL}")
+    assert after == [*before[:-1], before[-1] + 1]
+
+
+def test_nothing_is_done_twice_when_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that changes arrays in place is compiled before a part of it runs."""
+    from numba.core.caching import FunctionCache
+
+    def full(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    def increase(begin: int, end: int, x: Any) -> None:
+        for i in range(begin, end):
+            x[i] += 1
+
+    monkeypatch.setattr(FunctionCache, "save_overload", full)
+    monkeypatch.setattr(numba_compiler, "SHARE", 1)
+    x = np.zeros(10, np.float32)
+    kernel = numba_compiler.Kernel(increase)
+    for _ in range(2):
+        kernel(10, 1, x)
+    np.testing.assert_array_equal(x, 2)

@@ -3,7 +3,8 @@
 Forward keeps the result and, per query, the largest score and the sum of exp(score - largest); backward computes each
 chunk's weights from them anew (Rabe and Staats, 2021; Dao et al., 2022). So memory grows linearly with the number of
 queries and keys, not with their product. Where everything fits into one chunk, its weights are kept.
-On CuPy arrays, kernels do without chunks where there is no dropout.
+Kernels do without chunks: on CuPy arrays where there is no dropout, on the host where there is neither that nor a mask,
+for FEWEST_QUERIES or more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..dtypes import is_floating
 from . import compiled, kernels
 
 CHUNK = 1 << 18  # scores at a time: 1 MiB in float32, about what a core's cache holds
-FEWEST = 8  # queries for which the compiled kernel copies the keys of a head
+FEWEST_QUERIES = 8  # for which it pays that the compiled kernel copies the keys of a head; fewer go in chunks
 
 
 class Chunk(NamedTuple):
@@ -85,7 +86,7 @@ def attention(
     total = xp.ones((*shape[:-1], 1), dtype)
     on_host = query.__class__ is np.ndarray  # the kernels for CuPy arrays were tried above
     fast = compiled(query, key, value) if on_host and math.prod(shape) > xp.SMALL else None
-    if fast is not None and attn_mask is None and not dropout_p and shape[-2] >= FEWEST:
+    if fast is not None and attn_mask is None and not dropout_p and shape[-2] >= FEWEST_QUERIES:
         found = fast.attention(query, key, value, is_causal, scale)
         if found is not None:
             return found[0].astype(result_dtype, copy=False), found[1]

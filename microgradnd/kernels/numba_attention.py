@@ -16,20 +16,20 @@ from numba.extending import intrinsic
 
 from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, exp, f4, largest
-from .numba_products import COLUMNS, ROWS, add_transposed, matrix, padded, set_product
+from .numba_products import TILE_COLUMNS, TILE_ROWS, add_transposed, matrix, padded, set_product
 
-BLOCK = 64  # queries at a time: a multiple of ROWS
+BLOCK = 64  # queries at a time: a multiple of TILE_ROWS
 NOTHING = f4(-np.inf)
 
-# Compiled once for all layouts in memory: that takes seconds.
+# One signature for all layouts in memory, since compiling takes seconds.
 read = types.Array(float32, 5, "A", readonly=True)
 joined = types.Array(float32, 5, "C")
-row = types.Array(float32, 4, "C")
+query = types.Array(float32, 4, "C")  # a number for each
 
 
 @intrinsic
-def pointer(typingctx, address):
-    """What lies at an address."""
+def as_pointer(typingctx, address):
+    """An address, an integer, as a pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
@@ -42,7 +42,7 @@ def row_of(x, a, b, g, t):
     """x[a, b, g, t], whose numbers lie side by side: what Numba does not know of a view of a projection."""
     steps = x.strides
     address = x.ctypes.data + a * steps[0] + b * steps[1] + g * steps[2] + t * steps[3]
-    return carray(pointer(address), x.shape[4], f4)
+    return carray(as_pointer(address), x.shape[4], f4)
 
 
 @njit
@@ -69,48 +69,48 @@ def load_transposed(columns, x, a, b):
 
 
 @njit
-def fill(x, begin, end, first, last, value):
-    """x[begin:end, first:last] = value"""
-    for r in range(begin, end):
-        for j in range(first, last):
+def fill(x, top, bottom, left, right, value):
+    """x[top:bottom, left:right] = value, in a loop that is vectorised."""
+    for r in range(top, bottom):
+        for j in range(left, right):
             x[r, j] = value
 
 
 @njit
-def fill_scores(p, rows, columns, first, count, seen, causal):
+def scores_of_block(p, rows, columns, first, count, seen, causal):
     """rows columns, for a block of queries, number ``first`` and on, and at least the keys that they may see."""
-    for j in range(0, seen, COLUMNS):
-        for r in range(max(0, j - first) // ROWS * ROWS if causal else 0, count, ROWS):
+    for j in range(0, seen, TILE_COLUMNS):
+        for r in range(max(0, j - first) // TILE_ROWS * TILE_ROWS if causal else 0, count, TILE_ROWS):
             set_product(p, rows, columns, r, j, len(columns))
 
 
 @njit
-def fill_rows(c, p, rows, first, count, seen, causal):
+def weighted_rows(c, p, rows, first, count, seen, causal):
     """p rows, for weights of a block of queries."""
-    for r in range(0, count, ROWS):
-        own = min(seen, first + r + ROWS) if causal else seen
-        for j in range(0, c.shape[1], COLUMNS):
+    for r in range(0, count, TILE_ROWS):
+        own = min(seen, first + r + TILE_ROWS) if causal else seen
+        for j in range(0, c.shape[1], TILE_COLUMNS):
             set_product(c, p, rows, r, j, own)
 
 
 @njit
 def add_to_keys(c, p, rows, first, count, seen, causal):
     """c += p^T rows: a query that comes before a key adds nothing to it."""
-    for r in range(0, seen, ROWS):
-        for j in range(0, c.shape[1], COLUMNS):
+    for r in range(0, seen, TILE_ROWS):
+        for j in range(0, c.shape[1], TILE_COLUMNS):
             add_transposed(c, p, rows, r, j, max(0, r - first) if causal else 0, count)
 
 
-@Kernel.of(void(int64, int64, read, read, read, float32, boolean, joined, row, row))
+@Kernel.of(void(int64, int64, read, read, read, float32, boolean, joined, query, query))
 def attention(begin, end, q, k, v, scale, causal, out, shift, total):
     """See kernels.attention: the result, and per query the largest score and the sum of exp(score - largest).
 
     ``begin`` and ``end`` count the groups that share keys, A B of them.
     """
     (_, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
-    width = padded(S, COLUMNS)
-    keys, values = matrix(D, width + COLUMNS), matrix(S, padded(E, COLUMNS))
-    q_rows, o_rows, p = matrix(BLOCK, D), matrix(BLOCK, padded(E, COLUMNS)), matrix(BLOCK, width + COLUMNS)
+    width = padded(S, TILE_COLUMNS)
+    keys, values = matrix(D, width + TILE_COLUMNS), matrix(S, padded(E, TILE_COLUMNS))
+    q_rows, o_rows, p = matrix(BLOCK, D), matrix(BLOCK, padded(E, TILE_COLUMNS)), matrix(BLOCK, width + TILE_COLUMNS)
     for n in range(begin, end):
         a, b = n // B, n % B
         load_transposed(keys, k, a, b)
@@ -120,10 +120,10 @@ def attention(begin, end, q, k, v, scale, causal, out, shift, total):
                 count = min(BLOCK, T - i)
                 load(q_rows, q, a, b, g, i, scale)
                 seen = min(S, T, i + BLOCK) if causal else S
-                fill_scores(p, q_rows, keys, i, count, seen, causal)
+                scores_of_block(p, q_rows, keys, i, count, seen, causal)
                 for r in range(count):
                     own = min(seen, i + r + 1) if causal else S
-                    n_own = padded(own, COLUMNS)
+                    n_own = padded(own, TILE_COLUMNS)
                     fill(p, r, r + 1, own, n_own, NOTHING)
                     m = largest(p, r, n_own)
                     m = m if np.isfinite(m) else ZERO
@@ -135,22 +135,22 @@ def attention(begin, end, q, k, v, scale, causal, out, shift, total):
                     fill(p, r, r + 1, n_own, seen, ZERO)
                     shift[a, b, g, i + r] = m
                     total[a, b, g, i + r] = ONE if t == ZERO else t
-                fill_rows(o_rows, p, values, i, count, seen, causal)
+                weighted_rows(o_rows, p, values, i, count, seen, causal)
                 for r in range(count):
                     share = ONE / total[a, b, g, i + r]
                     for d in range(E):
                         out[a, i + r, b, g, d] = o_rows[r, d] * share
 
 
-@Kernel.of(void(int64, int64, read, read, read, read, float32, boolean, joined, row, row, joined, joined, joined))
+@Kernel.of(void(int64, int64, read, read, read, read, float32, boolean, joined, query, query, joined, joined, joined))
 def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, total, dq, dk, dv):
     """The weights of a block of queries are computed again, and what they add to every gradient."""
     (_, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]
-    width, wide, wide_values = padded(S, COLUMNS), padded(D, COLUMNS), padded(E, COLUMNS)
-    keys, values, key_rows = matrix(D, width + COLUMNS), matrix(E, width + COLUMNS), matrix(S, wide)
-    dkeys, dvalues = matrix(padded(S, ROWS), wide), matrix(padded(S, ROWS), wide_values)
+    width, wide, wide_values = padded(S, TILE_COLUMNS), padded(D, TILE_COLUMNS), padded(E, TILE_COLUMNS)
+    keys, values, key_rows = matrix(D, width + TILE_COLUMNS), matrix(E, width + TILE_COLUMNS), matrix(S, wide)
+    dkeys, dvalues = matrix(padded(S, TILE_ROWS), wide), matrix(padded(S, TILE_ROWS), wide_values)
     q_rows, dq_rows, g_rows = matrix(BLOCK, wide), matrix(BLOCK, wide), matrix(BLOCK, wide_values)
-    p, dp = matrix(BLOCK, width + COLUMNS), matrix(BLOCK, width + COLUMNS)
+    p, dp = matrix(BLOCK, width + TILE_COLUMNS), matrix(BLOCK, width + TILE_COLUMNS)
     for n in range(begin, end):
         a, b = n // B, n % B
         load_transposed(keys, k, a, b)
@@ -168,23 +168,21 @@ def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, tot
                     for d in range(E):
                         g_rows[r, d] *= share
                 seen = min(S, T, i + BLOCK) if causal else S
-                fill_scores(p, q_rows, keys, i, count, seen, causal)
-                whole = padded(seen, ROWS)
-                fill_scores(dp, g_rows, values, i, count, seen, causal)
-                fill(p, count, padded(count, ROWS), 0, whole, ZERO)
-                fill(dp, count, padded(count, ROWS), 0, whole, ZERO)
+                whole = padded(seen, TILE_ROWS)
+                scores_of_block(p, q_rows, keys, i, count, seen, causal)
+                scores_of_block(dp, g_rows, values, i, count, seen, causal)
                 for r in range(count):
                     own = min(seen, i + r + 1) if causal else S
                     m, along = shift[a, b, g, i + r], ZERO
                     for d in range(E):
                         along += g_rows[r, d] * out[a, i + r, b, g, d]
-                    for j in range(padded(own, COLUMNS)):
+                    for j in range(padded(own, TILE_COLUMNS)):
                         e = exp(p[r, j] - m)
                         p[r, j] = e
                         dp[r, j] = (dp[r, j] - along) * e
                     fill(p, r, r + 1, own, whole, ZERO)
                     fill(dp, r, r + 1, own, whole, ZERO)
-                fill_rows(dq_rows, dp, key_rows, i, count, seen, causal)
+                weighted_rows(dq_rows, dp, key_rows, i, count, seen, causal)
                 for r in range(count):
                     for d in range(D):
                         dq[a, i + r, b, g, d] = dq_rows[r, d] * scale

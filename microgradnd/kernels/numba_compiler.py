@@ -24,15 +24,19 @@ SHARE = 1 << 16  # elements that are worth a thread: measured in tests/benchmark
 
 # LLVM uses half of the width of AVX-512 on Intel's processors, which lost clock speed by it in 2017. Beside somebody
 # else's use of Numba its setting stays as it is.
-if numba.config.CPU_FEATURES is None and not _imported_by_others:
-    found = codegen.get_host_cpu_features()
-    numba.config.CPU_FEATURES = f"{found},-prefer-256-bit" if "+avx512f," in found else None
-FEATURES = codegen.get_host_cpu_features() if numba.config.CPU_FEATURES is None else numba.config.CPU_FEATURES
+FEATURES = numba.config.CPU_FEATURES
+if FEATURES is None:
+    FEATURES = codegen.get_host_cpu_features()
+    if "+avx512f" in FEATURES.split(",") and not _imported_by_others:
+        FEATURES = numba.config.CPU_FEATURES = f"{FEATURES},-prefer-256-bit"
+AVX512 = "+avx512f" in FEATURES.split(",")
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.
 SUMS = {"reassoc", "contract"}
 EXACT = {"contract"}
+
+DAMAGED = (EOFError, OSError, pickle.PickleError)  # the cache on disk is, or the disk is full
 
 
 class Kernel:
@@ -71,16 +75,15 @@ class Kernel:
     def run(self, count: int, width: int, *args: Any) -> None:
         """The same, unnoticed by a recording."""
         args = tuple([np.float32(x) if x.__class__ is float else x for x in args])
-        try:
-            self._run(self._compiled(), count, width, args)
-        except (EOFError, OSError, pickle.PickleError):  # the cache on disk is damaged, or the disk is full
-            self._run(self._compiled(cache=False), count, width, args)
-
-    def _run(self, function: Callable[..., None], count: int, width: int, args: tuple[Any, ...]) -> None:
         parts = min(numba_threads.THREADS, count, count * width // SHARE)
-        if parts <= 1:
-            function(0, count, *args)
-        else:
+        own = count if parts <= 1 else 0  # to be shared, it is compiled before: what fails has not written anything
+        try:
+            function = self._compiled()
+            function(0, own, *args)
+        except DAMAGED:
+            function = self._compiled(cache=False)
+            function(0, own, *args)
+        if own < count:
             numba_threads.in_parts(function, count, parts, args)
 
     @functools.cache  # noqa: B019 (kernels live as long as the process)
@@ -89,5 +92,5 @@ class Kernel:
         options: dict[str, Any] = {"fastmath": SUMS, "error_model": "numpy", "nogil": True}
         try:
             return numba.njit(*signature, cache=cache, **options)(self._function)
-        except RuntimeError:  # there is no directory that could be written to
+        except (RuntimeError, *DAMAGED):  # RuntimeError: there is no directory that could be written to
             return numba.njit(*signature, **options)(self._function)

@@ -219,7 +219,7 @@ def _heads(x: Any) -> Any:
     return x[None, :, None] if x.ndim == 3 else x[:, :, None] if x.ndim == 4 else x
 
 
-def _joined(x: Any, width: int) -> Any:
+def _empty_joined(x: Any, width: int) -> Any:
     """A new array (A, T, B, G, width), in which the heads of one position of x lie side by side, as they are joined."""
     a, b, g, t, _ = x.shape
     return np.empty((a, t, b, g, width), np.float32, like=x)
@@ -237,14 +237,14 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
     if len(leading) > 3 or key.shape[:-2] != shared or value.shape[:-2] != shared:
         return None
     q, k, v = _heads(query), _heads(key), _heads(value)
-    out = _joined(q, v.shape[-1])
+    out = _empty_joined(q, v.shape[-1])
     largest, total = (np.empty(q.shape[:-1], np.float32, like=q) for _ in range(2))
     work = q.shape[0] * q.shape[1], math.prod(q.shape[2:]) * k.shape[-2]  # products, for scores alone
     settings = scale, bool(is_causal)
     attention_kernels.attention(*work, q, k, v, *settings, out, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        gradients = [_joined(x, x.shape[-1]) for x in (q, k, v)]
+        gradients = [_empty_joined(x, x.shape[-1]) for x in (q, k, v)]
         g = _heads(g.astype(np.float32, copy=False))
         attention_kernels.attention_gradient(*work, g, q, k, v, *settings, out, largest, total, *gradients)
         return tuple(_apart(dx, x.shape) for dx, x in zip(gradients, (query, key, value), strict=True))

@@ -95,8 +95,9 @@ NORMAL_TAIL_END = f4(13)  # where 2^-127 comes, for which normal_tail is 0
 def normal_tail(t):
     """Phi(-t) for t from 0 to NORMAL_TAIL_END, with Phi the normal distribution function.
 
-    Its binary logarithm is a polynomial, fitted to float64 values: within 1e-6 of Phi(-t), relative, for t <= 3, within
-    6e-6 for t <= 6 (where the processor fuses products and sums), and within 1 percent where it is below 1e-9.
+    Its binary logarithm is a polynomial, fitted to float64 values. Where the processor fuses products and sums, it is
+    within 1e-6 of Phi(-t), relative, for t <= 3, within 6e-6 for t <= 6, and within 1 percent below 1e-9, subnormal
+    numbers excepted.
     """
     q = f4(-4.3104662200699195e-11)
     q = q * t + f4(2.754520389558479e-09)

@@ -15,11 +15,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .numba_compiler import FEATURES
+from .numba_compiler import AVX512
 
-ROWS = 4  # of a tile
-VECTOR = 16 if "+avx512f," in FEATURES else 8  # floats
-COLUMNS = 2 * VECTOR  # of a tile: 8 vectors of sums are as many additions as a processor can have under way
+TILE_ROWS = 4  # of a tile
+VECTOR = 16 if AVX512 else 8  # floats
+TILE_COLUMNS = 2 * VECTOR  # of a tile: 8 vectors of sums are as many additions as a processor can have under way
 
 INDEX, VECTOR_OF_INT = ir.IntType(64), ir.VectorType(ir.IntType(32), VECTOR)
 VECTOR_OF_FLOAT = ir.VectorType(ir.FloatType(), VECTOR)
@@ -27,10 +27,10 @@ VECTOR_OF_FLOAT = ir.VectorType(ir.FloatType(), VECTOR)
 
 @intrinsic
 def add_tile(typingctx, keep, c, c_at, c_row, a, a_at, a_row, a_step, b, b_at, b_row, k):
-    """The product of (ROWS, k) and (k, COLUMNS) in a tile of c, added to what is there if ``keep``; contiguous arrays.
+    """The product of (TILE_ROWS, k) and (k, TILE_COLUMNS) in a tile of c, added to what is there if ``keep``.
 
-    In that order, element (r, j) of the tile is number c_at + r c_row + j, element (r, p) of the first matrix
-    a_at + r a_row + p a_step, and element (p, j) of the second one b_at + p b_row + j.
+    The arrays are contiguous. In the order of memory, element (r, j) of the tile is number c_at + r c_row + j, element
+    (r, p) of the first matrix a_at + r a_row + p a_step, and element (p, j) of the second one b_at + p b_row + j.
     """
     number = types.int64
     return types.void(types.boolean, c, number, number, a, number, number, number, b, number, number, number), _add_tile
@@ -55,7 +55,7 @@ def _add_tile(context: Any, builder: Any, signature: Any, arguments: tuple[Any, 
         first = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
         return builder.shuffle_vector(first, undefined, ir.Constant(VECTOR_OF_INT, [0] * VECTOR))
 
-    rows = [index(r) for r in range(ROWS)]
+    rows = [index(r) for r in range(TILE_ROWS)]
     tile = [x for r in rows for x in vectors(pointer(c, c_at, r, c_row))]
     left = [pointer(a, a_at, r, a_row) for r in rows]
     zero = ir.Constant(VECTOR_OF_FLOAT, [0.0] * VECTOR)

@@ -1,8 +1,8 @@
 """Parts of one call on all cores: by Python's threads, which hold no lock of Python's while compiled code runs.
 
-Numba's parallel loops take longer to start: 30 to 100 us with its own threads, against 15 to 90. Those of OpenMP start
-at once, because they go on turning while they wait, as those of OpenBLAS do: the step of a transformer took 4 times as
-long with both. These sleep, take calls from several threads at a time, and leave the settings of Numba alone.
+They take 15 to 90 us to start, Numba's parallel loops with its own threads 30 to 100. Those of OpenMP start at once,
+because they go on turning while they wait, as those of OpenBLAS do: the step of a transformer took 4 times as long with
+both. These sleep, take calls from several threads at a time, and leave the settings of Numba alone.
 """
 
 from __future__ import annotations
@@ -30,25 +30,27 @@ _starting = threading.Lock()
 def in_parts(function: Callable[..., None], count: int, parts: int, args: tuple[Any, ...]) -> None:
     """``function(begin, end, *args)`` for neighbouring parts of range(count), the last of them on this thread.
 
-    Whatever happens, it returns when all parts are done: a caller that catches KeyboardInterrupt finds nobody else
-    writing into its arrays. An exception of a part is raised here.
+    An exception of a part, and that of a signal, is raised here when all parts are done: a caller that catches
+    KeyboardInterrupt finds nobody else writing into its arrays.
     """
     if not _started:
         _start()
     edges = [count * i // parts for i in range(parts + 1)]
     ended: list[BaseException | None] = []  # of the parts of others, in the order in which they end
     bell: SimpleQueue[None] = SimpleQueue()
-    interrupted = None
-    for begin, end in itertools.pairwise(edges[:-1]):
-        _calls.put((function, begin, end, args, ended, bell))
+    sent, interrupted = 0, None
     try:
+        for begin, end in itertools.pairwise(edges[:-1]):
+            sent += 1
+            _calls.put((function, begin, end, args, ended, bell))
         function(edges[-2], count, *args)
     except BaseException as error:  # that of a signal among them
         interrupted = error
-    while len(ended) < parts - 1:  # a signal may come after the bell was heard, so it is not the bells that count
+    while len(ended) < sent:
         try:
-            bell.get()
-        except KeyboardInterrupt as error:
+            while len(ended) < sent:  # not the bells are counted: a signal may come when one has just been heard
+                bell.get()
+        except BaseException as error:
             interrupted = error
     for problem in (interrupted, *ended):
         if problem is not None:
@@ -70,8 +72,8 @@ def _let_openblas_sleep() -> None:
 
     As long as they turn, two threads are as slow as one. Its environment variable says how long that is, in powers of
     two of ticks; whoever sets it keeps what they set. It is read, and threads are started, when there is a product and
-    there are none: so they are ended, as OpenBLAS does itself before a fork. If another thread is about, which might be
-    in the middle of a product, everything stays as it is.
+    there are none: so they are ended, as OpenBLAS does itself before a fork. If another Python thread is about, which
+    might be in the middle of a product, everything stays as it is.
     """
     maps = Path("/proc/self/maps")
     if OPENBLAS_TIMEOUT in os.environ or threading.active_count() > 1 or not maps.exists():

@@ -13,7 +13,7 @@ from .timing import in_fresh_process, median, peak_memory, reset_peak_memory
 ROUNDS = 3
 LENGTHS = (512, 1024, 2048, 4096)
 HEADS, WIDTH = 4, 32
-WARM = 288  # the length of a first call, which loads kernels: more scores than fit into one chunk
+WARM = 288  # the length of a first call, which loads kernels
 
 
 def inputs(T: int) -> list[np.ndarray]:
