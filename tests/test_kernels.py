@@ -554,5 +554,27 @@ def test_numba_used_by_others_keeps_its_settings() -> None:
         )
 
 
+def test_labels_may_be_changed_after_the_loss() -> None:
+    x, labels = mg.tensor(normal(1000, 16), requires_grad=True), np.zeros(1000, np.intp)
+    loss = nn.cross_entropy(x, labels)
+    labels[:] = 20
+    loss.backward()
+    with mg.kernels("numpy"):
+        y = mg.tensor(x.data.copy(), requires_grad=True)
+        nn.cross_entropy(y, np.zeros(1000, np.intp)).backward()
+    np.testing.assert_allclose(x.grad.data, y.grad.data, rtol=0, atol=1e-8)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
+def test_gradients_of_norms_of_large_numbers(name: str) -> None:
+    x, g = normal(100, 100) * np.float32(1e10), normal(100, 100, seed=1) * np.float32(1e30)
+    gradients = []
+    for dtype in (np.float32, np.float64):
+        t = mg.tensor(x.astype(dtype), requires_grad=True)
+        getattr(mg, name)(t).backward(g.astype(dtype))
+        gradients.append(t.grad.data)  # type: ignore[union-attr]
+    np.testing.assert_allclose(*gradients, rtol=0, atol=1e-5 * np.abs(gradients[1]).max())
+
+
 def test_swiglu_whose_gate_broadcasts() -> None:
     close(*both(mg.swiglu, normal(SMALL + 1, 1), normal(1, 3, seed=1)), 1e-5)

@@ -152,9 +152,9 @@ def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 
 
 def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """For class indices, which have been checked."""
+    """For class indices, which have been checked: a copy is kept, since backward writes where they point to."""
     x = _rows(logits)
-    count, labels = len(x), _flat(labels.astype(np.intp, copy=False))
+    count, labels = len(x), _flat(labels.astype(np.intp))
     loss, largest, total = (np.empty(count, np.float32, like=x) for _ in range(3))
     kernels.cross_entropy(*x.shape, x, labels, loss, largest, total)
 

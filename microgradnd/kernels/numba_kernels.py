@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .numba_compiler import Kernel
-from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope
+from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 
 CUBIC = f4(0.044715)
 COLUMNS = 64  # that one thread adds up at a time
@@ -200,11 +200,11 @@ def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, out, weight
             for i in range(n):
                 d = g[r, i] * weight[i]
                 total += d
-                along += d * centred(x[r, i], m, left) * s
+                along += d * times(centred(x[r, i], m, left), s)
             total /= f4(n)
             along /= f4(n)
             for i in range(n):
-                normal = centred(x[r, i], m, left) * s
+                normal = times(centred(x[r, i], m, left), s)
                 weight_parts[part, i] += g[r, i] * normal
                 bias_parts[part, i] += g[r, i]
                 out[r, i] = s * (g[r, i] * weight[i] - total - normal * along)
@@ -232,10 +232,10 @@ def rms_norm_gradient(begin, end, g, x, weight, scale, out, weight_parts):
             s = scale[r]
             along = ZERO
             for i in range(n):
-                along += g[r, i] * weight[i] * x[r, i] * s
+                along += g[r, i] * weight[i] * times(x[r, i], s)
             along /= f4(n)
             for i in range(n):
-                normal = x[r, i] * s
+                normal = times(x[r, i], s)
                 weight_parts[part, i] += g[r, i] * normal
                 out[r, i] = s * (g[r, i] * weight[i] - normal * along)
 

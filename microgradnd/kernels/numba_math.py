@@ -66,6 +66,12 @@ def centred(x, mean, rest):
     return (x - mean) - rest
 
 
+@inline
+def times(x, scale):
+    """The product, before anything else is multiplied with it, which might be too large."""
+    return x * scale
+
+
 @numba.njit(fastmath=EXACT | {"arcp", "ninf"}, error_model="numpy")
 def reciprocal(x):
     """1 / x of a finite x, where the processor has it by an estimate that is corrected: within 1 ulp, in a fifth."""

@@ -72,18 +72,22 @@ def _let_openblas_sleep() -> None:
 
     As long as they turn, two threads are as slow as one. Its environment variable says how long that is, in powers of
     two of ticks; whoever sets it keeps what they set. It is read, and threads are started, when there is a product and
-    there are none: so they are ended, as OpenBLAS does itself before a fork. If another Python thread is about, which
-    might be in the middle of a product, everything stays as it is.
+    there are none: so they are ended, as OpenBLAS does itself before a fork. If any thread is about that is not
+    OpenBLAS's, which might be in the middle of a product, everything stays as it is.
     """
-    maps = Path("/proc/self/maps")
-    if OPENBLAS_TIMEOUT in os.environ or threading.active_count() > 1 or not maps.exists():
+    maps, tasks = Path("/proc/self/maps"), Path("/proc/self/task")
+    if OPENBLAS_TIMEOUT in os.environ or not maps.exists():
         return
-    for path in {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "openblas" in line}:
-        try:
-            library = ctypes.CDLL(path)
-            read, end = library.openblas_read_env, library.blas_thread_shutdown_
-        except (OSError, AttributeError):  # another kind of OpenBLAS
-            continue
+    paths = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "openblas" in line}
+    try:
+        libraries = [ctypes.CDLL(path) for path in paths]
+        steps = [(x.openblas_read_env, x.blas_thread_shutdown_) for x in libraries]
+        threads = 1 + sum(ctypes.c_int.in_dll(x, "blas_num_threads").value - 1 for x in libraries)
+    except (OSError, AttributeError, ValueError):  # another kind of OpenBLAS
+        return
+    if len(list(tasks.iterdir())) != threads:
+        return
+    for read, end in steps:
         os.environ[OPENBLAS_TIMEOUT] = "16"
         try:
             read()
@@ -95,14 +99,15 @@ def _let_openblas_sleep() -> None:
 def _work(calls: SimpleQueue[tuple[Any, ...]]) -> None:
     while True:
         function, begin, end, args, ended, bell = calls.get()
+        problem = None
         try:
             function(begin, end, *args)
         except BaseException as error:
-            ended.append(error)
-        else:
-            ended.append(None)
+            problem = error
+        del function, args  # nothing of the caller's is kept alive when it goes on
+        ended.append(problem)
         bell.put(None)
-        del function, args, ended, bell  # nothing is kept alive until the next call
+        del problem, ended, bell
 
 
 def _forked() -> None:
