@@ -265,8 +265,9 @@ class SGD(Optimizer):
             )
             return
         lr: Any = None
+        large = bool(work) and self._largest > NAMESPACES[work[0][0].__class__].SMALL
         for p, d, state in work:
-            if self._largest > NAMESPACES[p.__class__].SMALL:
+            if large:
                 v = state.get("momentum_buffer") if momentum else None
                 if (v is not None or not momentum) and (fast := compiled(p, d, v)):
                     fast.sgd(p, d, v, weight_decay, momentum, group["lr"])

@@ -8,6 +8,7 @@ python -m pytest --device cuda          the same on a GPU, but for those that co
 from __future__ import annotations
 
 import os
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
         (kept if wanted else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+@pytest.fixture
+def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For compiled kernels, whatever the number of cores: new ones, which nobody else gives work to."""
+    from microgradnd.kernels import numba_threads
+
+    monkeypatch.setattr(numba_threads, "THREADS", 4)
+    monkeypatch.setattr(numba_threads, "_started", False)
+    monkeypatch.setattr(numba_threads, "_calls", SimpleQueue())
 
 
 class Device:

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -39,17 +38,10 @@ operations: dict[str, Callable[..., mg.Tensor]] = {
 
 
 @pytest.fixture(params=["one thread", "all threads"])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, four_threads: None) -> str:
     """Kernels on one thread, then on four whatever the size and the number of cores."""
     monkeypatch.setattr(numba_compiler, "SHARE", 1 if request.param == "all threads" else 1 << 40)
-    several_threads(monkeypatch)
     return str(request.param)
-
-
-def several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_threads, "THREADS", 4)
-    monkeypatch.setattr(numba_threads, "_started", False)
-    monkeypatch.setattr(numba_threads, "_calls", SimpleQueue())
 
 
 @pytest.fixture(autouse=True)
@@ -311,10 +303,9 @@ def test_a_broken_numba_is_done_without(kind: type[Exception], monkeypatch: pyte
         mg.gelu(normal(100, 100))
 
 
-def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, four_threads: None) -> None:
     monkeypatch.setattr(numba_compiler, "SHARE", 1)
     x, results = normal(200, 130), []
-    several_threads(monkeypatch)
     for count in (1, 2, 7):
         monkeypatch.setattr(numba_threads, "THREADS", count)
         w = mg.tensor(np.ones(130, np.float32), requires_grad=True)

@@ -24,7 +24,7 @@ NOTHING = f4(-np.inf)
 # One signature for all layouts in memory, since compiling takes seconds.
 read = types.Array(float32, 5, "A", readonly=True)
 joined = types.Array(float32, 5, "C")
-query = types.Array(float32, 4, "C")  # a number for each
+per_query = types.Array(float32, 4, "C")
 
 
 @intrinsic
@@ -39,8 +39,10 @@ def as_pointer(typingctx, address):
 
 @njit
 def stride_of(keys):
-    """Columns of a matrix with one for each key. If they were a power of two, rows of a tile would share few lines of
-    the cache: a fifth slower."""
+    """Columns of a matrix with one for each key.
+
+    If they were a power of two, the rows of a tile would share few lines of the cache: a fifth slower.
+    """
     return padded(keys, TILE_COLUMNS) + TILE_COLUMNS
 
 
@@ -108,7 +110,7 @@ def add_to_keys(c, p, rows, first, count, seen, causal):
             add_transposed(c, p, rows, r, j, max(0, r - first) if causal else 0, count)
 
 
-@Kernel.of(void(int64, int64, read, read, read, float32, boolean, joined, query, query))
+@Kernel.of(void(int64, int64, read, read, read, float32, boolean, joined, per_query, per_query))
 def attention(begin, end, q, k, v, scale, causal, out, shift, total):
     """See kernels.attention: the result, and per query the largest score and the sum of exp(score - largest).
 
@@ -149,7 +151,9 @@ def attention(begin, end, q, k, v, scale, causal, out, shift, total):
                         out[a, i + r, b, g, d] = o_rows[r, d] * share
 
 
-@Kernel.of(void(int64, int64, read, read, read, read, float32, boolean, joined, query, query, joined, joined, joined))
+@Kernel.of(
+    void(int64, int64, read, read, read, read, float32, boolean, joined, per_query, per_query, joined, joined, joined)
+)
 def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, total, dq, dk, dv):
     """The weights of a block of queries are computed again, and what they add to every gradient."""
     (_, B, G, T, D), S, E = q.shape, k.shape[3], v.shape[4]

@@ -75,17 +75,18 @@ class Kernel:
     def run(self, count: int, width: int, *args: Any) -> None:
         """The same, unnoticed by a recording."""
         args = tuple([np.float32(x) if x.__class__ is float else x for x in args])
+        parts = min(numba_threads.THREADS, count, count * width // SHARE)
+        shared = parts > 1 and not sys.is_finalizing()  # then the other threads have ended
+        own = 0 if shared else count  # what is shared is compiled before: who fails to do so has written nothing
         function = self._compiled()
         try:
-            function(0, 0, *args)  # is compiled, and writes nothing that would be written again
+            function(0, own, *args)
         except DAMAGED as error:
             if isinstance(error, OSError) and error.errno is None:  # not the system's: that of a signal
                 raise
             function = self._compiled(cache=False)
-        parts = min(numba_threads.THREADS, count, count * width // SHARE)
-        if parts <= 1 or sys.is_finalizing():  # then the other threads have ended
-            function(0, count, *args)
-        else:
+            function(0, own, *args)
+        if shared:
             numba_threads.in_parts(function, count, parts, args)
 
     @functools.cache  # noqa: B019 (kernels live as long as the process)

@@ -44,6 +44,12 @@ def largest(x, r, n):
 
 
 @inline
+def power_of_two(s):
+    """2^k, for s = k + ROUND."""
+    return i4(f4(s).view(i4) << 23).view(f4)
+
+
+@inline
 def exp(x):
     """e^x for x <= 88, with an error of 0.7 ulp; 0 where that would be subnormal, from -87.7 on."""
     x = f4(-88) if x < f4(-88) else x  # NaN stays NaN
@@ -57,7 +63,7 @@ def exp(x):
     p = p * r + f4(1.6666665459e-1)
     p = p * r + f4(5.0000001201e-1)
     p = p * r * r + r + ONE
-    return p * i4(f4(s).view(i4) << 23).view(f4)
+    return p * power_of_two(s)
 
 
 @inline
@@ -127,7 +133,7 @@ def normal_tail(t):
     p = p * f + f4(0.24022647738456726)
     p = p * f + f4(0.6931471824645996)
     p = p * f + ONE
-    return p * i4(f4(s).view(i4) << 23).view(f4)
+    return p * power_of_two(s)
 
 
 @inline

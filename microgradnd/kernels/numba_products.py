@@ -17,9 +17,9 @@ from numba.extending import intrinsic
 
 from .numba_compiler import AVX512
 
-TILE_ROWS = 4  # of a tile
+TILE_ROWS = 4
 VECTOR = 16 if AVX512 else 8  # floats
-TILE_COLUMNS = 2 * VECTOR  # of a tile: 8 vectors of sums are as many additions as a processor can have under way
+TILE_COLUMNS = 2 * VECTOR  # 8 vectors of sums are as many additions as a processor can have under way
 
 INDEX, VECTOR_OF_INT = ir.IntType(64), ir.VectorType(ir.IntType(32), VECTOR)
 VECTOR_OF_FLOAT = ir.VectorType(ir.FloatType(), VECTOR)
