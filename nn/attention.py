@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -151,37 +152,45 @@ class MultiHeadAttention(Module):
         """
         if any(x is not None and x.ndim < 2 for x in (query, key, value)):
             raise ValueError(f"MultiHeadAttention: expected queries (..., L, d_model), got shape {query.shape}")
+        key = query if key is None else key
+        value = key if value is None else value
+        dropout = self.dropout if self.training else 0.0
+        if key is query and value is query and self.rotary is None and cache is None and not need_weights:
+            mask = self._mask(key_padding_mask, attn_mask, query.shape[:-1])
+            sizes = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
+            together = mg.self_attention(self.in_proj(query), mask, dropout, is_causal, **sizes, rng=self.rng)
+            return self.out_proj(together)
         q, k, v = (self._heads(x) for x in self._projected(query, key, value))
         start = 0 if cache is None else cache.length
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = self._mask(key_padding_mask, attn_mask, k)
+        mask = self._mask(key_padding_mask, attn_mask, (*k.shape[:-3], k.shape[-2]))
         if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
             seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
             mask, is_causal = _both(mask, as_array(seen, like=q.data)), False
-        dropout = self.dropout if self.training else 0.0
-        out = self.out_proj(self._joined(self._attend(q, k, v, mask, is_causal, dropout)))
+        attend = functools.partial(
+            mg.scaled_dot_product_attention, q, k, attn_mask=mask, is_causal=is_causal, enable_gqa=True
+        )
+        out = self.out_proj(self._joined(attend(value=v, dropout_p=dropout, rng=self.rng)))
         if not need_weights:
             return out
         identity = NAMESPACES[k.data.__class__].eye(k.shape[-2], dtype=k.dtype)  # as values it gives the weights
-        return out, self._attend(q, k, mg.tensor(identity), mask, is_causal, 0.0)
+        return out, attend(value=mg.tensor(identity))
 
-    def _projected(self, query: mg.Tensor, key: mg.Tensor | None, value: mg.Tensor | None) -> list[mg.Tensor]:
+    def _projected(self, query: mg.Tensor, key: mg.Tensor, value: mg.Tensor) -> list[mg.Tensor]:
         """Queries, keys and values, heads side by side in the last axis."""
         width = self.num_heads * self.head_dim
         bounds = [0, width, width + self.num_kv_heads * self.head_dim, self.in_proj.out_features]
         parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        key = query if key is None else key
-        inputs = (query, key, key if value is None else value)
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        if all(x is query for x in inputs):  # one product is faster than three
-            together = mg.linear(query, weight, bias)
+        if key is query and value is query:  # one product is faster than three
+            together = self.in_proj(query)
             return [together[..., part] for part in parts]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
         return [
             mg.linear(x, weight[:, part], None if bias is None else bias[part])
-            for x, part in zip(inputs, parts, strict=True)
+            for x, part in zip((query, key, value), parts, strict=True)
         ]
 
     def _heads(self, x: mg.Tensor) -> mg.Tensor:
@@ -193,8 +202,8 @@ class MultiHeadAttention(Module):
         x = mg.swapaxes(x, -2, -3)
         return mg.reshape(x, (*x.shape[:-2], self.num_heads * self.head_dim))
 
-    def _mask(self, key_padding_mask: Any, attn_mask: Any, k: mg.Tensor) -> Any:
-        """Both masks as one: True where a query may attend, or numbers to add."""
+    def _mask(self, key_padding_mask: Any, attn_mask: Any, keys: tuple[int, ...]) -> Any:
+        """Both masks as one: True where a query may attend, or numbers to add; for keys of shape (..., S)."""
         if attn_mask is not None:
             attn_mask = attn_mask if isinstance(attn_mask, mg.Tensor) else mg.tensor(attn_mask)
             if attn_mask.dtype.kind != "b" and not is_floating(attn_mask.dtype):
@@ -207,32 +216,13 @@ class MultiHeadAttention(Module):
         padding = mg.tensor(key_padding_mask)
         if padding.dtype.kind != "b":
             raise TypeError(f"MultiHeadAttention: key_padding_mask must be boolean, got {padding.dtype}")
-        expected = (*k.shape[:-3], k.shape[-2])
-        if padding.ndim > len(expected) or any(
-            n not in (1, m) for n, m in zip(padding.shape, expected[-padding.ndim :], strict=True)
+        if padding.ndim > len(keys) or any(
+            n not in (1, m) for n, m in zip(padding.shape, keys[-padding.ndim :], strict=True)
         ):
             raise ValueError(
-                f"MultiHeadAttention: key_padding_mask must broadcast to {expected}, got shape {padding.shape}"
+                f"MultiHeadAttention: key_padding_mask must broadcast to {keys}, got shape {padding.shape}"
             )
         return _both(attn_mask, ~padding[..., None, None, :])  # (..., heads, queries, keys)
-
-    def _attend(
-        self, q: mg.Tensor, k: mg.Tensor, v: mg.Tensor, mask: Any, is_causal: bool, dropout: float
-    ) -> mg.Tensor:
-        shape = q.shape[:-1]  # (..., heads, L)
-        if self.num_kv_heads < self.num_heads:
-            q, k, v, mask = self._grouped(q), mg.expand_dims(k, -3), mg.expand_dims(v, -3), self._grouped_mask(mask)
-        out = mg.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, rng=self.rng)
-        return out if out.ndim == len(shape) + 1 else mg.reshape(out, (*shape, out.shape[-1]))
-
-    def _grouped(self, x: mg.Tensor) -> mg.Tensor:
-        """(..., heads, T, n) -> (..., kv_heads, heads / kv_heads, T, n)."""
-        return mg.reshape(x, (*x.shape[:-3], self.num_kv_heads, self.num_heads // self.num_kv_heads, *x.shape[-2:]))
-
-    def _grouped_mask(self, mask: Any) -> Any:
-        if mask is None or mask.ndim < 3:
-            return mask
-        return mg.expand_dims(mask, -3) if mask.shape[-3] == 1 else self._grouped(mask)
 
 
 def _apart_from_tokens(x: Any) -> tuple[Any, ...]:

@@ -156,6 +156,29 @@ def _torch_attention(
     return weights * torch.from_numpy(_dropped(tuple(weights.shape), dropout_p, rng)) @ v
 
 
+def _heads(columns: Any, stack: Any, heads: int, num_kv_heads: int | None) -> list[Any]:
+    """Queries, keys and values, each of ``heads`` heads, of which some may share theirs, from columns per head."""
+    shared = num_kv_heads or heads
+    keys = [heads + h * shared // heads for h in range(heads)]
+    return [stack([columns[i] for i in at]) for at in (range(heads), keys, [i + shared for i in keys])]
+
+
+def _self_attention(
+    qkv: Any, attn_mask: Any = None, *, num_heads: int, num_kv_heads: int | None = None, **options: Any
+) -> Any:
+    columns = np.split(qkv, num_heads + 2 * (num_kv_heads or num_heads), axis=-1)
+    heads = _heads(columns, lambda x: np.stack(x, axis=-3), num_heads, num_kv_heads)
+    return np.concatenate(list(np.moveaxis(_attention(*heads, attn_mask, **options), -3, 0)), axis=-1)
+
+
+def _torch_self_attention(
+    torch: Any, qkv: Any, attn_mask: Any = None, *, num_heads: int, num_kv_heads: int | None = None, **options: Any
+) -> Any:
+    columns = torch.chunk(qkv, num_heads + 2 * (num_kv_heads or num_heads), -1)
+    heads = _heads(columns, lambda x: torch.stack(x, -3), num_heads, num_kv_heads)
+    return torch.cat(list(torch.unbind(_torch_attention(torch, *heads, attn_mask, **options), -3)), dim=-1)
+
+
 def _torch_cross_entropy(torch: Any, logits: Any, targets: Any) -> Any:
     rows = targets.reshape(-1) if targets.ndim < logits.ndim else targets.reshape(-1, targets.shape[-1])
     return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), rows)
@@ -400,6 +423,24 @@ OPS = (
         ),
         differentiable=(0, 1, 2),
         torch=_torch_attention,
+    ),
+    Op(
+        "self_attention",
+        _self_attention,
+        (
+            shapes((2, 5, 24), num_heads=2),
+            shapes((5, 6), num_heads=1, is_causal=True, scale=0.7),
+            shapes((2, 4, 6), num_heads=2, is_causal=True),  # heads of one number
+            shapes((2, 5, 16), num_heads=4, num_kv_heads=2, is_causal=True),
+            shapes((4, 12), num_heads=4, num_kv_heads=1),
+            shapes((3, 2, 4, 12), num_heads=2),
+            Sample(((2, 5, 12), mask(2, 1, 5, 5)), {"num_heads": 2}),
+            Sample(((2, 4, 16), mask(4, 4, 4)), {"num_heads": 4, "num_kv_heads": 2}),
+            Sample(((2, 4, 16), np.where(mask(4), 0.3, -np.inf)), {"num_heads": 4, "num_kv_heads": 2}),
+            shapes((2, 3, 12), num_heads=2, dropout_p=0.4, rng=3),
+            shapes((0, 3, 12), num_heads=2),
+        ),
+        torch=_torch_self_attention,
     ),
     Op(
         "rotate_halves",

@@ -33,6 +33,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "linear_gelu": lambda x, y: mg.linear_gelu(x, y, y[0]),
     "einsum": lambda x, y: mg.einsum("ij,jk->ki", x, y),
     "scaled_dot_product_attention": lambda x, y: mg.scaled_dot_product_attention(x, y, y),
+    "self_attention": lambda x, y: mg.self_attention(x[:, :3], num_heads=1),
     "exp": lambda x, y: mg.exp(x),
     "log": lambda x, y: mg.log(x),
     "power": lambda x, y: x**2,
@@ -85,7 +86,7 @@ def wide(x: Any) -> Any:
 @pytest.mark.parametrize("name", CALLS | OTHERS)
 def test_dtypes_of_results_and_gradients(device: Device, low: Any, name: str) -> None:
     call = (CALLS | OTHERS)[name]
-    products = name in (*PRODUCTS, "operator", "matmul of a batch", "scaled_dot_product_attention")
+    products = name in (*PRODUCTS, "operator", "matmul of a batch", "scaled_dot_product_attention", "self_attention")
     for dtype in (np.dtype(np.float32), low, np.dtype(np.float64)):
         x, y = operands(device, dtype)
         with mg.autocast(low):
@@ -111,8 +112,9 @@ def test_every_declared_operation_is_in_a_list_and_others_pay_nothing() -> None:
             assert ("autocast" in operation.source()) == (operation.conversion is not None)
     assert {name for name, how in declared.items() if how is in_low_precision} == set(PRODUCTS)
     assert {name for name, how in declared.items() if how is in_float32} == set(IN_FLOAT32)
-    hidden: Any = attention._scaled_dot_product_attention
-    assert hidden.operation.conversion is in_low_precision
+    hidden: Any
+    for hidden in (attention._scaled_dot_product_attention, attention._self_attention):
+        assert hidden.operation.conversion is in_low_precision
 
 
 def test_products_add_up_in_float32_and_round_once(device: Device, low: Any) -> None:

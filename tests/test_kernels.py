@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -469,6 +470,40 @@ def test_attention_of_other_layouts(arrange: Any, causal: bool, threads: str) ->
             lambda *x, m=attn_mask: mg.scaled_dot_product_attention(*x, attn_mask=m, is_causal=causal), *arrays
         )
         close(ours, reference, 5e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "kv_heads"),
+    [((2, 70, 96), 4, 4), ((3, 40, 160), 6, 2), ((130, 33 * 3), 1, 1), ((2, 100, 12), 4, 4), ((2, 2, 50, 24), 2, 2)],
+)
+def test_self_attention(
+    shape: tuple[int, ...], heads: int, kv_heads: int, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any of the layouts; the kernel writes its gradients where they lie in that of the projection."""
+    places: list[Any] = []
+    fused = numba_fused.attention
+
+    def watched(*args: Any) -> Any:
+        if (found := fused(*args)) is None:
+            return None
+        out, pullback = found
+
+        def watched_pullback(g: Any, into: Any = None) -> Any:
+            places.append(into)
+            return pullback(g, into)
+
+        return out, watched_pullback
+
+    monkeypatch.setattr(numba_fused, "attention", watched)
+    x = normal(*shape)
+    for causal in (True, False):
+        call = functools.partial(mg.self_attention, num_heads=heads, is_causal=causal, num_kv_heads=kv_heads)
+        close(*both(call, x), 1e-5)
+    assert len(places) == 2 * (len(shape) < 4)  # of so many axes it knows groups of heads alone
+    assert all(np.shares_memory(a, b.base) for a, *others in places for b in others)
+    allowed = np.random.default_rng(0).random((heads, shape[-2], shape[-2])) < 0.8
+    options = {"attn_mask": allowed, "num_kv_heads": kv_heads, "dropout_p": 0.2, "rng": 3}
+    close(*both(lambda x: mg.self_attention(x, num_heads=heads, **options), x), 5e-5)
 
 
 def test_momentum_of_gradients_in_another_order() -> None:

@@ -62,7 +62,10 @@ def attention(
     dropout_p: float,
     seed: int,
 ) -> tuple[Any, Any]:
-    """softmax(scale query key^T + mask) value, for arguments of one ndim: see ``ops.scaled_dot_product_attention``."""
+    """softmax(scale query key^T + mask) value, for arguments of one ndim: see ``ops.scaled_dot_product_attention``.
+
+    The pullback can be given places for the gradients: arrays that some kernels write into, and return then.
+    """
     arguments = [x for x in (query, key, value, attn_mask) if x is not None]
     leading = np.broadcast_shapes(*(x.shape[:-2] for x in arguments))
     shape = (*leading, query.shape[-2], key.shape[-2])
@@ -137,7 +140,7 @@ def attention(
         s -= m
         return q, k, xp.exp(s, out=s)
 
-    def pullback(g: Any) -> tuple[Any, ...]:
+    def pullback(g: Any, places: Any = None) -> tuple[Any, ...]:
         dq, dk, dv = (xp.zeros((*leading, *x.shape[-2:]), dtype) for x in (query, key, value))
         g = g / total  # the weights are e / total: here that is cheaper to divide than e
         along = xp.einsum("...i,...i->...", g, out)[..., None]  # of each query: the sum of weight * de over the keys
@@ -162,6 +165,61 @@ def attention(
         return dq, dk, dv
 
     return out.astype(result_dtype, copy=False), pullback
+
+
+def self_attention(
+    xp: Any,
+    qkv: Any,
+    attn_mask: Any,
+    num_heads: int,
+    num_kv_heads: int,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Any, Any]:
+    """Attention of the heads that lie side by side in ``qkv``: see ``ops.self_attention``."""
+    heads = split_heads(qkv, num_heads, num_kv_heads)
+    out, pullback = attention(xp, *heads, attn_mask, is_causal, scale, dropout_p, seed)
+
+    def pullback_of_heads(g: Any) -> tuple[Any, ...]:
+        gradient = xp.empty(qkv.shape, qkv.dtype)
+        places = split_heads(gradient, num_heads, num_kv_heads)
+        g = split(g, num_heads).reshape(out.shape)
+        for place, dx in zip(places, pullback(g, places), strict=True):
+            if dx is not place:
+                stretched = tuple(i for i, n in enumerate(place.shape) if n != dx.shape[i])
+                place[...] = dx.sum(axis=stretched, keepdims=True) if stretched else dx
+        return (gradient,)
+
+    return joined(out, qkv.ndim), pullback_of_heads
+
+
+def split_heads(qkv: Any, num_heads: int, num_kv_heads: int) -> tuple[Any, Any, Any]:
+    """Queries (..., heads, T, width), keys and values, of a tensor or as views of an array (..., T, n).
+
+    Where heads share keys and values: (..., kv_heads, heads / kv_heads, T, width), and 1 for the heads of a group.
+    """
+    width = qkv.shape[-1] // (num_heads + 2 * num_kv_heads)
+    own, shared = num_heads * width, num_kv_heads * width
+    query = split(qkv[..., :own], num_heads)
+    key, value = split(qkv[..., own : own + shared], num_kv_heads), split(qkv[..., own + shared :], num_kv_heads)
+    if num_kv_heads == num_heads:
+        return query, key, value
+    *leading, _, count, _ = query.shape
+    query = query.reshape((*leading, num_kv_heads, num_heads // num_kv_heads, count, width))
+    return query, key[..., None, :, :], value[..., None, :, :]
+
+
+def split(x: Any, heads: int) -> Any:
+    """(..., T, heads width) -> (..., heads, T, width)."""
+    return x.reshape((*x.shape[:-1], heads, x.shape[-1] // heads)).swapaxes(-2, -3)
+
+
+def joined(x: Any, ndim: int) -> Any:
+    """Heads (..., heads, T, width), or in groups, side by side: (..., T, heads width) with ``ndim`` axes."""
+    leading, heads, (count, width) = x.shape[: ndim - 2], math.prod(x.shape[ndim - 2 : -2]), x.shape[-2:]
+    return x.reshape((*leading, heads, count, width)).swapaxes(-2, -3).reshape((*leading, count, heads * width))
 
 
 def _part(x: Any, batch: slice) -> Any:

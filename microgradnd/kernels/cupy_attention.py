@@ -193,4 +193,4 @@ def attention(
             return None
     arguments = query, key, value, attn_mask, bool(is_causal), scale
     out, largest, share = attention_forward(*arguments)
-    return out, lambda g: attention_gradients(g, *arguments, out, largest, share)
+    return out, lambda g, places=None: attention_gradients(g, *arguments, out, largest, share)

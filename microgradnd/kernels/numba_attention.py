@@ -1,9 +1,9 @@
 """Attention in Numba without scores in memory: a block of queries at a time against all keys of a head (float32).
 
 The memory of a thread is that of the keys and values of one head, their gradients, and a block's scores: linear in the
-number of keys. Arrays that are read are (A, B, G, T, width): the G heads of queries of a group share one head of keys
-and values (G = 1 there). Results are (A, T, B, G, width), so that the heads of one position are joined. What a head
-needs is copied into matrices whose rows are filled up with zeros to whole tiles.
+number of keys. Arrays are (A, B, G, T, width), with the numbers of the last axis side by side: the G heads of queries
+of a group share one head of keys and values (G = 1 there). What a head needs is copied into matrices whose rows are
+filled up with zeros to whole tiles.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ BLOCK = 64  # queries at a time: a multiple of TILE_ROWS
 NOTHING = f4(-np.inf)
 
 # One signature for all layouts in memory, since compiling takes seconds.
-read = types.Array(float32, 5, "A", readonly=True)
-joined = types.Array(float32, 5, "C")
-per_query = types.Array(float32, 4, "C")
+read, written = types.Array(float32, 5, "A", readonly=True), types.Array(float32, 5, "A")
+per_query, written_per_query = types.Array(float32, 4, "C", readonly=True), types.Array(float32, 4, "C")
 
 
 @intrinsic
@@ -65,6 +64,15 @@ def load(rows, x, a, b, g, first, factor):
                 rows[r, d] = source[d] * factor
         for d in range(n, rows.shape[1]):
             rows[r, d] = ZERO
+
+
+@njit
+def store(x, a, b, g, first, rows, count, factor):
+    """Put so many rows, times a factor, into a head from its row ``first`` on."""
+    for r in range(count):
+        target = row_of(x, a, b, g, first + r)
+        for d in range(x.shape[4]):
+            target[d] = rows[r, d] * factor
 
 
 @njit
@@ -110,7 +118,7 @@ def add_to_keys(c, p, rows, first, count, seen, causal):
             add_transposed(c, p, rows, r, j, max(0, r - first) if causal else 0, count)
 
 
-@Kernel.of(void(int64, int64, read, read, read, float32, boolean, joined, per_query, per_query))
+@Kernel.of(void(int64, int64, read, read, read, float32, boolean, written, written_per_query, written_per_query))
 def attention(begin, end, q, k, v, scale, causal, out, shift, total):
     """See kernels.attention: the result, and per query the largest score and the sum of exp(score - largest).
 
@@ -146,13 +154,13 @@ def attention(begin, end, q, k, v, scale, causal, out, shift, total):
                     total[a, b, g, i + r] = ONE if t == ZERO else t
                 weighted_rows(o_rows, p, values, i, count, seen, causal)
                 for r in range(count):
-                    share = ONE / total[a, b, g, i + r]
+                    share, row = ONE / total[a, b, g, i + r], row_of(out, a, b, g, i + r)
                     for d in range(E):
-                        out[a, i + r, b, g, d] = o_rows[r, d] * share
+                        row[d] = o_rows[r, d] * share
 
 
 @Kernel.of(
-    void(int64, int64, read, read, read, read, float32, boolean, joined, per_query, per_query, joined, joined, joined)
+    void(int64, int64, read, read, read, read, float32, boolean, read, per_query, per_query, written, written, written)
 )
 def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, total, dq, dk, dv):
     """The weights of a block of queries are computed again, and what they add to every gradient."""
@@ -184,9 +192,9 @@ def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, tot
                 scores_of_block(dp, g_rows, values, i, count, seen, causal)
                 for r in range(count):
                     own = min(seen, i + r + 1) if causal else S
-                    m, along = shift[a, b, g, i + r], ZERO
+                    m, along, row = shift[a, b, g, i + r], ZERO, row_of(out, a, b, g, i + r)
                     for d in range(E):
-                        along += g_rows[r, d] * out[a, i + r, b, g, d]
+                        along += g_rows[r, d] * row[d]
                     for j in range(padded(own, TILE_COLUMNS)):
                         e = exp(p[r, j] - m)
                         p[r, j] = e
@@ -194,13 +202,8 @@ def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, tot
                     fill(p, r, r + 1, own, whole, ZERO)
                     fill(dp, r, r + 1, own, whole, ZERO)
                 weighted_rows(dq_rows, dp, key_rows, i, count, seen, causal)
-                for r in range(count):
-                    for d in range(D):
-                        dq[a, i + r, b, g, d] = dq_rows[r, d] * scale
+                store(dq, a, b, g, i, dq_rows, count, scale)
                 add_to_keys(dkeys, dp, q_rows, i, count, seen, causal)
                 add_to_keys(dvalues, p, g_rows, i, count, seen, causal)
-        for j in range(S):
-            for d in range(D):
-                dk[a, j, b, 0, d] = dkeys[j, d]
-            for d in range(E):
-                dv[a, j, b, 0, d] = dvalues[j, d]
+        store(dk, a, b, 0, 0, dkeys, S, ONE)
+        store(dv, a, b, 0, 0, dvalues, S, ONE)

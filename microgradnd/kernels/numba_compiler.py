@@ -56,7 +56,12 @@ class Kernel:
 
     @functools.cached_property
     def writes(self) -> tuple[int, ...]:
-        """The positions of the arguments of a call that are written into: of its two numbers and then the arrays."""
+        """The positions of the arguments of a call that are written into: of its two numbers and then the arrays.
+
+        A signature says so; else they are those with an element that is assigned to.
+        """
+        if self._signature is not None:
+            return tuple(i for i, kind in enumerate(self._signature.args) if getattr(kind, "mutable", False))
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(self._function))).body
         targets = [target for x in ast.walk(definition) if isinstance(x, ast.Assign) for target in x.targets]
         targets += [x.target for x in ast.walk(definition) if isinstance(x, ast.AugAssign)]

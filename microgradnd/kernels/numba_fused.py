@@ -215,19 +215,14 @@ def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> Non
 
 def _heads(x: Any) -> Any:
     """x as (A, B, G, T, width): batches, heads, heads that share keys and values; copied if rows are not contiguous."""
-    x = x if x.strides[-1] == x.itemsize else x.copy()
+    x = x if x.shape[-1] == 1 or x.strides[-1] == x.itemsize else x.copy()
     return x[None, :, None] if x.ndim == 3 else x[:, :, None] if x.ndim == 4 else x
 
 
-def _empty_joined(x: Any, width: int) -> Any:
-    """A new array (A, T, B, G, width), in which the heads of one position of x lie side by side, as they are joined."""
+def _empty_heads(x: Any, width: int) -> Any:
+    """(A, B, G, T, width), new; in memory the heads of one position of x lie side by side, as they are joined."""
     a, b, g, t, _ = x.shape
-    return np.empty((a, t, b, g, width), np.float32, like=x)
-
-
-def _apart(x: Any, shape: tuple[int, ...]) -> Any:
-    """(A, T, B, G, width) as heads, of that shape."""
-    return x.transpose(0, 2, 3, 1, 4).reshape(shape)
+    return np.empty((a, t, b, g, width), np.float32, like=x).transpose(0, 2, 3, 1, 4)
 
 
 def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -> tuple[Any, Any] | None:
@@ -237,16 +232,17 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
     if len(leading) > 3 or key.shape[:-2] != shared or value.shape[:-2] != shared:
         return None
     q, k, v = _heads(query), _heads(key), _heads(value)
-    out = _empty_joined(q, v.shape[-1])
+    out = _empty_heads(q, v.shape[-1])
     largest, total = (np.empty(q.shape[:-1], np.float32, like=q) for _ in range(2))
     work = q.shape[0] * q.shape[1], math.prod(q.shape[2:]) * k.shape[-2]  # products, for scores alone
     settings = scale, bool(is_causal)
     attention_kernels.attention(*work, q, k, v, *settings, out, largest, total)
 
-    def pullback(g: Any) -> tuple[Any, ...]:
-        gradients = [_empty_joined(x, x.shape[-1]) for x in (q, k, v)]
+    def pullback(g: Any, places: Any = None) -> tuple[Any, ...]:
+        gradients = [_empty_heads(x, x.shape[-1]) for x in (q, k, v)] if places is None else [*map(_heads, places)]
         g = _heads(g.astype(np.float32, copy=False))
         attention_kernels.attention_gradient(*work, g, q, k, v, *settings, out, largest, total, *gradients)
-        return tuple(_apart(dx, x.shape) for dx, x in zip(gradients, (query, key, value), strict=True))
+        shapes = query.shape, key.shape, value.shape
+        return places or tuple(dx.reshape(shape) for dx, shape in zip(gradients, shapes, strict=True))
 
-    return _apart(out, query.shape[:-1] + value.shape[-1:]), pullback
+    return out.reshape(query.shape[:-1] + value.shape[-1:]), pullback

@@ -26,7 +26,7 @@ from .arithmetic import (
     subtract,
     where,
 )
-from .attention import rotate_halves, scaled_dot_product_attention
+from .attention import rotate_halves, scaled_dot_product_attention, self_attention
 from .dropout import dropout
 from .elementwise import cos, erf, exp, log, sin, sqrt, tanh
 from .indexing import getitem, scatter_add
@@ -123,6 +123,7 @@ __all__ = [
     "rotate_halves",
     "scaled_dot_product_attention",
     "scatter_add",
+    "self_attention",
     "sigmoid",
     "sign",
     "silu",

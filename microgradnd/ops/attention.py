@@ -17,7 +17,7 @@ from ..tensor import Tensor
 from .arithmetic import where
 from .linalg import matmul
 from .reductions import softmax
-from .shaping import astype, reshape, swapaxes
+from .shaping import astype, expand_dims, reshape, swapaxes
 
 if TYPE_CHECKING:
     from ..randomness import Rng
@@ -32,6 +32,7 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
     *,
     rng: Rng = None,
 ) -> Tensor:
@@ -49,6 +50,8 @@ def scaled_dot_product_attention(
         dropout_p: the share of weights that is set to zero, at least 0 and below 1; the others grow by 1 / (1 - p).
         is_causal: query i attends to keys 0 to i only.
         scale: 1 / sqrt(width) where it is None.
+        enable_gqa: heads of queries, on the third axis from the end, share in groups those of keys and values, which
+            may be fewer (Ainslie et al., 2023).
         rng: a ``numpy.random.Generator`` or a seed for the dropout.
 
     Returns:
@@ -58,24 +61,100 @@ def scaled_dot_product_attention(
         TypeError: for a mask of integers.
         ValueError: for shapes that do not fit, and for ``dropout_p`` out of range.
     """
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"scaled_dot_product_attention: dropout_p must be at least 0 and below 1, got {dropout_p}")
-    arrays: list[Any] = [x if x is None or hasattr(x, "ndim") else Tensor(x) for x in (query, key, value, attn_mask)]
-    if any(x.ndim < 2 for x in arrays[:3]):
+    name = "scaled_dot_product_attention"
+    arrays: list[Any] = [x if hasattr(x, "ndim") else Tensor(x) for x in (query, key, value)]
+    if any(x.ndim < 2 for x in arrays):
         raise ValueError(
-            "scaled_dot_product_attention: query, key and value need two axes or more, got the shapes "
-            f"{', '.join(str(x.shape) for x in arrays[:3])}"
+            f"{name}: query, key and value need two axes or more, got the shapes "
+            f"{', '.join(str(x.shape) for x in arrays)}"
         )
-    if arrays[3] is not None and arrays[3].dtype.kind in "iu":
-        raise TypeError(
-            f"scaled_dot_product_attention: attn_mask must be boolean or floating-point, got {arrays[3].dtype}"
-        )
-    ndim = max([x.ndim for x in arrays if x is not None])
-    q, k, v, mask = (None if x is None else _with_axes(x, max(ndim, 3)) for x in arrays)
+    q, k, v = arrays
+    mask, seed = _checked(name, attn_mask, dropout_p, rng)
+    heads = q.shape[-3] if enable_gqa and q.ndim > 2 else 1
+    groups = k.shape[-3] if enable_gqa and k.ndim > 2 else 1
+    if heads != groups:
+        if groups == 0 or heads % groups:
+            raise ValueError(f"{name}: {heads} heads of queries can't share {groups} of keys in equal groups")
+        q, mask, k, v = _grouped(q, groups), _grouped(mask, groups), expand_dims(k, -3), expand_dims(v, -3)
+    ndim = max(x.ndim for x in (q, k, v, mask) if x is not None)
+    q, k, v, mask = (None if x is None else _with_axes(x, max(ndim, 3)) for x in (q, k, v, mask))
     scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
-    seed = generator(rng).integers(2**63) if dropout_p else 0
     out = _scaled_dot_product_attention(q, k, v, mask, is_causal, scale, dropout_p, seed)
+    if heads != groups:
+        return reshape(out, (*out.shape[:-4], heads, *out.shape[-2:]))
     return reshape(out, out.shape[1:]) if ndim == 2 else out
+
+
+def self_attention(
+    qkv: Operand,
+    attn_mask: Operand | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    rng: Rng = None,
+) -> Tensor:
+    """:func:`scaled_dot_product_attention` of heads that lie side by side, as one projection gives them, joined again.
+
+    The gradient of ``qkv`` is put together in one array, without those of its parts in between.
+
+    Args:
+        qkv: (..., T, (num_heads + 2 num_kv_heads) width): the queries of all heads, then their keys, their values.
+        attn_mask: broadcasts to (..., num_heads, T, T).
+        dropout_p, is_causal, scale, rng: as there.
+        num_heads: of the queries.
+        num_kv_heads: of the keys and values, a divisor of ``num_heads``, which is what None stands for.
+
+    Returns:
+        (..., T, num_heads width).
+
+    Raises:
+        TypeError: for a mask of integers.
+        ValueError: for shapes that do not fit, and for ``dropout_p`` out of range.
+    """
+    name = "self_attention"
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    together = num_heads + 2 * num_kv_heads
+    x: Any = qkv if hasattr(qkv, "ndim") else Tensor(qkv)
+    if min(num_heads, num_kv_heads) < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"{name}: num_heads must be a multiple of num_kv_heads, got {num_heads} and {num_kv_heads}")
+    if x.ndim < 2 or x.shape[-1] % together:
+        raise ValueError(
+            f"{name}: expected (..., T, n) with n a multiple of {together}, for the queries of {num_heads} heads and "
+            f"the keys and values of {num_kv_heads}; got shape {x.shape}"
+        )
+    mask, seed = _checked(name, attn_mask, dropout_p, rng)
+    if num_kv_heads < num_heads:
+        mask = _grouped(mask, num_kv_heads)
+    ndim = x.ndim + 1 + (num_kv_heads < num_heads)
+    if mask is not None and mask.ndim > ndim:
+        raise ValueError(f"{name}: attn_mask has more axes than the scores of shape (..., num_heads, T, T)")
+    mask = None if mask is None else _with_axes(mask, ndim)
+    scale = 1 / math.sqrt(max(1, x.shape[-1] // together)) if scale is None else float(scale)
+    return _self_attention(x, mask, num_heads, num_kv_heads, is_causal, scale, dropout_p, seed)
+
+
+def _checked(operation: str, attn_mask: Any, dropout_p: float, rng: Rng) -> tuple[Any, Any]:
+    """The mask, with an ndim, and a seed for the dropout."""
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"{operation}: dropout_p must be at least 0 and below 1, got {dropout_p}")
+    mask = attn_mask if attn_mask is None or hasattr(attn_mask, "ndim") else Tensor(attn_mask)
+    if mask is not None and mask.dtype.kind in "iu":
+        raise TypeError(f"{operation}: attn_mask must be boolean or floating-point, got {mask.dtype}")
+    return mask, generator(rng).integers(2**63) if dropout_p else 0
+
+
+def _grouped(x: Any, groups: int) -> Any:
+    """(..., heads, T, n) -> (..., groups, heads / groups, T, n), where there is an axis of heads."""
+    if x is None or x.ndim < 3:
+        return x
+    if x.shape[-3] == 1:
+        return expand_dims(x, -3)
+    if x.shape[-3] % groups:
+        raise ValueError(f"attention: {x.shape[-3]} heads, of an array of shape {x.shape}, are no {groups} groups")
+    return reshape(x, (*x.shape[:-3], groups, x.shape[-3] // groups, *x.shape[-2:]))
 
 
 def _with_axes(x: Any, ndim: int) -> Any:
@@ -110,6 +189,22 @@ def _scaled_dot_product_attention(
     if dropout_p:
         weights = weights * _dropout_factors(xp, weights.shape, weights.dtype, is_causal, dropout_p, seed)
     return matmul(weights, value)
+
+
+@fused(kernels.self_attention, "qkv", conversion=in_low_precision)
+def _self_attention(
+    qkv: Operand,
+    attn_mask: Operand | None = None,
+    num_heads: int = 1,
+    num_kv_heads: int = 1,
+    is_causal: bool = False,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    heads = kernels.split_heads(qkv, num_heads, num_kv_heads)
+    out = _scaled_dot_product_attention(*heads, attn_mask, is_causal, scale, dropout_p, seed)
+    return kernels.joined(out, qkv.ndim)
 
 
 def _dropout_factors(xp: Any, shape: tuple[int, ...], dtype: Any, is_causal: bool, dropout_p: float, seed: int) -> Any:
