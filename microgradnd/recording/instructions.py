@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 
+GIVEN = ("input", "argument", "constant")  # kinds of arrays that were there before
 PREFIXES = {"numpy": "np", "cupy": "cp"}  # what a library is called in the text of a program
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 from ..dtypes import is_narrow, is_numeric
 from .arrays import OPERATORS
-from .instructions import CaptureError, Instruction, Variable, bare
+from .copies import without_copies
+from .instructions import GIVEN, CaptureError, Instruction, Variable, bare
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-GIVEN = ("input", "argument", "constant")
 
 ELEMENTWISE = ("ufunc", "operator")  # kinds whose result may take the memory of an argument
 WITH_OUT = frozenset(
@@ -48,7 +48,7 @@ class Program:
 
     def __init__(self, instructions: list[Instruction], outputs: list[Variable], kept: set[Variable]) -> None:
         self.outputs, self.kept = outputs, kept
-        needed = _needed(instructions, outputs)
+        needed = without_copies(_needed(instructions, outputs), (*outputs, *kept))
         alone = _numbers_alone(needed)
         self.first = [x for x in needed if x in alone]
         self.body = [x for x in needed if x not in alone]

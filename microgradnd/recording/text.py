@@ -12,8 +12,8 @@ import numpy as np
 
 from ..dtypes import BFLOAT16
 from .arrays import OPERATORS, UNARY
-from .instructions import Instruction, Variable, bare
-from .program import ALIGNMENT, GIVEN, SHAPING, Program, may_diverge
+from .instructions import GIVEN, Instruction, Variable, bare
+from .program import ALIGNMENT, SHAPING, Program, may_diverge
 
 SYMBOLS = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
