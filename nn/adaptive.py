@@ -13,7 +13,7 @@ from microgradnd.kernels import compiled
 
 from .optim import Optimizer, Params, arrays_of, as_float, for_all
 
-BLOCK = 1 << 18  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
+BLOCK = 1 << 17  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
 
 
 def _blocks(*arrays: Any) -> Iterator[list[Any]]:

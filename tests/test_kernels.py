@@ -441,6 +441,35 @@ def test_attention_without_scores_in_memory(
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("count", [255, 256, 257])
+def test_linear_adds_a_large_bias_on_all_threads(count: int, threads: str) -> None:
+    """Around the threshold, the same bits: one sum per element."""
+    arrays = [normal(count, 3), normal(3, 512, seed=1), normal(1024, seed=2)[::2]]
+    arrays[2][5:7] = np.nan, np.inf
+    results = []
+    for kernels in ("numpy", "numba"):
+        with mg.kernels(kernels):
+            tensors = [mg.tensor(x, requires_grad=True) for x in arrays]
+            out = mg.linear(*tensors)
+            out.sum().backward()
+            results.append([out.numpy(), *(t.grad.numpy() for t in tensors)])  # type: ignore[union-attr]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e6])
+def test_layer_norm_of_rows_far_from_zero(offset: float, threads: str) -> None:
+    """Beside float64: as exact as the numbers themselves are; and constant rows give the bias alone."""
+    x = (normal(64, 700) + np.float32(offset)).astype(np.float32)
+    x[3] = x[3, 0]
+    wide = x.astype(np.float64)
+    wide -= wide.mean(axis=1, keepdims=True)
+    expected = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-5)
+    with mg.kernels("numba"):
+        out = mg.layer_norm(mg.tensor(x)).numpy()
+    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_gelu(bias: bool, threads: str) -> None:
     arrays = [normal(3, 50, 60), normal(60, 90, seed=1, scale=0.3), *([normal(90, seed=2)] if bias else [])]

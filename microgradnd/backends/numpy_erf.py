@@ -65,7 +65,7 @@ _DOUBLE = (
         8.558859650887478e-16,
     ),
 )
-BLOCK = 1 << 18  # elements whose intermediate results stay in the cache: 0.4 of the time for 2048 x 2048
+BLOCK = 1 << 16  # elements whose intermediate results stay in the cache: a third of the time for 2048 x 2048
 
 
 def erf(x: Any) -> Any:

@@ -71,6 +71,12 @@ def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
     return out.reshape(x.shape), pullback
 
 
+def add_bias(x: Any, bias: Any) -> Any:
+    """x + bias, in the memory of x, a matrix."""
+    kernels.add_bias(*x.shape, x, contiguous(bias))
+    return x
+
+
 def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, Any]:
     """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias."""
     count, n = inner.shape

@@ -31,6 +31,13 @@ def gelu_gradient(begin, end, g, x, out):
 
 
 @Kernel
+def add_bias(begin, end, x, bias):
+    for r in range(begin, end):
+        for i in range(x.shape[1]):
+            x[r, i] += bias[i]
+
+
+@Kernel
 def bias_gelu(begin, end, x, bias, out):
     """The bias is added in place."""
     for r in range(begin, end):
@@ -166,26 +173,27 @@ def log_softmax_gradient(begin, end, g, log_p, out):
 
 
 @Kernel
-def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
-    """What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant."""
+def layer_norm(begin, end, x, weight, bias, eps, out, mean, left, scale):
+    """What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant.
+
+    It is that small beside the deviations that their variance can be had in the same pass.
+    """
     n = x.shape[1]
     for r in range(begin, end):
         total = ZERO
         for i in range(n):
             total += x[r, i]
         m = total / f4(n)
-        total = ZERO
+        rest = squares = ZERO
         for i in range(n):
-            total += x[r, i] - m
-        d = total / f4(n)
-        total = ZERO
-        for i in range(n):
-            z = centred(x[r, i], m, d)
-            total += z * z
-        s = ONE / np.sqrt(total / f4(n) + eps)
+            z = x[r, i] - m
+            rest += z
+            squares += z * z
+        d = rest / f4(n)
+        s = ONE / np.sqrt(max(squares / f4(n) - d * d, ZERO) + eps)
         for i in range(n):
             out[r, i] = centred(x[r, i], m, d) * s * weight[i] + bias[i]
-        mean[r], rest[r], scale[r] = m, d, s
+        mean[r], left[r], scale[r] = m, d, s
 
 
 @Kernel
