@@ -9,10 +9,12 @@ import functools
 import os
 import pickle
 import random
+import sys
 import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -833,3 +835,28 @@ def test_steps_of_a_module_without_a_name() -> None:
     warm(scope["step"], X)
     scope["k"] = 3.0
     assert scope["step"](X).numpy().tolist() == (3 * X).tolist()
+
+
+def test_an_import_within_the_first_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs while a module is imported does not run again: it is not looked at, but what is used of it is."""
+    (tmp_path / "imported_late.py").write_text(
+        "FACTOR, TABLE = 2.0, list(range(1000))\n"
+        "def table():\n    return TABLE\n"
+        "def scale(x):\n    return x * FACTOR\n"
+        "LENGTH = len(table())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        import imported_late
+
+        scaled: mg.Tensor = imported_late.scale(mg.tensor(x))
+        return scaled
+
+    warm(step, X)
+    assert replays(step) > 0
+    assert len(step.recordings[0].watch.conditions) < 20
+    monkeypatch.setattr("imported_late.FACTOR", 5.0)
+    np.testing.assert_array_equal(step(X).numpy(), X * 5)
+    del sys.modules["imported_late"]

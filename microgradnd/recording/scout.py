@@ -38,11 +38,12 @@ class Executed:
         self.own = getattr(getattr(step, "__func__", step), "__globals__", None)
         self.globals: dict[CodeType, dict[str, Any]] = {}
         self.unrepeated: str | None = None
+        self._import: Any = None  # the frame of what an import has called, until it returns
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Note what runs in the block."""
-        self.unrepeated = None
+        self.unrepeated = self._import = None
         outer = sys.getprofile()
 
         def profile(frame: Any, event: Any, argument: Any) -> None:
@@ -57,6 +58,13 @@ class Executed:
             sys.setprofile(outer)
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
+        if self._import is not None:  # runs once, whatever later calls do: of Numba, and SciPy with it
+            if event == "return" and frame is self._import:
+                self._import = None
+            return
+        if event == "call" and _is_import(frame):
+            self._import = frame
+            return
         module = frame.f_globals.get("__name__")
         users = frame.f_globals is self.own or is_users(module)
         if event == "call":
@@ -70,6 +78,11 @@ class Executed:
     def names(self) -> set[str]:
         """All names in their text, those of attributes included."""
         return {name for code in self.globals for name in names_in(code)}
+
+
+def _is_import(frame: Any) -> bool:
+    """Whether an import has called a function, such as the text of a module."""
+    return frame.f_back is not None and frame.f_back.f_globals.get("__name__") == "importlib._bootstrap"
 
 
 def _is_called_by_users(frame: Any) -> bool:
