@@ -170,7 +170,10 @@ class Captured(Generic[P, R]):
         """A replay after something else: verified if it is the first one at all."""
         given = leaves(args, kwargs)
         parts = recording.reach, recording.generators, given
-        before = None if recording.verified else State(*parts)
+        before = None
+        if not recording.verified:
+            before = State(recording.reach, recording.generators, recording.changed_arrays(given))
+            give_back_freed_memory()  # what the recorded call took: a replay has buffers of its own
         try:
             replayed = recording.replay(recording.arrays(args, kwargs))
         except Exception as error:
@@ -181,9 +184,11 @@ class Captured(Generic[P, R]):
             return cast("R", replayed)
         found = fingerprints(*parts, replayed)
         before.put_back()
+        del before, replayed
         for place, _ in recording.sets:
             place.set(place.value)
         recording.release()  # the step takes memory too
+        give_back_freed_memory()
         result = detached(self._step(*args, **kwargs))
         if different := list(differences(found, fingerprints(*parts, result))):
             self.recordings.remove(recording)

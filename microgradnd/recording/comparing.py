@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .instructions import is_array, is_on_device
+from .instructions import is_on_device
 from .reach import Place, Reach
 from .results import data_of
 
@@ -16,18 +16,12 @@ CHANGING = ("array", "tuple", "gradient", "number")  # roles of places whose con
 
 
 class State:
-    """Everything that a step may change, its arguments among it, as it is now."""
+    """What lies in the places that a step may change, and copies of ``arrays``, those whose content it changes."""
 
     def __init__(self, reach: Reach, generators: list[np.random.Generator], arrays: list[Any]) -> None:
-        self._arrays = {id(x): x for x in arrays if is_array(x)}
-        self._places: list[tuple[Place, Any]] = []
-        for place in reach.of_role(*CHANGING):
-            value = place.get()
-            self._places.append((place, value))
-            for data in value if place.role == "tuple" else (data_of(value),):
-                if is_array(data):
-                    self._arrays[id(data)] = data
-        self._copies = [(x, x.copy()) for x in self._arrays.values() if is_on_device(x) or x.flags.writeable]
+        self._places: list[tuple[Place, Any]] = [(place, place.get()) for place in reach.of_role(*CHANGING)]
+        different = {id(x): x for x in arrays}.values()
+        self._copies = [(x, x.copy()) for x in different if is_on_device(x) or x.flags.writeable]
         self._generators = [(generator, generator.bit_generator.state) for generator in generators]
 
     def put_back(self) -> None:

@@ -28,6 +28,8 @@ LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, 
 
 # Functions that may return their argument, and do not change it then.
 UNCHANGING = ("array", "asarray", "ascontiguousarray", "atleast_1d", "atleast_2d", "broadcast_to", "squeeze")
+# Those that meet large arrays in every step and change none: of the arguments of others a copy is compared afterwards.
+PURE = frozenset([*UNCHANGING, "concatenate", "dot", "einsum", "matmul", "max", "mean", "min", "sum", "vdot", "where"])
 
 
 class Recorder:
@@ -127,7 +129,8 @@ class Recorder:
             self.instructions.append(instruction)
             return out if result is real_out else self._result(result, instruction)
         everything = [*args, *(kwargs or {}).values()]
-        before = [(x, x.value.copy()) for x in flat(everything) if kind == "function" and not writes and _is_array(x)]
+        watched = kind == "function" and not writes and bare(name) not in PURE
+        before = [(x, x.value.copy()) for x in flat(everything) if watched and _is_array(x)]
         result = self._tried(function, real_args, real_kwargs)
         changed = any(bytes_of(x.value) != bytes_of(copy) for x, copy in before if x.value is not result)
         if changed or real_kwargs.get("overwrite_input"):

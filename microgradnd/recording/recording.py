@@ -18,9 +18,10 @@ from ..tensor import Tensor
 from .arrays import RecordedArray, RecordedNumber
 from .graph import graphed, refuse
 from .guard import attempt_function, layout, layout_of, leaves, missed, settings
-from .instructions import CaptureError, Variable, current_device, current_stream
+from .instructions import CaptureError, Variable, current_device, current_stream, is_array
 from .program import Program
 from .reach import Place
+from .recorder import flat
 from .results import Output, data_of, outputs, rebuilt
 from .session import Session
 from .text import Text
@@ -171,7 +172,14 @@ class Recording:
         ]
         self.other_leaves = [leaf for leaf, _ in others]
         self.others_none = [none for _, none in others]
-        self._written = list({v.root for x in program.body for v in x.writes if v.root.array is not None})
+        changed = {v.root for x in program.body for v in x.writes}
+        self._written = [root for root in changed if root.array is not None]
+        self._changes_arguments = any(v.root in changed for v in session.arguments)
+        self._changing = [
+            place
+            for place, handle in session.replaced
+            if any(type(x) is RecordedArray and x.variable.root in changed for x in flat((handle,)))
+        ]
         self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
         self.is_plain = (
             isinstance(self.structure, Output)
@@ -246,6 +254,11 @@ class Recording:
         self._scope_of_attempt.clear()
 
     # Replaying
+
+    def changed_arrays(self, given: list[Any]) -> list[Any]:
+        """Those into which a replay writes, of what it can reach and of the arrays that it is ``given``."""
+        values = [data_of(x) for place in self._changing for x in flat((place.get(),))]
+        return list(filter(is_array, [*values, *given] if self._changes_arguments else values))
 
     def set_gradients(self) -> None:
         """Let the gradients lie where replays leave them."""
