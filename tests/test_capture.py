@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -839,3 +840,30 @@ def test_saving_names_what_it_can_not_do(tmp_path: Path) -> None:
         with pytest.raises(CaptureError, match="compiled kernel"):
             kernel.save(tmp_path / "kernel.py")
     assert not list(tmp_path.iterdir())
+
+
+def test_recording_and_verifying_take_the_memory_of_the_step_and_of_what_it_changes() -> None:
+    model = nn.Sequential(nn.Linear(128, 512, rng=0), nn.GELU(), nn.Linear(512, 128, rng=1))
+    changed = sum(p.data.nbytes for p in model.parameters())
+    x = mg.tensor(np.ones((2048, 128), np.float32))
+    peaks = []
+    for decorate in (mg.capture, lambda step: step, mg.capture):  # the first one imports what a session needs
+        optimizer = nn.SGD(model.parameters(), 0.1)
+
+        def step(x: Any, optimizer: nn.Optimizer = optimizer) -> mg.Tensor:
+            optimizer.zero_grad()
+            loss = (model(x) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step = decorate(step)  # type: ignore[assignment]
+        tracemalloc.start()
+        try:
+            for _ in range(4):  # run, recorded, verified, replayed
+                step(x)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert step.recordings[0].calls == 2  # type: ignore[attr-defined]
+    assert peaks[2] < peaks[1] + 1.5 * changed
