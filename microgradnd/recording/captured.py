@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from ..backends.memory import give_back_freed_memory
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, leaves
-from .instructions import CaptureError, is_recording
+from .instructions import CaptureError, active, is_recording
 from .recording import UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
@@ -60,7 +60,7 @@ class Captured(Generic[P, R]):
         self._name: str | None = None  # as an attribute of a class
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if is_recording():  # part of another step
+        if active.recorder is not None and is_recording():  # part of another step
             return self._step(*args, **kwargs)
         with self._lock:
             latest = self._latest
@@ -73,7 +73,7 @@ class Captured(Generic[P, R]):
                         return cast("R", self._otherwise(latest, error, args, kwargs))
                 else:
                     if result is not MISSED:
-                        return cast("R", result)
+                        return result  # type: ignore[no-any-return]
             return self._search(args, kwargs)
 
     def __set_name__(self, owner: type, name: str) -> None:
