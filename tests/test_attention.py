@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
+import nn
 from microgradnd.kernels import attention as kernels
 from microgradnd.ops import attention as ops
 from tests.test_ops import assert_close
@@ -172,3 +173,43 @@ def test_bad_arguments_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             mg.scaled_dot_product_attention(*arguments, **options)
+
+
+def test_bad_heads_are_refused() -> None:
+    x = np.zeros((2, 3, 16))
+    for options, error, message in (
+        ({"num_heads": 3}, ValueError, r"n a multiple of 9, .* got shape \(2, 3, 16\)"),
+        ({"num_heads": 4, "num_kv_heads": 3}, ValueError, "self_attention: num_heads must be a multiple of"),
+        ({"num_heads": 0}, ValueError, "self_attention: num_heads must be a multiple of num_kv_heads, got 0 and 0"),
+        ({"num_heads": 2.0}, TypeError, "self_attention: num_heads and num_kv_heads must be integers, got 2.0"),
+        ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((3, 3, 3), bool)}, ValueError, "4 heads, or 1, got"),
+        ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((2, 1, 1, 3, 3))}, ValueError, "more axes than the"),
+        ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((3, 3), int)}, TypeError, "boolean or floating"),
+        ({"num_heads": 4, "num_kv_heads": 2, "dropout_p": -1}, ValueError, "self_attention: dropout_p must be"),
+    ):
+        with pytest.raises(error, match=message):
+            mg.self_attention(x, **options)  # type: ignore[arg-type]
+    for keys, values in ((3, 3), (2, 4), (0, 0)):
+        with pytest.raises(ValueError, match=f"4 heads of queries can't share {keys} of keys and {values} of values"):
+            mg.scaled_dot_product_attention(
+                np.zeros((4, 3, 2)), np.zeros((keys, 3, 2)), np.zeros((values, 3, 2)), enable_gqa=True
+            )
+    layer = nn.MultiHeadAttention(16, 4, rng=0)
+    alone = mg.tensor(np.ones((3, 16), np.float32))
+    assert layer(alone, attn_mask=np.zeros((1, 1, 3, 3), bool)).shape == (3, 16)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_self_attention_in_low_precision(dtype: str) -> None:
+    """For as many queries as compiled kernels take, which compute in float32."""
+    layer = nn.MultiHeadAttention(16, 2, rng=0)
+    x = mg.tensor(np.random.default_rng(0).standard_normal((2, 130, 16), np.float32))
+    gradients = []
+    for setting in (None, dtype):
+        layer.zero_grad()
+        with mg.autocast(setting):
+            loss = (layer(x, is_causal=True) ** 2).mean()
+        loss.backward()
+        gradients.append([p.grad.numpy() for p in layer.parameters()])  # type: ignore[union-attr]
+    for exact, rounded in zip(*gradients, strict=True):
+        np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.02 * np.abs(exact).max())

@@ -470,6 +470,15 @@ def test_layer_norm_of_rows_far_from_zero(offset: float, threads: str) -> None:
     np.testing.assert_allclose(out, expected, atol=2e-6, rtol=1e-5)
 
 
+def test_layer_norm_of_huge_constant_rows(threads: str) -> None:
+    """What rounding leaves of their mean is too large to be squared; the gradient is that of any constant row."""
+    g = normal(200, 300)
+    for value in (1.0, 1e24, 1e30):
+        ours, reference = both(lambda x: mg.layer_norm(x) * g, np.full((200, 300), value, np.float32))
+        assert np.abs(reference[1]).max() > 100
+        close(ours, reference)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_gelu(bias: bool, threads: str) -> None:
     arrays = [normal(3, 50, 60), normal(60, 90, seed=1, scale=0.3), *([normal(90, seed=2)] if bias else [])]
@@ -533,6 +542,12 @@ def test_self_attention(
     allowed = np.random.default_rng(0).random((heads, shape[-2], shape[-2])) < 0.8
     options = {"attn_mask": allowed, "num_kv_heads": kv_heads, "dropout_p": 0.2, "rng": 3}
     close(*both(lambda x: mg.self_attention(x, num_heads=heads, **options), x), 5e-5)
+    for dtype in (np.float16, ">f4", np.float64):  # the kernel's gradients are converted, or it is not asked
+        other = mg.tensor(x.astype(dtype), requires_grad=True)
+        with mg.kernels("numba"):
+            mg.self_attention(other, num_heads=heads, num_kv_heads=kv_heads, is_causal=True).sum().backward()
+        assert other.grad is not None
+        assert other.grad.dtype == dtype
 
 
 def test_momentum_of_gradients_in_another_order() -> None:

@@ -245,10 +245,13 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
     attention_kernels.attention(*work, q, k, v, *settings, out, largest, total)
 
     def pullback(g: Any, places: Any = None) -> tuple[Any, ...]:
-        gradients = [_empty_heads(x, x.shape[-1]) for x in (q, k, v)] if places is None else [*map(_heads, places)]
         g = _heads(g.astype(np.float32, copy=False))
+        if places is not None and places[0].dtype == np.float32:  # that of a wider or narrower projection is converted
+            gradients = [*map(_heads, places)]
+        else:
+            gradients = [_empty_heads(x, x.shape[-1]) for x in (q, k, v)]
+            places = tuple(dx.reshape(x.shape) for dx, x in zip(gradients, (query, key, value), strict=True))
         attention_kernels.attention_gradient(*work, g, q, k, v, *settings, out, largest, total, *gradients)
-        shapes = query.shape, key.shape, value.shape
-        return places or tuple(dx.reshape(shape) for dx, shape in zip(gradients, shapes, strict=True))
+        return places
 
     return out.reshape(query.shape[:-1] + value.shape[-1:]), pullback

@@ -12,6 +12,7 @@ from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 
 CUBIC = f4(0.044715)
+INFINITY = f4(np.inf)
 COLUMNS = 64  # that one thread adds up at a time
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
 
@@ -190,7 +191,14 @@ def layer_norm(begin, end, x, weight, bias, eps, out, mean, left, scale):
             rest += z
             squares += z * z
         d = rest / f4(n)
-        s = ONE / np.sqrt(max(squares / f4(n) - d * d, ZERO) + eps)
+        variance = squares / f4(n) - d * d
+        if not variance < INFINITY:  # what is left of a mean near 1e25 can't be squared
+            squares = ZERO
+            for i in range(n):
+                z = centred(x[r, i], m, d)
+                squares += z * z
+            variance = squares / f4(n)
+        s = ONE / np.sqrt(max(variance, ZERO) + eps)
         for i in range(n):
             out[r, i] = centred(x[r, i], m, d) * s * weight[i] + bias[i]
         mean[r], left[r], scale[r] = m, d, s

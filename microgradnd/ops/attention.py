@@ -70,12 +70,14 @@ def scaled_dot_product_attention(
         )
     q, k, v = arrays
     mask, seed = _checked(name, attn_mask, dropout_p, rng)
-    heads = q.shape[-3] if enable_gqa and q.ndim > 2 else 1
-    groups = k.shape[-3] if enable_gqa and k.ndim > 2 else 1
+    heads, groups, others = (x.shape[-3] if enable_gqa and x.ndim > 2 else 1 for x in arrays)
     if heads != groups:
-        if groups == 0 or heads % groups:
-            raise ValueError(f"{name}: {heads} heads of queries can't share {groups} of keys in equal groups")
-        q, mask, k, v = _grouped(q, groups), _grouped(mask, groups), expand_dims(k, -3), expand_dims(v, -3)
+        if groups == 0 or heads % groups or others not in (1, groups):
+            raise ValueError(
+                f"{name}: {heads} heads of queries can't share {groups} of keys and {others} of values in equal groups"
+            )
+        q, mask = _grouped(q, heads, groups, name), _grouped(mask, heads, groups, name)
+        k, v = expand_dims(k, -3), expand_dims(v, -3)
     ndim = max(x.ndim for x in (q, k, v, mask) if x is not None)
     q, k, v, mask = (None if x is None else _with_axes(x, max(ndim, 3)) for x in (q, k, v, mask))
     scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
@@ -111,27 +113,31 @@ def self_attention(
         (..., T, num_heads width).
 
     Raises:
-        TypeError: for a mask of integers.
+        TypeError: for a mask of integers, and numbers of heads that are none.
         ValueError: for shapes that do not fit, and for ``dropout_p`` out of range.
     """
     name = "self_attention"
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    together = num_heads + 2 * num_kv_heads
     x: Any = qkv if hasattr(qkv, "ndim") else Tensor(qkv)
+    if not all(isinstance(n, int | np.integer) for n in (num_heads, num_kv_heads)):
+        raise TypeError(f"{name}: num_heads and num_kv_heads must be integers, got {num_heads!r} and {num_kv_heads!r}")
     if min(num_heads, num_kv_heads) < 1 or num_heads % num_kv_heads:
         raise ValueError(f"{name}: num_heads must be a multiple of num_kv_heads, got {num_heads} and {num_kv_heads}")
+    together = num_heads + 2 * num_kv_heads
     if x.ndim < 2 or x.shape[-1] % together:
         raise ValueError(
             f"{name}: expected (..., T, n) with n a multiple of {together}, for the queries of {num_heads} heads and "
             f"the keys and values of {num_kv_heads}; got shape {x.shape}"
         )
     mask, seed = _checked(name, attn_mask, dropout_p, rng)
-    if num_kv_heads < num_heads:
-        mask = _grouped(mask, num_kv_heads)
-    ndim = x.ndim + 1 + (num_kv_heads < num_heads)
-    if mask is not None and mask.ndim > ndim:
-        raise ValueError(f"{name}: attn_mask has more axes than the scores of shape (..., num_heads, T, T)")
-    mask = None if mask is None else _with_axes(mask, ndim)
+    if mask is not None:
+        scores = (*x.shape[:-2], num_heads, x.shape[-2], x.shape[-2])
+        while mask.ndim > len(scores) and mask.shape[0] == 1:
+            mask = mask[0]
+        if mask.ndim > len(scores):
+            raise ValueError(f"{name}: attn_mask of shape {mask.shape} has more axes than the scores, {scores}")
+        mask = _with_axes(mask, len(scores))
+        mask = _grouped(mask, num_heads, num_kv_heads, name) if num_kv_heads < num_heads else mask
     scale = 1 / math.sqrt(max(1, x.shape[-1] // together)) if scale is None else float(scale)
     return _self_attention(x, mask, num_heads, num_kv_heads, is_causal, scale, dropout_p, seed)
 
@@ -146,15 +152,15 @@ def _checked(operation: str, attn_mask: Any, dropout_p: float, rng: Rng) -> tupl
     return mask, generator(rng).integers(2**63) if dropout_p else 0
 
 
-def _grouped(x: Any, groups: int) -> Any:
-    """(..., heads, T, n) -> (..., groups, heads / groups, T, n), where there is an axis of heads."""
+def _grouped(x: Any, heads: int, groups: int, operation: str) -> Any:
+    """Queries or a mask (..., heads, T, n) -> (..., groups, heads / groups, T, n), where there is an axis of heads."""
     if x is None or x.ndim < 3:
         return x
-    if x.shape[-3] == 1:
+    if x.shape[-3] == 1 != heads:
         return expand_dims(x, -3)
-    if x.shape[-3] % groups:
-        raise ValueError(f"attention: {x.shape[-3]} heads, of an array of shape {x.shape}, are no {groups} groups")
-    return reshape(x, (*x.shape[:-3], groups, x.shape[-3] // groups, *x.shape[-2:]))
+    if x.shape[-3] != heads:
+        raise ValueError(f"{operation}: attn_mask must have {heads} heads, or 1, got shape {x.shape}")
+    return reshape(x, (*x.shape[:-3], groups, heads // groups, *x.shape[-2:]))
 
 
 def _with_axes(x: Any, ndim: int) -> Any:
