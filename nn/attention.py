@@ -13,6 +13,7 @@ import numpy as np
 import microgradnd as mg
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.dtypes import is_floating
+from microgradnd.kernels.attention import join_heads, split_heads
 
 from .embedding import RotaryPositions
 from .init import lecun_normal
@@ -158,9 +159,9 @@ class MultiHeadAttention(Module):
         if key is query and value is query and self.rotary is None and cache is None and not need_weights:
             mask = self._mask(key_padding_mask, attn_mask, query.shape[:-1])
             sizes = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
-            together = mg.self_attention(self.in_proj(query), mask, dropout, is_causal, **sizes, rng=self.rng)
-            return self.out_proj(together)
-        q, k, v = (self._heads(x) for x in self._projected(query, key, value))
+            joined = mg.self_attention(self.in_proj(query), mask, dropout, is_causal, **sizes, rng=self.rng)
+            return self.out_proj(joined)
+        q, k, v = (split_heads(x, x.shape[-1] // self.head_dim) for x in self._projected(query, key, value))
         start = 0 if cache is None else cache.length
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
@@ -170,14 +171,13 @@ class MultiHeadAttention(Module):
         if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
             seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
             mask, is_causal = _both(mask, as_array(seen, like=q.data)), False
-        attend = functools.partial(
-            mg.scaled_dot_product_attention, q, k, attn_mask=mask, is_causal=is_causal, enable_gqa=True
-        )
-        out = self.out_proj(self._joined(attend(value=v, dropout_p=dropout, rng=self.rng)))
+        attend = functools.partial(mg.scaled_dot_product_attention, is_causal=is_causal, enable_gqa=True)
+        heads = attend(q, k, v, mask, dropout, rng=self.rng)
+        out = self.out_proj(join_heads(heads, heads.ndim - 1))
         if not need_weights:
             return out
         identity = NAMESPACES[k.data.__class__].eye(k.shape[-2], dtype=k.dtype)  # as values it gives the weights
-        return out, attend(value=mg.tensor(identity))
+        return out, attend(q, k, mg.tensor(identity), mask)
 
     def _projected(self, query: mg.Tensor, key: mg.Tensor, value: mg.Tensor) -> list[mg.Tensor]:
         """Queries, keys and values, heads side by side in the last axis."""
@@ -193,17 +193,8 @@ class MultiHeadAttention(Module):
             for x, part in zip((query, key, value), parts, strict=True)
         ]
 
-    def _heads(self, x: mg.Tensor) -> mg.Tensor:
-        """(..., T, heads head_dim) -> (..., heads, T, head_dim)."""
-        return mg.swapaxes(mg.reshape(x, (*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)), -2, -3)
-
-    def _joined(self, x: mg.Tensor) -> mg.Tensor:
-        """(..., heads, T, head_dim) -> (..., T, heads head_dim)."""
-        x = mg.swapaxes(x, -2, -3)
-        return mg.reshape(x, (*x.shape[:-2], self.num_heads * self.head_dim))
-
-    def _mask(self, key_padding_mask: Any, attn_mask: Any, keys: tuple[int, ...]) -> Any:
-        """Both masks as one: True where a query may attend, or numbers to add; for keys of shape (..., S)."""
+    def _mask(self, key_padding_mask: Any, attn_mask: Any, keys_shape: tuple[int, ...]) -> Any:
+        """Both masks as one: True where a query may attend, or numbers to add; for the keys' shape (..., S)."""
         if attn_mask is not None:
             attn_mask = attn_mask if isinstance(attn_mask, mg.Tensor) else mg.tensor(attn_mask)
             if attn_mask.dtype.kind != "b" and not is_floating(attn_mask.dtype):
@@ -216,11 +207,11 @@ class MultiHeadAttention(Module):
         padding = mg.tensor(key_padding_mask)
         if padding.dtype.kind != "b":
             raise TypeError(f"MultiHeadAttention: key_padding_mask must be boolean, got {padding.dtype}")
-        if padding.ndim > len(keys) or any(
-            n not in (1, m) for n, m in zip(padding.shape, keys[-padding.ndim :], strict=True)
+        if padding.ndim > len(keys_shape) or any(
+            n not in (1, m) for n, m in zip(padding.shape, keys_shape[-padding.ndim :], strict=True)
         ):
             raise ValueError(
-                f"MultiHeadAttention: key_padding_mask must broadcast to {keys}, got shape {padding.shape}"
+                f"MultiHeadAttention: key_padding_mask must broadcast to {keys_shape}, got shape {padding.shape}"
             )
         return _both(attn_mask, ~padding[..., None, None, :])  # (..., heads, queries, keys)
 

@@ -182,8 +182,13 @@ def test_bad_heads_are_refused() -> None:
         ({"num_heads": 4, "num_kv_heads": 3}, ValueError, "self_attention: num_heads must be a multiple of"),
         ({"num_heads": 0}, ValueError, "self_attention: num_heads must be a multiple of num_kv_heads, got 0 and 0"),
         ({"num_heads": 2.0}, TypeError, "self_attention: num_heads and num_kv_heads must be integers, got 2.0"),
-        ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((3, 3, 3), bool)}, ValueError, "4 heads, or 1, got"),
-        ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((2, 1, 1, 3, 3))}, ValueError, "more axes than the"),
+        ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((2, 3, 3), bool)}, ValueError, r"to \(2, 4, 3, 3\),"),
+        ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((1, 2, 1, 3, 3))}, ValueError, r"to \(2, 4, 3, 3\),"),
+        (
+            {"num_heads": 2, "num_kv_heads": 1, "attn_mask": np.ones((3, 1, 3, 3))},
+            ValueError,
+            r"got shape \(3, 1, 3, 3",
+        ),
         ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((3, 3), int)}, TypeError, "boolean or floating"),
         ({"num_heads": 4, "num_kv_heads": 2, "dropout_p": -1}, ValueError, "self_attention: dropout_p must be"),
     ):
@@ -194,9 +199,14 @@ def test_bad_heads_are_refused() -> None:
             mg.scaled_dot_product_attention(
                 np.zeros((4, 3, 2)), np.zeros((keys, 3, 2)), np.zeros((values, 3, 2)), enable_gqa=True
             )
-    layer = nn.MultiHeadAttention(16, 4, rng=0)
-    alone = mg.tensor(np.ones((3, 16), np.float32))
-    assert layer(alone, attn_mask=np.zeros((1, 1, 3, 3), bool)).shape == (3, 16)
+    with pytest.raises(ValueError, match="attn_mask must have 4 heads, or 1, got shape"):
+        mg.scaled_dot_product_attention(
+            np.zeros((4, 3, 2)), np.zeros((2, 3, 2)), np.zeros((2, 3, 2)), np.ones((2, 3, 3), bool), enable_gqa=True
+        )
+    generator = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="a multiple of 9"):
+        mg.self_attention(x, num_heads=3, dropout_p=0.5, rng=generator)
+    assert generator.bit_generator.state == np.random.default_rng(0).bit_generator.state
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

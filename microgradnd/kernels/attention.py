@@ -4,7 +4,7 @@ Forward keeps the result and, per query, the largest score and the sum of exp(sc
 chunk's weights from them anew (Rabe and Staats, 2021; Dao et al., 2022). So memory grows linearly with the number of
 queries and keys, not with their product. Where everything fits into one chunk, its weights are kept.
 Kernels do without chunks: on CuPy arrays where there is no dropout, on the host where there is neither that nor a mask,
-for FEWEST_QUERIES or more.
+for FEWEST_QUERIES or more. ``self_attention`` is the same for heads that lie side by side in one array.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def attention(
 ) -> tuple[Any, Any]:
     """softmax(scale query key^T + mask) value, for arguments of one ndim: see ``ops.scaled_dot_product_attention``.
 
-    The pullback can be given places for the gradients: arrays that some kernels write into, and return then.
+    The pullback can be given places for the gradients, arrays with contiguous rows: the compiled kernel writes into
+    them, if they are float32, and returns them. All others return arrays of their own.
     """
     arguments = [x for x in (query, key, value, attn_mask) if x is not None]
     leading = np.broadcast_shapes(*(x.shape[:-2] for x in arguments))
@@ -179,44 +180,51 @@ def self_attention(
     seed: int,
 ) -> tuple[Any, Any]:
     """Attention of the heads that lie side by side in ``qkv``: see ``ops.self_attention``."""
-    heads = split_heads(qkv, num_heads, num_kv_heads)
-    out, pullback = attention(xp, *heads, attn_mask, is_causal, scale, dropout_p, seed)
+    out, pullback = attention(
+        xp, *split_qkv(qkv, num_heads, num_kv_heads), attn_mask, is_causal, scale, dropout_p, seed
+    )
 
     def pullback_of_heads(g: Any) -> tuple[Any, ...]:
         gradient = xp.empty(qkv.shape, qkv.dtype)
-        places = split_heads(gradient, num_heads, num_kv_heads)
-        g = split(g, num_heads).reshape(out.shape)
-        for place, dx in zip(places, pullback(g, places), strict=True):
-            if dx is not place:
-                stretched = tuple(i for i, n in enumerate(place.shape) if n != dx.shape[i])
-                place[...] = dx.sum(axis=stretched, keepdims=True) if stretched else dx
+        places = split_qkv(gradient, num_heads, num_kv_heads)
+        gradients = pullback(split_heads(g, num_heads).reshape(out.shape), places)
+        for place, dx in zip(places, gradients, strict=True):
+            if dx is not place:  # where heads share keys, there may be gradients by each of them
+                place[...] = dx if dx.shape == place.shape else dx.sum(axis=-3, keepdims=True)
         return (gradient,)
 
-    return joined(out, qkv.ndim), pullback_of_heads
+    return join_heads(out, qkv.ndim), pullback_of_heads
 
 
-def split_heads(qkv: Any, num_heads: int, num_kv_heads: int) -> tuple[Any, Any, Any]:
-    """Queries (..., heads, T, width), keys and values, of a tensor or as views of an array (..., T, n).
+# Of tensors, or as views of arrays.
+
+
+def split_qkv(qkv: Any, num_heads: int, num_kv_heads: int) -> tuple[Any, Any, Any]:
+    """Queries, keys and values (..., heads, T, width) of (..., T, (num_heads + 2 num_kv_heads) width).
 
     Where heads share keys and values: (..., kv_heads, heads / kv_heads, T, width), and 1 for the heads of a group.
     """
     width = qkv.shape[-1] // (num_heads + 2 * num_kv_heads)
-    own, shared = num_heads * width, num_kv_heads * width
-    query = split(qkv[..., :own], num_heads)
-    key, value = split(qkv[..., own : own + shared], num_kv_heads), split(qkv[..., own + shared :], num_kv_heads)
+    keys, values = num_heads * width, (num_heads + num_kv_heads) * width  # where they begin
+    query = split_heads(qkv[..., :keys], num_heads)
+    key, value = split_heads(qkv[..., keys:values], num_kv_heads), split_heads(qkv[..., values:], num_kv_heads)
     if num_kv_heads == num_heads:
         return query, key, value
-    *leading, _, count, _ = query.shape
-    query = query.reshape((*leading, num_kv_heads, num_heads // num_kv_heads, count, width))
-    return query, key[..., None, :, :], value[..., None, :, :]
+    return group_heads(query, num_kv_heads), key[..., None, :, :], value[..., None, :, :]
 
 
-def split(x: Any, heads: int) -> Any:
+def split_heads(x: Any, heads: int) -> Any:
     """(..., T, heads width) -> (..., heads, T, width)."""
     return x.reshape((*x.shape[:-1], heads, x.shape[-1] // heads)).swapaxes(-2, -3)
 
 
-def joined(x: Any, ndim: int) -> Any:
+def group_heads(x: Any, groups: int) -> Any:
+    """(..., heads, T, width) -> (..., groups, heads / groups, T, width)."""
+    *leading, heads, count, width = x.shape
+    return x.reshape((*leading, groups, heads // groups, count, width))
+
+
+def join_heads(x: Any, ndim: int) -> Any:
     """Heads (..., heads, T, width), or in groups, side by side: (..., T, heads width) with ``ndim`` axes."""
     leading, heads, (count, width) = x.shape[: ndim - 2], math.prod(x.shape[ndim - 2 : -2]), x.shape[-2:]
     return x.reshape((*leading, heads, count, width)).swapaxes(-2, -3).reshape((*leading, count, heads * width))

@@ -220,8 +220,12 @@ def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> Non
 
 
 def _heads(x: Any) -> Any:
-    """x as (A, B, G, T, width): batches, heads, heads that share keys and values; copied if rows are not contiguous."""
-    x = x if x.shape[-1] == 1 or x.strides[-1] == x.itemsize else x.copy()
+    """x as (A, B, G, T, width), copied if rows are not contiguous."""
+    return _axes_of_heads(x if x.shape[-1] == 1 or x.strides[-1] == x.itemsize else x.copy())
+
+
+def _axes_of_heads(x: Any) -> Any:
+    """A view (A, B, G, T, width): batches, heads, heads that share keys and values."""
     return x[None, :, None] if x.ndim == 3 else x[:, :, None] if x.ndim == 4 else x
 
 
@@ -246,8 +250,8 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float) -
 
     def pullback(g: Any, places: Any = None) -> tuple[Any, ...]:
         g = _heads(g.astype(np.float32, copy=False))
-        if places is not None and places[0].dtype == np.float32:  # that of a wider or narrower projection is converted
-            gradients = [*map(_heads, places)]
+        if places is not None and places[0].dtype == np.float32:
+            gradients = [_axes_of_heads(x) for x in places]
         else:
             gradients = [_empty_heads(x, x.shape[-1]) for x in (q, k, v)]
             places = tuple(dx.reshape(x.shape) for dx, x in zip(gradients, (query, key, value), strict=True))

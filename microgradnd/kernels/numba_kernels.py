@@ -12,7 +12,7 @@ from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 
 CUBIC = f4(0.044715)
-INFINITY = f4(np.inf)
+SLIGHT = f4(0.01)
 COLUMNS = 64  # that one thread adds up at a time
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
 
@@ -174,10 +174,10 @@ def log_softmax_gradient(begin, end, g, log_p, out):
 
 
 @Kernel
-def layer_norm(begin, end, x, weight, bias, eps, out, mean, left, scale):
+def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
     """What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant.
 
-    It is that small beside the deviations that their variance can be had in the same pass.
+    Where it is small beside the deviations their variance is had in the same pass.
     """
     n = x.shape[1]
     for r in range(begin, end):
@@ -185,23 +185,23 @@ def layer_norm(begin, end, x, weight, bias, eps, out, mean, left, scale):
         for i in range(n):
             total += x[r, i]
         m = total / f4(n)
-        rest = squares = ZERO
+        total = squares = ZERO
         for i in range(n):
             z = x[r, i] - m
-            rest += z
+            total += z
             squares += z * z
-        d = rest / f4(n)
-        variance = squares / f4(n) - d * d
-        if not variance < INFINITY:  # what is left of a mean near 1e25 can't be squared
+        left = total / f4(n)
+        variance = squares / f4(n) - left * left
+        if not left * left < SLIGHT * variance:  # the difference has lost its digits, or the squares were too large
             squares = ZERO
             for i in range(n):
-                z = centred(x[r, i], m, d)
+                z = centred(x[r, i], m, left)
                 squares += z * z
             variance = squares / f4(n)
-        s = ONE / np.sqrt(max(variance, ZERO) + eps)
+        s = ONE / np.sqrt(variance + eps)
         for i in range(n):
-            out[r, i] = centred(x[r, i], m, d) * s * weight[i] + bias[i]
-        mean[r], left[r], scale[r] = m, d, s
+            out[r, i] = centred(x[r, i], m, left) * s * weight[i] + bias[i]
+        mean[r], rest[r], scale[r] = m, left, s
 
 
 @Kernel

@@ -32,8 +32,8 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
-    enable_gqa: bool = False,
     *,
+    enable_gqa: bool = False,
     rng: Rng = None,
 ) -> Tensor:
     """softmax(scale query key^T + mask) value, over the keys of each query (Vaswani et al., 2017).
@@ -69,18 +69,19 @@ def scaled_dot_product_attention(
             f"{', '.join(str(x.shape) for x in arrays)}"
         )
     q, k, v = arrays
-    mask, seed = _checked(name, attn_mask, dropout_p, rng)
+    mask = _checked_mask(name, attn_mask, dropout_p)
     heads, groups, others = (x.shape[-3] if enable_gqa and x.ndim > 2 else 1 for x in arrays)
     if heads != groups:
         if groups == 0 or heads % groups or others not in (1, groups):
             raise ValueError(
                 f"{name}: {heads} heads of queries can't share {groups} of keys and {others} of values in equal groups"
             )
-        q, mask = _grouped(q, heads, groups, name), _grouped(mask, heads, groups, name)
-        k, v = expand_dims(k, -3), expand_dims(v, -3)
+        mask = _grouped_mask(name, mask, heads, groups)
+        q, k, v = kernels.group_heads(q, groups), expand_dims(k, -3), expand_dims(v, -3)
     ndim = max(x.ndim for x in (q, k, v, mask) if x is not None)
     q, k, v, mask = (None if x is None else _with_axes(x, max(ndim, 3)) for x in (q, k, v, mask))
     scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
+    seed = generator(rng).integers(2**63) if dropout_p else 0
     out = _scaled_dot_product_attention(q, k, v, mask, is_causal, scale, dropout_p, seed)
     if heads != groups:
         return reshape(out, (*out.shape[:-4], heads, *out.shape[-2:]))
@@ -129,38 +130,37 @@ def self_attention(
             f"{name}: expected (..., T, n) with n a multiple of {together}, for the queries of {num_heads} heads and "
             f"the keys and values of {num_kv_heads}; got shape {x.shape}"
         )
-    mask, seed = _checked(name, attn_mask, dropout_p, rng)
+    mask = _checked_mask(name, attn_mask, dropout_p)
+    scores = (*x.shape[:-2], num_heads, x.shape[-2], x.shape[-2])
     if mask is not None:
-        scores = (*x.shape[:-2], num_heads, x.shape[-2], x.shape[-2])
-        while mask.ndim > len(scores) and mask.shape[0] == 1:
-            mask = mask[0]
-        if mask.ndim > len(scores):
-            raise ValueError(f"{name}: attn_mask of shape {mask.shape} has more axes than the scores, {scores}")
+        if mask.ndim > len(scores) or any(
+            m not in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False)
+        ):
+            raise ValueError(f"{name}: attn_mask must broadcast to {scores}, got shape {mask.shape}")
         mask = _with_axes(mask, len(scores))
-        mask = _grouped(mask, num_heads, num_kv_heads, name) if num_kv_heads < num_heads else mask
+        mask = _grouped_mask(name, mask, num_heads, num_kv_heads) if num_kv_heads < num_heads else mask
     scale = 1 / math.sqrt(max(1, x.shape[-1] // together)) if scale is None else float(scale)
+    seed = generator(rng).integers(2**63) if dropout_p else 0
     return _self_attention(x, mask, num_heads, num_kv_heads, is_causal, scale, dropout_p, seed)
 
 
-def _checked(operation: str, attn_mask: Any, dropout_p: float, rng: Rng) -> tuple[Any, Any]:
-    """The mask, with an ndim, and a seed for the dropout."""
+def _checked_mask(operation: str, attn_mask: Any, dropout_p: float) -> Any:
+    """The mask, None or with an ndim; what can be wrong with it or the dropout whatever the shapes."""
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{operation}: dropout_p must be at least 0 and below 1, got {dropout_p}")
     mask = attn_mask if attn_mask is None or hasattr(attn_mask, "ndim") else Tensor(attn_mask)
     if mask is not None and mask.dtype.kind in "iu":
         raise TypeError(f"{operation}: attn_mask must be boolean or floating-point, got {mask.dtype}")
-    return mask, generator(rng).integers(2**63) if dropout_p else 0
+    return mask
 
 
-def _grouped(x: Any, heads: int, groups: int, operation: str) -> Any:
-    """Queries or a mask (..., heads, T, n) -> (..., groups, heads / groups, T, n), where there is an axis of heads."""
-    if x is None or x.ndim < 3:
-        return x
-    if x.shape[-3] == 1 != heads:
-        return expand_dims(x, -3)
-    if x.shape[-3] != heads:
-        raise ValueError(f"{operation}: attn_mask must have {heads} heads, or 1, got shape {x.shape}")
-    return reshape(x, (*x.shape[:-3], groups, heads // groups, *x.shape[-2:]))
+def _grouped_mask(operation: str, mask: Any, heads: int, groups: int) -> Any:
+    """(..., heads, queries, keys) -> (..., groups, heads / groups, queries, keys), where there is an axis of heads."""
+    if mask is None or mask.ndim < 3:
+        return mask
+    if mask.shape[-3] not in (1, heads):
+        raise ValueError(f"{operation}: attn_mask must have {heads} heads, or 1, got shape {mask.shape}")
+    return expand_dims(mask, -3) if mask.shape[-3] == 1 else kernels.group_heads(mask, groups)
 
 
 def _with_axes(x: Any, ndim: int) -> Any:
@@ -208,9 +208,9 @@ def _self_attention(
     dropout_p: float = 0.0,
     seed: int = 0,
 ) -> Tensor:
-    heads = kernels.split_heads(qkv, num_heads, num_kv_heads)
+    heads = kernels.split_qkv(qkv, num_heads, num_kv_heads)
     out = _scaled_dot_product_attention(*heads, attn_mask, is_causal, scale, dropout_p, seed)
-    return kernels.joined(out, qkv.ndim)
+    return kernels.join_heads(out, qkv.ndim)
 
 
 def _dropout_factors(xp: Any, shape: tuple[int, ...], dtype: Any, is_causal: bool, dropout_p: float, seed: int) -> Any:

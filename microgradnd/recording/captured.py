@@ -60,7 +60,7 @@ class Captured(Generic[P, R]):
         self._name: str | None = None  # as an attribute of a class
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if active.recorder is not None and is_recording():  # part of another step
+        if active.recorder is not None and is_recording():  # part of another step; the first half is sooner asked
             return self._step(*args, **kwargs)
         with self._lock:
             latest = self._latest
@@ -170,8 +170,9 @@ class Captured(Generic[P, R]):
         """A replay after something else: verified if it is the first one at all."""
         given = leaves(args, kwargs)
         parts = recording.reach, recording.generators, given
-        before = None
-        if not recording.verified:
+        if recording.verified:
+            before = None
+        else:
             before = State(recording.reach, recording.generators, recording.changed_arrays(given))
             give_back_freed_memory()  # what the recorded call took: a replay has buffers of its own
         try:

@@ -8,41 +8,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .instructions import GIVEN, Instruction, Variable
+from .instructions import GIVEN, Instruction, Variable, replaced
 
 
 def without_copies(instructions: list[Instruction], fixed: Iterable[Variable]) -> list[Instruction]:
-    """The instructions, with the originals in place of copies; ``fixed`` are variables that a step gives out or keeps.
+    """The instructions but for such copies; the others are changed to use the originals.
 
-    A copy stays if it is one of those or is written into, has another layout in memory than the original, or is used
-    at or after a change of the original. Arrays that were there before may be one and the same, so that a change of
-    any of them counts.
+    A copy stays if it is one of ``fixed``, the variables that a step gives out or keeps, or is written into, has
+    another layout in memory than the original, or is used at or after a change of the original. An argument may be a
+    parameter's array, but no buffer of a gradient: a replay for which somebody holds one gets other buffers.
     """
     owned = {variable.root for variable in fixed}
     last: dict[Variable, int] = {}
-    changes: dict[Any, list[int]] = {GIVEN: []}
+    changes: dict[Any, list[int]] = {}
     for i, x in enumerate(instructions):
         last.update((variable.root, i) for variable in (*x.reads(), *x.results, *x.writes))
         for variable in x.writes:
-            changes.setdefault(variable.root, []).append(i)
-            if variable.root.kind in GIVEN:
-                changes[GIVEN].append(i)
+            changes.setdefault(_memory(variable), []).append(i)
     originals: dict[Variable, Variable] = {}
     remaining = []
     for i, x in enumerate(instructions):
-        x.args, x.kwargs = _replaced((x.args, x.kwargs), originals) if originals else (x.args, x.kwargs)
+        x.args, x.kwargs = replaced(x.args, originals), replaced(x.kwargs, originals)
         for variable in x.results:
             if variable.root in originals:
                 variable.root = originals[variable.root].root
         if x.kind == "method" and x.name == "copy" and len(x.args) == 1 and not x.kwargs:
             (original,), (copy,) = x.args, x.results
-            between = range(i, last[copy] + 1)
-            changed = changes.get(GIVEN if original.root.kind in GIVEN else original.root, ())
             if (
                 copy not in owned
                 and copy not in changes
                 and (original.shape, original.strides, original.dtype) == (copy.shape, copy.strides, copy.dtype)
-                and not any(j in between for j in changed)
+                and not any(i <= j <= last[copy] for j in changes.get(_memory(original), ()))
             ):
                 originals[copy] = original
                 continue
@@ -50,12 +46,6 @@ def without_copies(instructions: list[Instruction], fixed: Iterable[Variable]) -
     return remaining
 
 
-def _replaced(value: Any, originals: dict[Variable, Variable]) -> Any:
-    """A nested argument with originals for copies."""
-    if type(value) is Variable:
-        return originals.get(value, value)
-    if type(value) in (tuple, list):
-        return type(value)(_replaced(part, originals) for part in value)
-    if type(value) is dict:
-        return {name: _replaced(part, originals) for name, part in value.items()}
-    return value
+def _memory(variable: Variable) -> Any:
+    """What stands for a variable's memory: arrays that were there before may be one and the same."""
+    return GIVEN if variable.root.kind in GIVEN else variable.root

@@ -105,6 +105,17 @@ def variables(value: Any) -> Iterator[Variable]:
         yield from variables(list(value.values()))
 
 
+def replaced(value: Any, others: dict[Variable, Variable]) -> Any:
+    """Nested tuples, lists and dicts with other variables in place of those that are keys of ``others``."""
+    if type(value) is Variable:
+        return others.get(value, value)
+    if type(value) in (tuple, list):
+        return type(value)(replaced(part, others) for part in value)
+    if type(value) is dict:
+        return {name: replaced(part, others) for name, part in value.items()}
+    return value
+
+
 class CaptureError(RuntimeError):
     """A step can't be recorded, or its recording does not repeat what the step does."""
 

@@ -313,14 +313,16 @@ def _constant(body: list[Instruction], outputs: list[Variable]) -> set[Variable]
     """The arrays that come out the same in every replay, whatever there is before it."""
     constant = {v.root for x in body for v in x.results if v.root.kind == "made"}
     constant -= {variable.root for variable in outputs}
+    changed = {v.root: i for i, x in enumerate(body) for v in x.writes}  # when for the last time
     changing = True
     while changing:
         changing = False
-        for x in body:
+        for i, x in enumerate(body):
             touched = {v.root for v in (*x.results, *x.writes)}
-            if touched & constant and (
-                x.kind in ("draw", "branch") or not all(v.root in constant for v in (*x.reads(), *touched))
-            ):
-                constant -= touched
-                changing = True
+            if x.kind in ("draw", "branch") or not all(v.root in constant for v in (*x.reads(), *touched)):
+                # What every replay does can't read what is changed later, which would have been done before.
+                touched |= {v.root for v in x.reads() if changed.get(v.root, -1) > i}
+                if touched & constant:
+                    constant -= touched
+                    changing = True
     return constant

@@ -28,7 +28,8 @@ LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, 
 
 # Functions that may return their argument, and do not change it then.
 UNCHANGING = ("array", "asarray", "ascontiguousarray", "atleast_1d", "atleast_2d", "broadcast_to", "squeeze")
-# Those that meet large arrays in every step and change none: of the arguments of others a copy is compared afterwards.
+# Those that meet large arrays in every step and change none, but for ``out``, which comes back as the result. Arguments
+# of all other functions are copied, and compared afterwards.
 PURE = frozenset([*UNCHANGING, "concatenate", "dot", "einsum", "matmul", "max", "mean", "min", "sum", "vdot", "where"])
 
 

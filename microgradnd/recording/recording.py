@@ -172,13 +172,15 @@ class Recording:
         ]
         self.other_leaves = [leaf for leaf, _ in others]
         self.others_none = [none for _, none in others]
+        # Whose memory is written into: that of arrays in places, and of arguments. An input that is an argument has its
+        # root, since arguments come first; constants are never written into.
         changed = {v.root for x in program.body for v in x.writes}
         self._written = [root for root in changed if root.array is not None]
         self._changes_arguments = any(v.root in changed for v in session.arguments)
         self._changing = [
             place
             for place, handle in session.replaced
-            if any(type(x) is RecordedArray and x.variable.root in changed for x in flat((handle,)))
+            if any(type(x) is RecordedArray and x.variable.root in changed for x in flat([handle]))
         ]
         self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
         self.is_plain = (
@@ -257,8 +259,9 @@ class Recording:
 
     def changed_arrays(self, given: list[Any]) -> list[Any]:
         """Those into which a replay writes, of what it can reach and of the arrays that it is ``given``."""
-        values = [data_of(x) for place in self._changing for x in flat((place.get(),))]
-        return list(filter(is_array, [*values, *given] if self._changes_arguments else values))
+        given = given if self._changes_arguments else []
+        found = [data_of(x) for place in self._changing for x in flat([place.get()])]
+        return [x for x in (*found, *given) if is_array(x)]
 
     def set_gradients(self) -> None:
         """Let the gradients lie where replays leave them."""

@@ -38,12 +38,12 @@ class Executed:
         self.own = getattr(getattr(step, "__func__", step), "__globals__", None)
         self.globals: dict[CodeType, dict[str, Any]] = {}
         self.unrepeated: str | None = None
-        self._import: Any = None  # the frame of what an import has called, until it returns
+        self._importing: Any = None  # the frame of what an import has called, until it returns
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Note what runs in the block."""
-        self.unrepeated = self._import = None
+        self.unrepeated = self._importing = None
         outer = sys.getprofile()
 
         def profile(frame: Any, event: Any, argument: Any) -> None:
@@ -58,12 +58,12 @@ class Executed:
             sys.setprofile(outer)
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
-        if self._import is not None:  # runs once, whatever later calls do: of Numba, and SciPy with it
-            if event == "return" and frame is self._import:
-                self._import = None
+        if self._importing is not None:  # of modules of their own, such as Numba's and SciPy's, once
+            if event == "return" and frame is self._importing:
+                self._importing = None
             return
         if event == "call" and _is_import(frame):
-            self._import = frame
+            self._importing = frame
             return
         module = frame.f_globals.get("__name__")
         users = frame.f_globals is self.own or is_users(module)
@@ -81,7 +81,7 @@ class Executed:
 
 
 def _is_import(frame: Any) -> bool:
-    """Whether an import has called a function, such as the text of a module."""
+    """Whether Python's import machinery has called what runs, such as the text of a module."""
     return frame.f_back is not None and frame.f_back.f_globals.get("__name__") == "importlib._bootstrap"
 
 

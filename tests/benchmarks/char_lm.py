@@ -13,7 +13,7 @@ from .timing import Worker, line, ratio
 
 ROUNDS = 1  # a round is a whole training run of both, a few minutes
 TURN = 25  # iterations that one of them does before the other has its turn
-PAUSE = 0.1  # seconds between two turns, in which threads that ran out of work go to sleep
+PAUSE = 0.16  # seconds between two turns, in which threads that ran out of work go to sleep
 FIRST = 5  # losses that have to agree at the start, where nothing has drifted apart yet
 TOLERANCE = 1e-4
 BAR = "bar: at most 1.30 x"

@@ -27,7 +27,7 @@ from .table import write
 from .workloads import WORKLOADS, Step, Steps, Workload
 
 ROUNDS = 15
-PAUSE = 160
+PAUSE = 160  # milliseconds
 AGREEMENT = 1e-3  # relative, of the losses of the first steps
 COMPARED = ("NumPy by hand", "six products", "PyTorch", "torch.compile", "JAX")
 
