@@ -75,7 +75,8 @@ def modules(who: str) -> list[str]:
         return ["numpy"]
     if who in ("MyGrad", "HIPS autograd"):
         return [{"MyGrad": "mygrad", "HIPS autograd": "autograd.numpy"}[who]]
-    return ["microgradnd", "nn", *(["microgradnd.kernels.numba_fused"] if who.endswith("numba") else [])]
+    compiled = ["numba_compiler", "numba_fused"] if who.endswith("numba") else []  # in this order, as they are loaded
+    return ["microgradnd", "nn", *(f"microgradnd.kernels.{name}" for name in compiled)]
 
 
 def memory_growth(names: list[str], make: Callable[[], Steps], step_name: str) -> int:
