@@ -438,3 +438,18 @@ def test_tf32_chosen_before_cupy_is_imported() -> None:
     if run.stderr == "skip\n":
         pytest.skip("CuPy on host memory is not available")
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_attention_by_compiled_kernels_gives_gradients_in_low_precision(low: Any) -> None:
+    """For as many queries as the kernels take, which compute in float32."""
+    layer = nn.MultiHeadAttention(16, 2, rng=0)
+    x = mg.tensor(np.random.default_rng(0).standard_normal((2, 130, 16), np.float32))
+    gradients = []
+    for setting in (None, low):
+        layer.zero_grad()
+        with mg.autocast(setting):
+            loss = (layer(x, is_causal=True) ** 2).mean()
+        loss.backward()
+        gradients.append([p.grad.numpy() for p in layer.parameters()])  # type: ignore[union-attr]
+    for exact, rounded in zip(*gradients, strict=True):
+        np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.02 * np.abs(exact).max())
