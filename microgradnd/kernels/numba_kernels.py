@@ -12,7 +12,7 @@ from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 
 CUBIC = f4(0.044715)
-SLIGHT = f4(0.01)
+SLIGHT = f4(0.01)  # the share of a variance by which its shortcut may differ: two digits are lost then
 COLUMNS = 64  # that one thread adds up at a time
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
 

@@ -69,7 +69,7 @@ def scaled_dot_product_attention(
             f"{', '.join(str(x.shape) for x in arrays)}"
         )
     q, k, v = arrays
-    mask = _checked_mask(name, attn_mask, dropout_p)
+    mask = _checked(name, attn_mask, dropout_p)
     heads, groups, others = (x.shape[-3] if enable_gqa and x.ndim > 2 else 1 for x in arrays)
     if heads != groups:
         if groups == 0 or heads % groups or others not in (1, groups):
@@ -130,7 +130,7 @@ def self_attention(
             f"{name}: expected (..., T, n) with n a multiple of {together}, for the queries of {num_heads} heads and "
             f"the keys and values of {num_kv_heads}; got shape {x.shape}"
         )
-    mask = _checked_mask(name, attn_mask, dropout_p)
+    mask = _checked(name, attn_mask, dropout_p)
     scores = (*x.shape[:-2], num_heads, x.shape[-2], x.shape[-2])
     if mask is not None:
         if mask.ndim > len(scores) or any(
@@ -144,8 +144,8 @@ def self_attention(
     return _self_attention(x, mask, num_heads, num_kv_heads, is_causal, scale, dropout_p, seed)
 
 
-def _checked_mask(operation: str, attn_mask: Any, dropout_p: float) -> Any:
-    """The mask, None or with an ndim; what can be wrong with it or the dropout whatever the shapes."""
+def _checked(operation: str, attn_mask: Any, dropout_p: float) -> Any:
+    """The mask, None or with an ndim. Raises for a dropout out of range, and for a mask of integers."""
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{operation}: dropout_p must be at least 0 and below 1, got {dropout_p}")
     mask = attn_mask if attn_mask is None or hasattr(attn_mask, "ndim") else Tensor(attn_mask)

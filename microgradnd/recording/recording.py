@@ -172,16 +172,7 @@ class Recording:
         ]
         self.other_leaves = [leaf for leaf, _ in others]
         self.others_none = [none for _, none in others]
-        # Whose memory is written into: that of arrays in places, and of arguments. An input that is an argument has its
-        # root, since arguments come first; constants are never written into.
-        changed = {v.root for x in program.body for v in x.writes}
-        self._written = [root for root in changed if root.array is not None]
-        self._changes_arguments = any(v.root in changed for v in session.arguments)
-        self._changing = [
-            place
-            for place, handle in session.replaced
-            if any(type(x) is RecordedArray and x.variable.root in changed for x in flat([handle]))
-        ]
+        self._find_changes(session)
         self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
         self.is_plain = (
             isinstance(self.structure, Output)
@@ -190,6 +181,20 @@ class Recording:
                 self.sets or self._assigned or self._given_gradients or self._cleared or program.draws_before_branch
             )
         )
+
+    def _find_changes(self, session: Session) -> None:
+        """Whose memory a replay writes into: that of arrays in places, and of arguments.
+
+        An input that is an argument has its root, since arguments come first; constants are never written into.
+        """
+        changed = {v.root for x in self.program.body for v in x.writes}
+        self._written = [root for root in changed if root.array is not None]
+        self._changes_arguments = any(v.root in changed for v in session.arguments)
+        self._changing = [
+            place
+            for place, handle in session.replaced
+            if any(type(x) is RecordedArray and x.variable.root in changed for x in flat([handle]))
+        ]
 
     def bind(self) -> None:
         """Make the buffers and the function, for the arrays that are there now."""
