@@ -15,6 +15,8 @@ from . import compiled
 FEW_CLASSES = 32
 SHARED = 1 << 17  # elements that are worth two threads: twice what numba_compiler gives one
 
+LARGE_PRODUCT = 1 << 23  # products of numbers: from so many on a compiled kernel may be faster than a BLAS library
+
 ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 
@@ -23,22 +25,27 @@ def rows(x: Any) -> Any:
     return x if x.ndim == 2 else x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-def product(xp: Any, x: Any, y: Any) -> Any:
-    """Of two matrices; ``dot`` is found sooner than ``xp.matmul``, which sums narrow floats in float32."""
-    return xp.matmul(x, y) if x.itemsize == 2 else x.dot(y)
+def product(xp: Any, x: Any, y: Any, bias: Any = None) -> Any:
+    """x y + bias for two matrices, with the bias added in place."""
+    on_host = x.__class__ is np.ndarray
+    if x.size * y.shape[1] >= LARGE_PRODUCT and on_host and (fast := compiled(x, y, bias)) is not None:
+        out = fast.product(x, y, bias)
+        if out is not None:
+            return out
+    out = xp.matmul(x, y) if x.itemsize == 2 else x.dot(y)  # which is found sooner, and sums narrow floats in them
+    if bias is None:
+        return out
+    # On a device CuPy's own addition is a kernel.
+    if out.size >= SHARED and on_host and (fast := compiled(out, bias)) is not None:
+        return fast.add_bias(out, bias)
+    return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
 
 
 def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> Any:
-    """x weight + bias for a matrix x, with the bias added in place; or without it, if somebody else adds it."""
+    """x weight + bias for a matrix x; or without the bias, if somebody else adds it."""
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[1:]):
         raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
-    out = product(xp, x, weight)
-    if bias is None or not add_bias:
-        return out
-    # On a device CuPy's own addition is a kernel.
-    if out.size >= SHARED and out.__class__ is np.ndarray and (fast := compiled(out, bias)) is not None:
-        return fast.add_bias(out, bias)
-    return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
+    return product(xp, x, weight, bias if add_bias else None)
 
 
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:

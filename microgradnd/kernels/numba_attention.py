@@ -8,15 +8,12 @@ filled up with zeros to whole tiles.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import boolean, carray, float32, int64, njit, types, void
-from numba.extending import intrinsic
+from numba import boolean, float32, int64, njit, types, void
 
 from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, exp, f4, largest
-from .numba_products import TILE_COLUMNS, TILE_ROWS, add_transposed, matrix, padded, set_product
+from .numba_products import VECTOR, address, matrix, numbers_at, padded, place, tile_adder
 
 BLOCK = 64  # queries at a time: a multiple of TILE_ROWS
 NOTHING = f4(-np.inf)
@@ -26,14 +23,22 @@ read, written = types.Array(float32, 5, "A", readonly=True), types.Array(float32
 per_query, written_per_query = types.Array(float32, 4, "C", readonly=True), types.Array(float32, 4, "C")
 
 
-@intrinsic
-def as_pointer(typingctx, address):
-    """An address, an integer, as a pointer."""
+TILE_ROWS, TILE_COLUMNS = 4, 2 * VECTOR  # 8 vectors of sums: as many additions as a processor can have under way
+add_tile = tile_adder(TILE_ROWS, TILE_COLUMNS)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
-    return types.voidptr(types.uintp), generate
+@njit
+def set_product(c, a, b, r, j, k):
+    """c = a[:, :k] b[:k], for the tile of c that begins at (r, j)."""
+    (c_at, c_row), (a_at, a_row), (b_at, b_row) = place(c, r, j), place(a, r, 0), place(b, 0, j)
+    add_tile(False, c_at, c_row, a_at, a_row, 1, b_at, b_row, k)
+
+
+@njit
+def add_transposed(c, a, b, r, j, first, end):
+    """c += a[first:end]^T b[first:end], for the tile of c that begins at (r, j)."""
+    (c_at, c_row), (a_at, a_row), (b_at, b_row) = place(c, r, j), place(a, first, r), place(b, first, j)
+    add_tile(True, c_at, c_row, a_at, 1, a_row, b_at, b_row, end - first)
 
 
 @njit
@@ -49,8 +54,8 @@ def stride_of(keys):
 def row_of(x, a, b, g, t):
     """x[a, b, g, t], whose numbers lie side by side: what Numba does not know of a view of a projection."""
     steps = x.strides
-    address = x.ctypes.data + a * steps[0] + b * steps[1] + g * steps[2] + t * steps[3]
-    return carray(as_pointer(address), x.shape[4], f4)
+    address_of_row = address(x) + a * steps[0] + b * steps[1] + g * steps[2] + t * steps[3]
+    return numbers_at(address_of_row, x.shape[4])
 
 
 @njit

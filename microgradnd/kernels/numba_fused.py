@@ -10,6 +10,7 @@ import numpy as np
 
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
+from .numba_matmul import PRODUCTS, TILE_COLUMNS, TILE_ROWS, in_lines, multiply, pays
 
 PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
 BIAS_GELU = ("none",)  # what bias_gelu knows
@@ -69,6 +70,19 @@ def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
         return tuple(gx.reshape(x.shape) for gx in gradients)
 
     return out.reshape(x.shape), pullback
+
+
+def product(x: Any, y: Any, bias: Any) -> Any:
+    """x y + bias for two matrices; None where NumPy's is better."""
+    (m, k), n = x.shape, y.shape[1]
+    if k != y.shape[0] or not pays(m, n) or not (in_lines(x) and in_lines(y)):
+        return None
+    bias = np.empty(0, np.float32, like=x) if bias is None else contiguous(bias)
+    out = np.empty((m, n), np.float32, like=x)
+    by_columns = m < n
+    count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
+    multiply(count, m * n * k // count // PRODUCTS, by_columns, x, y, bias, out)
+    return out
 
 
 def add_bias(x: Any, bias: Any) -> Any:

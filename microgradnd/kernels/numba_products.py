@@ -1,7 +1,8 @@
-"""Products of matrices that stay in the caches, for kernels: the sums of a tile are kept in registers.
+"""What products of matrices are made of: tiles, whose sums are kept in registers, and copies, which feed them.
 
 Numba's loops add to memory instead, since it can't tell whether the matrices overlap, at a fraction of the speed. So
-the loop over a tile is written in LLVM's language, in which a vector is a type.
+the loop over a tile is written in LLVM's language, in which a vector is a type. Matrices are float32; places in them
+are addresses in bytes, steps in them numbers of elements.
 
 Numba keeps compiled kernels on disk and does not see that this file has changed: delete ``__pycache__`` then.
 """
@@ -12,92 +13,204 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .numba_compiler import AVX512
+from .numba_math import f4
 
-TILE_ROWS = 4
 VECTOR = 16 if AVX512 else 8  # floats
-TILE_COLUMNS = 2 * VECTOR  # 8 vectors of sums are as many additions as a processor can have under way
+SIZE = 4  # bytes of one
 
-INDEX, VECTOR_OF_INT = ir.IntType(64), ir.VectorType(ir.IntType(32), VECTOR)
-VECTOR_OF_FLOAT = ir.VectorType(ir.FloatType(), VECTOR)
+INDEX, LANE, FLOAT, BYTES = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.IntType(8).as_pointer()
+VECTOR_OF_FLOAT = ir.VectorType(FLOAT, VECTOR)
+
+
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, FLOAT.as_pointer())
+
+
+def _vectors(builder: Any, start: Any, count: int) -> list[Any]:
+    """Pointers to so many in a row."""
+    places = [builder.gep(start, [ir.Constant(INDEX, i * VECTOR)]) for i in range(count)]
+    return [builder.bitcast(x, VECTOR_OF_FLOAT.as_pointer()) for x in places]
+
+
+def _prefetch(builder: Any, place: Any) -> None:
+    """Fetch a line of memory into the first cache."""
+    to_read, into_first, data = (ir.Constant(LANE, x) for x in (0, 3, 1))
+    kind = ir.FunctionType(ir.VoidType(), [BYTES, LANE, LANE, LANE])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [builder.bitcast(place, BYTES), to_read, into_first, data])
+
+
+def _lanes(builder: Any, x: Any, y: Any, numbers: list[int]) -> Any:
+    """The vector of these lanes of x and, from VECTOR on, of y."""
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(LANE, VECTOR), numbers))
+
+
+def tile_adder(rows: int, columns: int) -> Any:
+    """A function that computes the product of (rows, k) and (k, columns), a multiple of VECTOR, in a tile of c.
+
+    ``add_tile(keep, c, c_row, a, a_row, a_step, b, b_row, k)`` adds it to what is there if ``keep``. Element (r, j) of
+    the tile is c_row r + j elements from c, element (r, p) of the first matrix a_row r + a_step p from a, and element
+    (p, j) of the second one b_row p + j from b.
+    """
+    width = columns // VECTOR
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
+        keep, c, c_row, a, a_row, a_step, b, b_row, k = arguments
+        c, a, b = (_pointer(builder, x) for x in (c, a, b))
+
+        def times(step: Any, count: int) -> Any:
+            return builder.mul(step, ir.Constant(INDEX, count))
+
+        def opaque(x: Any) -> Any:
+            """x in a register, however LLVM would come by it: by an addition for each row, or by more registers."""
+            return builder.asm(ir.FunctionType(x.type, [x.type]), "", "=r,0", [x], False)
+
+        def added(sums: list[Any], a: Any, b: Any) -> list[Any]:
+            """The sums with the products of one column of the first matrix and one row of the second."""
+            right = [builder.load(x, align=SIZE) for x in _vectors(builder, b, width)]
+            new: list[Any] = []
+            for step in left:
+                x = builder.insert_element(undefined, builder.load(builder.gep(a, [step])), ir.Constant(LANE, 0))
+                factor = _lanes(builder, x, undefined, [0] * VECTOR)
+                for y in right:
+                    product = builder.fmul(factor, y, flags=("contract",))
+                    new.append(builder.fadd(sums[len(new)], product, flags=("contract",)))
+            return new
+
+        tile = [x for r in range(rows) for x in _vectors(builder, builder.gep(c, [times(c_row, r)]), width)]
+        for place in tile:  # it will be needed when the sums are done
+            _prefetch(builder, place)
+        left = [opaque(times(a_row, r)) for r in range(rows)]
+        undefined = ir.Constant(VECTOR_OF_FLOAT, ir.Undefined)
+        nothing = [ir.Constant(VECTOR_OF_FLOAT, [0.0] * VECTOR)] * len(tile)
+        none, one = ir.Constant(INDEX, 0), ir.Constant(INDEX, 1)
+        pairs, odd = builder.ashr(k, one), builder.trunc(k, ir.IntType(1))
+        entry = builder.block
+        loop, rest, last, end = (builder.append_basic_block(x) for x in ("pairs", "rest", "last", "tile"))
+        builder.cbranch(builder.icmp_signed(">", pairs, none), loop, rest)
+
+        def joined(*origins: tuple[Any, list[Any]]) -> list[Any]:
+            """Values that depend on the block that one comes from."""
+            phis = [builder.phi(x.type) for x in origins[0][1]]
+            for block, values in origins:
+                for phi, x in zip(phis, values, strict=True):
+                    phi.add_incoming(x, block)
+            return phis
+
+        builder.position_at_end(loop)
+        before = p, a_now, b_now, *sums = joined((entry, [none, a, b, *nothing]))
+        sums = added(added(sums, a_now, b_now), opaque(builder.gep(a_now, [a_step])), builder.gep(b_now, [b_row]))
+        a_next, b_next = builder.gep(a_now, [times(a_step, 2)]), builder.gep(b_now, [times(b_row, 2)])
+        after = [builder.add(p, one), a_next, b_next, *sums]
+        for phi, x in zip(before, after, strict=True):
+            phi.add_incoming(x, loop)
+        builder.cbranch(builder.icmp_signed("<", after[0], pairs), loop, rest)
+
+        builder.position_at_end(rest)
+        a_now, b_now, *sums = joined((entry, [a, b, *nothing]), (loop, after[1:]))
+        builder.cbranch(odd, last, end)
+        builder.position_at_end(last)
+        with_last = added(sums, a_now, b_now)
+        builder.branch(end)
+        builder.position_at_end(end)
+        totals = joined((rest, sums), (last, with_last))
+        with builder.if_else(keep) as (then, otherwise):
+            with then:
+                for total, target in zip(totals, tile, strict=True):
+                    builder.store(builder.fadd(builder.load(target, align=SIZE), total), target, align=SIZE)
+            with otherwise:
+                for total, target in zip(totals, tile, strict=True):
+                    builder.store(total, target, align=SIZE)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def add_tile(typingctx, keep, c, c_row, a, a_row, a_step, b, b_row, k):
+        return types.void(types.boolean, *[types.int64] * 8), generate
+
+    return add_tile
 
 
 @intrinsic
-def add_tile(typingctx, keep, c, c_at, c_row, a, a_at, a_row, a_step, b, b_at, b_row, k):
-    """The product of (TILE_ROWS, k) and (k, TILE_COLUMNS) in a tile of c, added to what is there if ``keep``.
+def copy_transposed(typingctx, target, target_row, source, source_row):
+    """Copy a square of VECTOR rows and columns, with the rows of one place as the columns of the other."""
 
-    The arrays are contiguous. In the order of memory, element (r, j) of the tile is number c_at + r c_row + j, element
-    (r, p) of the first matrix a_at + r a_row + p a_step, and element (p, j) of the second one b_at + p b_row + j.
-    """
-    number = types.int64
-    return types.void(types.boolean, c, number, number, a, number, number, number, b, number, number, number), _add_tile
+    def generate(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
+        target, target_row, source, source_row = arguments
+        target, source = _pointer(builder, target), _pointer(builder, source)
+
+        def row(start: Any, step: Any, i: int) -> Any:
+            return _vectors(builder, builder.gep(start, [builder.mul(step, ir.Constant(INDEX, i))]), 1)[0]
+
+        x = [builder.load(row(source, source_row, i), align=SIZE) for i in range(VECTOR)]
+        lanes, step = range(VECTOR), 1
+        while step < VECTOR:  # squares of ``step`` rows and columns that lie across the diagonal change places
+            for i in lanes:
+                if not i & step:
+                    low, high = x[i], x[i + step]
+                    x[i] = _lanes(builder, low, high, [n + VECTOR - step if n & step else n for n in lanes])
+                    x[i + step] = _lanes(builder, low, high, [n + VECTOR if n & step else n + step for n in lanes])
+            step *= 2
+        for i in lanes:
+            builder.store(x[i], row(target, target_row, i), align=SIZE)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
 
 
-def _add_tile(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
-    keep, c, c_at, c_row, a, a_at, a_row, a_step, b, b_at, b_row, k = arguments
-    c, a, b = (context.make_array(signature.args[i])(context, builder, x).data for i, x in ((1, c), (4, a), (8, b)))
+@intrinsic
+def as_pointer(typingctx, address):
+    """An address, an integer, as a pointer."""
 
-    def index(number: int) -> Any:
-        return ir.Constant(INDEX, number)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
-    def pointer(start: Any, at: Any, step: Any, count: Any) -> Any:
-        return builder.gep(start, [builder.add(at, builder.mul(step, count))])
-
-    def vectors(start: Any) -> list[Any]:
-        """Pointers to the two of a row."""
-        return [builder.bitcast(builder.gep(start, [index(i)]), VECTOR_OF_FLOAT.as_pointer()) for i in (0, VECTOR)]
-
-    def repeated(x: Any) -> Any:
-        undefined = ir.Constant(VECTOR_OF_FLOAT, ir.Undefined)
-        first = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, undefined, ir.Constant(VECTOR_OF_INT, [0] * VECTOR))
-
-    rows = [index(r) for r in range(TILE_ROWS)]
-    tile = [x for r in rows for x in vectors(pointer(c, c_at, r, c_row))]
-    left = [pointer(a, a_at, r, a_row) for r in rows]
-    zero = ir.Constant(VECTOR_OF_FLOAT, [0.0] * VECTOR)
-    before = [builder.select(keep, builder.load(x, align=4), zero) for x in tile]
-    entry, loop, end = builder.block, builder.append_basic_block("products"), builder.append_basic_block("tile")
-    builder.cbranch(builder.icmp_signed(">", k, index(0)), loop, end)
-
-    builder.position_at_end(loop)
-    p = builder.phi(INDEX)
-    sums = [builder.phi(VECTOR_OF_FLOAT) for _ in tile]
-    right = [builder.load(x, align=4) for x in vectors(pointer(b, b_at, p, b_row))]
-    factors = [repeated(builder.load(builder.gep(x, [builder.mul(p, a_step)]))) for x in left]
-    products = [builder.fmul(x, y, flags=("contract",)) for x in factors for y in right]
-    added = [builder.fadd(x, y, flags=("contract",)) for x, y in zip(sums, products, strict=True)]
-    following = builder.add(p, index(1))
-    builder.cbranch(builder.icmp_signed("<", following, k), loop, end)
-    for phi, first, new in zip((p, *sums), (index(0), *before), (following, *added), strict=True):
-        phi.add_incoming(first, entry)
-        phi.add_incoming(new, loop)
-
-    builder.position_at_end(end)
-    totals = [builder.phi(VECTOR_OF_FLOAT) for _ in tile]
-    for phi, first, new in zip(totals, before, added, strict=True):
-        phi.add_incoming(first, entry)
-        phi.add_incoming(new, loop)
-    for total, target in zip(totals, tile, strict=True):
-        builder.store(total, target, align=4)
-    return context.get_dummy_value()
+    return types.voidptr(types.int64), generate
 
 
 @njit
-def set_product(c, a, b, r, j, k):
-    """c = a[:, :k] b[:k], for the tile of c that begins at (r, j)."""
-    n = a.shape[1]
-    add_tile(False, c, r * c.shape[1] + j, c.shape[1], a, r * n, n, 1, b, j, b.shape[1], k)
+def numbers_at(address, count):
+    """So many numbers that lie side by side, from an address on."""
+    return carray(as_pointer(address), count, f4)
 
 
 @njit
-def add_transposed(c, a, b, r, j, first, end):
-    """c += a[first:end]^T b[first:end], for the tile of c that begins at (r, j)."""
-    m, n = a.shape[1], b.shape[1]
-    add_tile(True, c, r * c.shape[1] + j, c.shape[1], a, first * m + r, 1, m, b, first * n + j, n, end - first)
+def address(x):
+    """Where an array begins; a number with a sign, since Numba adds numbers with and without one as float64."""
+    return np.int64(x.ctypes.data)
+
+
+@njit
+def place(x, r, j):
+    """The address of an element of a matrix in contiguous memory, and the step from row to row."""
+    return address(x) + SIZE * (r * x.shape[1] + j), x.shape[1]
+
+
+@intrinsic
+def copy_vector(typingctx, target, source):
+    """Copy VECTOR numbers from the second address to the first."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        to, of = (_vectors(builder, _pointer(builder, x), 1)[0] for x in arguments)
+        builder.store(builder.load(of, align=SIZE), to, align=SIZE)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@njit(forceinline=True)
+def copy_row(target, source, count):
+    """Copy so many numbers that lie side by side."""
+    whole = count // VECTOR * VECTOR
+    for i in range(0, whole, VECTOR):
+        copy_vector(target + SIZE * i, source + SIZE * i)
+    to, of = numbers_at(target, count), numbers_at(source, count)
+    for i in range(whole, count):
+        to[i] = of[i]
 
 
 @njit
