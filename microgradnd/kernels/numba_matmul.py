@@ -154,8 +154,8 @@ def multiply(begin, end, by_columns, a, b, bias, out):
                 panel = address(panels) + SIZE * (j - left) * count
                 for r in range(first, last, TILE_ROWS):
                     rows = address(block) + SIZE * (r - first) * row
-                    if r + TILE_ROWS <= m and j + TILE_COLUMNS <= n:
-                        add_tile(keep, element(out, r, j), out_row, rows, row, step, panel, TILE_COLUMNS, count)
-                    else:
-                        add_tile(False, address(corner), TILE_COLUMNS, rows, row, step, panel, TILE_COLUMNS, count)
+                    whole = r + TILE_ROWS <= m and j + TILE_COLUMNS <= n
+                    tile, tile_row = (element(out, r, j), out_row) if whole else (address(corner), TILE_COLUMNS)
+                    add_tile(keep and whole, tile, tile_row, rows, row, step, panel, TILE_COLUMNS, count)
+                    if not whole:
                         store(out, r, j, corner, keep)
