@@ -33,6 +33,7 @@ from .numba_threads import THREADS
 # Sums of a tile, four or two vectors for each row, and a row of the second matrix fill the registers: 32, or 16.
 TILE_ROWS, TILE_COLUMNS = 6, (4 if AVX512 else 2) * VECTOR
 DEPTH, HEIGHT = 256, 144  # HEIGHT is a multiple of TILE_ROWS
+NEAR = 256  # numbers: lines of the first matrix that are no farther from each other are read where they are
 PRODUCTS = 64  # of numbers, that take the time of one element of other kernels
 
 # With vectors of 8 floats OpenBLAS is as fast; other BLAS libraries are faster, or may be; many threads start too late.
@@ -135,17 +136,21 @@ def multiply(begin, end, by_columns, a, b, bias, out):
     else:
         top, bottom = begin * TILE_ROWS, min(m, end * TILE_ROWS)
     by_rows, out_row = steps(a)[1] == 1, steps(out)[0]
+    near = abs(steps(a)[0 if by_rows else 1]) <= NEAR
     depth = min(k, DEPTH)
     panels = matrix(padded(right - left, TILE_COLUMNS), depth)
     block = matrix(HEIGHT, depth)
-    row, step = (depth, 1) if by_rows else (1, HEIGHT)
     corner = matrix(TILE_ROWS, TILE_COLUMNS)
     for p in range(0, k, depth):
         count = min(depth, k - p)
         load_panels(panels, b, p, count, left, right)
         for first in range(top, bottom, HEIGHT):
             last = min(bottom, first + HEIGHT)
-            load_block(block, a, first, last, p, count, by_rows)
+            if near and (last - first) % TILE_ROWS == 0:
+                rows, (row, step) = element(a, first, p), steps(a)
+            else:
+                load_block(block, a, first, last, p, count, by_rows)
+                rows, row, step = address(block), depth if by_rows else 1, 1 if by_rows else HEIGHT
             if p == 0 and bias.size > 0:
                 for r in range(first, last):
                     copy_row(element(out, r, left), address(bias) + SIZE * left, right - left)
@@ -153,9 +158,18 @@ def multiply(begin, end, by_columns, a, b, bias, out):
             for j in range(left, right, TILE_COLUMNS):
                 panel = address(panels) + SIZE * (j - left) * count
                 for r in range(first, last, TILE_ROWS):
-                    rows = address(block) + SIZE * (r - first) * row
                     whole = r + TILE_ROWS <= m and j + TILE_COLUMNS <= n
                     tile, tile_row = (element(out, r, j), out_row) if whole else (address(corner), TILE_COLUMNS)
-                    add_tile(keep and whole, tile, tile_row, rows, row, step, panel, TILE_COLUMNS, count)
+                    add_tile(
+                        keep and whole,
+                        tile,
+                        tile_row,
+                        rows + SIZE * (r - first) * row,
+                        row,
+                        step,
+                        panel,
+                        TILE_COLUMNS,
+                        count,
+                    )
                     if not whole:
                         store(out, r, j, corner, keep)
