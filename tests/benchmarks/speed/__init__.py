@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..timing import Worker, in_fresh_process, interleaved, line, median, peak_memory, ratio, reset_peak_memory, results
+from . import numpy_transformer
 from .engine_steps import engine
 from .jax_steps import jax_jit
 from .numpy_steps import by_hand, products
@@ -44,11 +45,15 @@ def candidates(workload: Workload) -> dict[str, Callable[[], Steps]]:
         found["NumPy by hand"] = functools.partial(by_hand, name)
         found |= {"MyGrad": functools.partial(mygrad, name)} if find_spec("mygrad") else {}
         found |= {"HIPS autograd": functools.partial(hips_autograd, name)} if find_spec("autograd") else {}
+    if name in ("ffn", "block"):
+        found["NumPy by hand"] = functools.partial(numpy_transformer.sublayer, name)
+    if name == "char_lm":
+        found["NumPy by hand"] = functools.partial(numpy_transformer.language_model, name)
     if name == "ffn":
         found["six products"] = functools.partial(products, name)
     if find_spec("torch"):
         found["PyTorch"] = functools.partial(pytorch, name, False)
-        if name != "elementwise" and shutil.which("g++"):
+        if shutil.which("g++"):
             found["torch.compile"] = functools.partial(pytorch, name, True)
     if find_spec("jax"):
         found["JAX"] = functools.partial(jax_jit, name)

@@ -54,23 +54,32 @@ class SGD:
 
 
 class Adam:
-    """Kingma and Ba, 2015, as the formulas stand."""
+    """Kingma and Ba, 2015, as the formulas stand, and the decay of weights of Loshchilov and Hutter, 2019."""
 
-    def __init__(self, parameters: list[Any]) -> None:
-        self.parameters = parameters
+    def __init__(
+        self,
+        parameters: list[Any],
+        lr: float = LR["mlp"],
+        betas: tuple[float, float] = BETAS,
+        decay: list[float] | None = None,
+    ) -> None:
+        self.parameters, self.lr, self.betas = parameters, lr, betas
+        self.decay = decay or [0.0] * len(parameters)
         self.m = [np.zeros_like(p) for p in parameters]
         self.v = [np.zeros_like(p) for p in parameters]
         self.t = 0
 
     def __call__(self, gradients: list[Any]) -> None:
         self.t += 1
-        beta1, beta2 = BETAS
-        for p, g, m, v in zip(self.parameters, gradients, self.m, self.v, strict=True):
+        beta1, beta2 = self.betas
+        for p, g, m, v, decay in zip(self.parameters, gradients, self.m, self.v, self.decay, strict=True):
+            if decay:
+                p -= self.lr * decay * p
             m *= beta1
             m += (1 - beta1) * g
             v *= beta2
             v += (1 - beta2) * g * g
-            p -= LR["mlp"] * (m / (1 - beta1**self.t)) / (np.sqrt(v / (1 - beta2**self.t)) + EPS)
+            p -= self.lr * (m / (1 - beta1**self.t)) / (np.sqrt(v / (1 - beta2**self.t)) + EPS)
 
 
 UPDATES: dict[str, Any] = {"tiny": SGD, "mlp": Adam}

@@ -16,7 +16,7 @@ def pytorch(workload: str, compiled: bool, device: str = "cpu") -> Steps:
     torch.set_num_threads(blas_threads())
     torch.set_default_device(device)
     if workload == "elementwise":
-        return elementwise()
+        return elementwise(compiled)
     if workload in ("ffn", "block"):
         return sublayer(workload, compiled)
     return training(workload, compiled)
@@ -131,7 +131,7 @@ def sublayer(workload: str, compiled: bool) -> Steps:
     return {workload: step}
 
 
-def elementwise() -> Steps:
+def elementwise(compiled: bool) -> Steps:
     import torch
     from torch.nn import functional as F
 
@@ -140,9 +140,10 @@ def elementwise() -> Steps:
     parameter = torch.nn.Parameter(matrix.clone())
     adam = torch.optim.Adam([parameter], fused=True)
     parameter.grad = matrix
-    return {
+    steps: dict[str, Any] = {
         "gelu": lambda: F.gelu(matrix),
         "softmax": lambda: torch.softmax(matrix, -1),
         "layer norm": lambda: F.layer_norm(matrix, (w.SIDE,), weight, bias),
         "adam": adam.step,
     }
+    return {name: torch.compile(step) for name, step in steps.items()} if compiled else steps
