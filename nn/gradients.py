@@ -38,7 +38,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     arrays: list[Any] = [tensor.grad.data for tensor in tensors]  # type: ignore[union-attr]
     if not arrays:
         return mg.tensor(0.0)
-    fast = compiled_together(*arrays)
+    fast = None if arrays[0].__class__ is np.ndarray else compiled_together(*arrays)
     if fast is not None:
         norm, factor = fast.gradient_norm(arrays, max_norm)
         _refuse_nonfinite(norm, error_if_nonfinite)

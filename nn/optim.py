@@ -14,7 +14,7 @@ from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import beside
 from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
-from microgradnd.kernels import compiled, compiled_together
+from microgradnd.kernels import SMALL, compiled, compiled_together
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -32,9 +32,9 @@ def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
     return [state[name] for name in names]
 
 
-def for_all(work: list[tuple[Any, Any, dict[str, Any]]]) -> Any:
-    """The kernels that change all parameters of ``work`` at once, on a GPU; None where there are none."""
-    if not work or work[0][0].__class__ is np.ndarray:
+def for_all(work: list[tuple[Any, Any, dict[str, Any]]], largest: int) -> Any:
+    """The kernels that change all parameters of ``work`` at once; None where there are none, or nothing is large."""
+    if not work or (work[0][0].__class__ is np.ndarray and largest <= SMALL):
         return None
     return compiled_together(*[p for p, _, _ in work])
 
@@ -258,7 +258,7 @@ class SGD(Optimizer):
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         momentum, weight_decay = group["momentum"], group["weight_decay"]
-        if (fast := for_all(work)) is not None:
+        if (fast := for_all(work, self._largest)) is not None:
             names = ["momentum_buffer"] if momentum else []  # from zeros: v is d in the first step
             fast.sgd_all(
                 [(p, g, *arrays_of(state, p, *names)) for p, g, state in work], weight_decay, momentum, group["lr"]

@@ -75,9 +75,9 @@ def compiled(*arrays: Any) -> Any:
 
 
 def compiled_together(*arrays: Any) -> Any:
-    """The module of kernels that take many CuPy arrays at once, which may differ in dtype; None for others."""
+    """The module of kernels that take many arrays at once: of float32 on the host, of any floats on a device."""
     if kernels.current == "numpy" or arrays[0].__class__ is np.ndarray:
-        return None
+        return compiled(*arrays)
     return _for_device(arrays, same_dtype=False)
 
 

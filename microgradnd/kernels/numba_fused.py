@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 from .numba_matmul import PRODUCTS, TILE_COLUMNS, TILE_ROWS, in_lines, multiply, pays
@@ -213,24 +214,40 @@ def add_rows(out: Any, index: Any, x: Any) -> None:
     kernels.add_rows(-(-x.shape[-1] // kernels.COLUMNS), index.size * kernels.COLUMNS, index, _rows(x), out)
 
 
-def _in_place(x: Any) -> Any:
-    """x without its axes, to be changed."""
-    if not x.flags.c_contiguous:
-        raise ValueError("expected an array in contiguous memory, of which a flat view can be made")
-    return x.reshape(-1)
+@noted(writes=lambda work, *settings: [x for p, _, *averages in work for x in (p, *averages)])
+def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> None:
+    """A step of all (p, g, m, v) in place. The settings are those of the kernel, in its order."""
+    _update(kernels.adam_all, work, settings)
+
+
+@noted(writes=lambda work, *settings: [x for p, _, *v in work for x in (p, *v)])
+def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: float) -> None:
+    """A step of all (p, g) in place; of all (p, g, v) with momentum."""
+    _update(kernels.sgd_all, work, (decay, momentum, lr))
 
 
 def adam(p: Any, g: Any, m: Any, v: Any, *settings: float) -> None:
-    """A step in place: see the kernel."""
-    kernels.adam(p.size, 1, _in_place(p), _flat(g), _in_place(m), _in_place(v), *settings)
+    """A step of one parameter in place."""
+    adam_all([(p, g, m, v)], *settings)
 
 
 def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> None:
-    """A step in place, with momentum unless v is None."""
-    if v is None:
-        kernels.sgd(p.size, 1, _in_place(p), _flat(g), decay, lr)
-    else:
-        kernels.sgd_momentum(p.size, 1, _in_place(p), _flat(g), _in_place(v), decay, momentum, lr)
+    """A step of one parameter in place, with momentum unless v is None."""
+    sgd_all([(p, g) if v is None else (p, g, v)], decay, momentum, lr)
+
+
+def _update(kernel: Any, work: Sequence[tuple[Any, ...]], settings: tuple[float, ...]) -> None:
+    # Held until the kernel, which gets addresses alone, is done.
+    rows = [(_changed(p), contiguous(g.astype(np.float32, copy=False)), *map(_changed, rest)) for p, g, *rest in work]
+    at = np.array([[x.__array_interface__["data"][0] for x in row] for row in rows], np.int64)
+    edges = np.cumsum([0, *[row[0].size for row in rows]], dtype=np.int64)
+    kernel.run(int(edges[-1]), 1, at, edges, *settings)
+
+
+def _changed(x: Any) -> Any:
+    if not x.flags.c_contiguous or x.dtype != np.float32:
+        raise ValueError("expected a float32 array in contiguous memory, to be changed in place")
+    return x
 
 
 def _heads(x: Any) -> Any:

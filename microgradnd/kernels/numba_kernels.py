@@ -7,9 +7,13 @@ matrices (rows, n), or of what their docstring says. Inputs come first, results,
 from __future__ import annotations
 
 import numpy as np
+from numba import float32, int64, njit, types, void
 
 from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
+from .numba_products import SIZE, numbers_at
+
+places, ends = types.Array(int64, 2, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)
 
 CUBIC = f4(0.044715)
 SLIGHT = f4(0.01)  # the share of a variance by which its shortcut may differ: two digits are lost then
@@ -330,28 +334,43 @@ def add_rows(begin, end, index, x, out):
                 out[index[r], i] += x[r, i]
 
 
-@Kernel
-def adam(begin, end, p, g, m, v, decay, shrink, beta1, rest1, beta2, rest2, rate, eps):
-    """See nn.Adam: ``decay`` is added to the gradient, ``shrink`` multiplies the parameter; the rests are 1 - beta."""
-    p, g, m, v = p[begin:end], g[begin:end], m[begin:end], v[begin:end]
-    for i in range(p.size):
-        x = p[i] * shrink
-        d = g[i] if decay == ZERO else g[i] + decay * x
-        m[i] = beta1 * m[i] + rest1 * d
-        v[i] = beta2 * v[i] + rest2 * d * d
-        p[i] = x - rate * m[i] / (np.sqrt(v[i]) + eps)
+@njit
+def part_of(begin, end, first, last):
+    """Where the part of [first, last) that lies within [begin, end) starts, counted from ``first``, and its length."""
+    start = max(begin, first)
+    return start - first, max(0, min(end, last) - start)
 
 
-@Kernel
-def sgd(begin, end, p, g, decay, lr):
-    p, g = p[begin:end], g[begin:end]
-    for i in range(p.size):
-        p[i] -= lr * (g[i] if decay == ZERO else g[i] + decay * p[i])
+@Kernel.of(void(int64, int64, places, ends, *[float32] * 8))
+def adam_all(begin, end, at, edges, decay, shrink, beta1, rest1, beta2, rest2, rate, eps):
+    """See nn.Adam: ``decay`` is added to the gradient, ``shrink`` multiplies the parameter; the rests are 1 - beta.
+
+    Elements are counted through all parameters. Row i of ``at`` holds the addresses of parameter i, its gradient and
+    averages; it has the elements from edges[i] to edges[i + 1].
+    """
+    for i in range(len(at)):
+        start, count = part_of(begin, end, edges[i], edges[i + 1])
+        p, g = numbers_at(at[i, 0] + SIZE * start, count), numbers_at(at[i, 1] + SIZE * start, count)
+        m, v = numbers_at(at[i, 2] + SIZE * start, count), numbers_at(at[i, 3] + SIZE * start, count)
+        for j in range(count):
+            x = p[j] * shrink
+            d = g[j] if decay == ZERO else g[j] + decay * x
+            m[j] = beta1 * m[j] + rest1 * d
+            v[j] = beta2 * v[j] + rest2 * d * d
+            p[j] = x - rate * m[j] / (np.sqrt(v[j]) + eps)
 
 
-@Kernel
-def sgd_momentum(begin, end, p, g, v, decay, momentum, lr):
-    p, g, v = p[begin:end], g[begin:end], v[begin:end]
-    for i in range(p.size):
-        v[i] = momentum * v[i] + (g[i] if decay == ZERO else g[i] + decay * p[i])
-        p[i] -= lr * v[i]
+@Kernel.of(void(int64, int64, places, ends, float32, float32, float32))
+def sgd_all(begin, end, at, edges, decay, momentum, lr):
+    """See nn.SGD, and adam_all for ``at``: of parameters, gradients and, with momentum, their averages."""
+    for i in range(len(at)):
+        start, count = part_of(begin, end, edges[i], edges[i + 1])
+        p, g = numbers_at(at[i, 0] + SIZE * start, count), numbers_at(at[i, 1] + SIZE * start, count)
+        if at.shape[1] == 2:
+            for j in range(count):
+                p[j] -= lr * (g[j] if decay == ZERO else g[j] + decay * p[j])
+        else:
+            v = numbers_at(at[i, 2] + SIZE * start, count)
+            for j in range(count):
+                v[j] = momentum * v[j] + (g[j] if decay == ZERO else g[j] + decay * p[j])
+                p[j] -= lr * v[j]
