@@ -14,7 +14,7 @@ from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import beside
 from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
-from microgradnd.kernels import SMALL, compiled, compiled_together
+from microgradnd.kernels import compiled, compiled_together
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -34,7 +34,7 @@ def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
 
 def for_all(work: list[tuple[Any, Any, dict[str, Any]]], largest: int) -> Any:
     """The kernels that change all parameters of ``work`` at once; None where there are none, or nothing is large."""
-    if not work or (work[0][0].__class__ is np.ndarray and largest <= SMALL):
+    if not work or (work[0][0].__class__ is np.ndarray and largest <= NAMESPACES[np.ndarray].SMALL):
         return None
     return compiled_together(*[p for p, _, _ in work])
 

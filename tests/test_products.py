@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -20,14 +22,14 @@ from microgradnd.kernels import array_kernels
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
-from microgradnd.kernels import numba_compiler, numba_fused, numba_matmul  # isort: split
+from microgradnd.kernels import numba_compiler, numba_matmul  # isort: split
 
-from microgradnd.kernels.numba_matmul import DEPTH, HEIGHT, TILE_COLUMNS, TILE_ROWS, multiply
+from microgradnd.kernels.numba_matmul import DEPTH, HEIGHT, TILE_COLUMNS, TILE_ROWS, matmul
 
 ROWS = [1, TILE_ROWS - 1, TILE_ROWS, HEIGHT - 1, HEIGHT, HEIGHT + 1, 2 * HEIGHT + 2]
 COLUMNS = [1, 15, TILE_COLUMNS - 1, TILE_COLUMNS, TILE_COLUMNS + 1, 3 * TILE_COLUMNS + 17]
 DEPTHS = [1, 2, 15, 17, DEPTH - 1, DEPTH, DEPTH + 1, 2 * DEPTH + 3]
-# Not all combinations: each pair of a list's entries meets some entries of the other two.
+# All pairs of rows and columns, each with one depth, and every depth several times.
 SHAPES = [(m, n, DEPTHS[(3 * i + 5 * j) % len(DEPTHS)]) for i, m in enumerate(ROWS) for j, n in enumerate(COLUMNS)]
 
 
@@ -53,7 +55,12 @@ def spaced(x: Any) -> Any:
     return np.pad(x, ((1, 2), (3, 5)))[1:-2, 3:-5]
 
 
-LAYOUTS = [np.asarray, in_columns, spaced, lambda x: spaced(x.T).T, lambda x: x[::-1].copy()[::-1]]
+def backwards(x: Any) -> Any:
+    """The same matrix, with its last row first in memory."""
+    return x[::-1].copy()[::-1]
+
+
+LAYOUTS = [np.asarray, in_columns, spaced, lambda x: spaced(x.T).T, backwards, lambda x: backwards(x.T).T]
 NO_BIAS = np.empty(0, np.float32)
 
 
@@ -74,14 +81,14 @@ def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 
     around = np.full((m + 2, n + 7), np.nan, np.float32)
     out = around[1:-1, 3:-4]
     count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
-    function = multiply._compiled()
+    function = matmul._compiled()
     edges = [count * i // parts for i in range(parts + 1)]
     for begin, end in itertools.pairwise(edges):
         function(begin, end, by_columns, a, b, bias, out)
-        left = around.copy()
+        outside = around.copy()
         last = min(n, end * TILE_COLUMNS) if by_columns else min(m, end * TILE_ROWS)
-        left[1 : m + 1 if by_columns else 1 + last, 3 : 3 + last if by_columns else 3 + n] = np.nan
-        assert np.isnan(left).all()
+        outside[1 : m + 1 if by_columns else 1 + last, 3 : 3 + last if by_columns else 3 + n] = np.nan
+        assert np.isnan(outside).all()
     return out
 
 
@@ -120,7 +127,7 @@ def test_nothing_beyond_the_matrices_is_read() -> None:
     program = """
         import ctypes, mmap
         from microgradnd.kernels import numba_compiler
-        from microgradnd.kernels.numba_matmul import TILE_COLUMNS, TILE_ROWS, multiply
+        from microgradnd.kernels.numba_matmul import TILE_COLUMNS, TILE_ROWS, matmul
         import numpy as np
 
         libc, PAGE = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
@@ -142,7 +149,7 @@ def test_nothing_beyond_the_matrices_is_read() -> None:
                     b = at_the_end(n, k).T if turned & 2 else at_the_end(k, n)
                     out = at_the_end(m, n)
                     count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
-                    multiply(count, 1, by_columns, a, b, at_the_end(1, n)[0], out)
+                    matmul(count, 1, by_columns, a, b, at_the_end(1, n)[0], out)
                     assert (out == k + 1).all()
         print("all of them")
     """
@@ -170,7 +177,7 @@ def test_linear_and_its_gradients(
     tensors = [mg.tensor(v, requires_grad=True) for v in (x, weight, bias)]
     out = mg.linear(*tensors)
     out.backward(mg.tensor(g))
-    assert calls.count("multiply") == 3
+    assert calls.count("matmul") == 3
     rows, g_rows = x.reshape(-1, 64), g.reshape(-1, 128)
     assert_product(out.data.reshape(-1, 128), rows, weight, bias)
     assert_product(tensors[0].grad.data.reshape(-1, 64), g_rows, weight.T)
@@ -184,17 +191,50 @@ def test_others_are_left_to_numpy(x: Any, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*args: Any) -> None:
         raise AssertionError("the kernel was called")
 
-    monkeypatch.setattr(numba_fused, "multiply", refuse)
+    monkeypatch.setattr(numba_matmul, "matmul", refuse)
     weight = normal(64, 128).astype(x.dtype)
     np.testing.assert_array_equal(mg.linear(mg.tensor(x), mg.tensor(weight)).data, x @ weight)
     assert x.size * 128 >= array_kernels.LARGE_PRODUCT
 
 
-def test_thin_results_are_left_to_numpy() -> None:
-    assert numba_matmul.pays(600, TILE_COLUMNS)
-    assert numba_matmul.pays(TILE_ROWS, 1000)
-    assert not numba_matmul.pays(600, TILE_COLUMNS + 1)
-    assert not numba_matmul.pays(1, 1000)
+@pytest.mark.parametrize(("m", "n", "filled"), [(600, 64, True), (6, 1000, True), (600, 65, False), (1, 1000, False)])
+def test_thin_results_are_left_to_numpy(m: int, n: int, filled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_matmul, "TILE_COLUMNS", 64)
+    out = numba_matmul.product(np.ones((m, 3), np.float32), np.ones((3, n), np.float32), None)
+    assert (out is not None) == filled
+
+
+def test_layouts_that_are_read() -> None:
+    x = normal(8, 8)
+    packed = np.zeros((8, 8), np.dtype([("number", np.float32), ("flag", np.int16)]))["number"]
+    repeated = np.broadcast_to(x[0], (8, 8)), np.broadcast_to(x[:, :1], (8, 8))
+    assert all(map(numba_matmul.in_lines, (x, x.T, x[:, :5], x[::2], x[::-1], repeated[0])))
+    assert not any(map(numba_matmul.in_lines, (x[:, ::2], x[::2, ::2], packed, packed.T, x[:, ::-1], repeated[1])))
+
+
+def test_repeated_rows() -> None:
+    a, b = np.broadcast_to(normal(20), (50, 20)), np.broadcast_to(normal(70, seed=1), (20, 70))
+    assert_product(product(a, b, by_columns=False), a, b)
+
+
+def test_more_columns_than_are_copied_at_a_time() -> None:
+    a, b, bias = (
+        normal(7, 5),
+        normal(5, numba_matmul.WIDTH + TILE_COLUMNS + 1, seed=1),
+        normal(numba_matmul.WIDTH + TILE_COLUMNS + 1),
+    )
+    for by_columns in (False, True):
+        assert_product(product(a, b[:, : bias.size], by_columns, bias), a, b[:, : bias.size], bias)
+
+
+def test_where_it_is_the_faster_one() -> None:
+    """The choice that the others override: with NumPy's own wheel, vectors of 16 floats and few cores."""
+    program = "from microgradnd.kernels import numba_compiler, numba_matmul as m; print(m.FASTER)"
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    blas: Any = np.show_config(mode="dicts")
+    openblas = "openblas" in blas["Build Dependencies"]["blas"]["name"]
+    assert done.stdout.strip() == str(numba_compiler.AVX512 and openblas)
 
 
 def test_captured_step_is_the_eager_one() -> None:
@@ -214,4 +254,4 @@ def test_captured_step_is_the_eager_one() -> None:
         p.data[...] = start[name]
     captured = mg.capture(step)
     assert [float(captured(mg.tensor(data)).data) for _ in range(4)] == eager
-    assert "multiply" in captured.source
+    assert len(re.findall(r"^ +matmul\(", captured.source, re.MULTILINE)) == 5

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..dtypes import is_narrow
 from ..kernels import SMALL, compiled
-from ..kernels.array_kernels import product
+from ..kernels.array_kernels import LARGE_PRODUCT, product
 from ..noting import noted
 from .narrow import in_float32, promoting
 from .numpy_erf import erf, normal_cdf
@@ -170,7 +170,9 @@ def matmul(x: Any, y: Any) -> Any:
     """np.matmul; of two matrices by a kernel, or by dot, whose calls cost 0.5 us less."""
     if x.itemsize == 2:
         return _narrow_matmul(x, y)
-    return product(np, x, y) if x.ndim == 2 and y.ndim == 2 else np.matmul(x, y)
+    if x.ndim != 2 or y.ndim != 2:
+        return np.matmul(x, y)
+    return x.dot(y) if x.size * y.shape[1] < LARGE_PRODUCT else product(np, x, y)
 
 
 _narrow_matmul = in_float32(np.matmul)

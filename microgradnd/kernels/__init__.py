@@ -34,7 +34,7 @@ class kernels:
     which exist for float16, bfloat16, float32 and float64, whatever the size.
 
     Results of the two differ by rounding. A kernel is compiled when it is first used, which takes some tenths of a
-    second, attention's some seconds, and kept on disk. Raises ValueError for other choices, ImportError for
+    second, those of attention and of products some seconds, and kept on disk. Raises ValueError for other choices, ImportError for
     ``"numba"`` without Numba.
     """
 

@@ -27,16 +27,20 @@ def rows(x: Any) -> Any:
 
 def product(xp: Any, x: Any, y: Any, bias: Any = None) -> Any:
     """x y + bias for two matrices, with the bias added in place."""
-    on_host = x.__class__ is np.ndarray
-    if x.size * y.shape[1] >= LARGE_PRODUCT and on_host and (fast := compiled(x, y, bias)) is not None:
+    if (
+        x.size * y.shape[1] >= LARGE_PRODUCT
+        and x.__class__ is np.ndarray
+        and (fast := compiled(x, y, bias)) is not None
+    ):
         out = fast.product(x, y, bias)
         if out is not None:
             return out
-    out = xp.matmul(x, y) if x.itemsize == 2 else x.dot(y)  # which is found sooner, and sums narrow floats in them
+    # dot is found sooner than matmul, but sums floats of 16 bits in their own precision.
+    out = xp.matmul(x, y) if x.itemsize == 2 else x.dot(y)
     if bias is None:
         return out
     # On a device CuPy's own addition is a kernel.
-    if out.size >= SHARED and on_host and (fast := compiled(out, bias)) is not None:
+    if out.size >= SHARED and out.__class__ is np.ndarray and (fast := compiled(out, bias)) is not None:
         return fast.add_bias(out, bias)
     return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
 

@@ -13,7 +13,7 @@ from numba import boolean, float32, int64, njit, types, void
 
 from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, exp, f4, largest
-from .numba_products import VECTOR, address, matrix, numbers_at, padded, place, tile_adder
+from .numba_products import VECTOR, address, element, matrix, numbers_at, padded, tile_adder
 
 BLOCK = 64  # queries at a time: a multiple of TILE_ROWS
 NOTHING = f4(-np.inf)
@@ -30,15 +30,14 @@ add_tile = tile_adder(TILE_ROWS, TILE_COLUMNS)
 @njit
 def set_product(c, a, b, r, j, k):
     """c = a[:, :k] b[:k], for the tile of c that begins at (r, j)."""
-    (c_at, c_row), (a_at, a_row), (b_at, b_row) = place(c, r, j), place(a, r, 0), place(b, 0, j)
-    add_tile(False, c_at, c_row, a_at, a_row, 1, b_at, b_row, k)
+    add_tile(False, element(c, r, j), c.shape[1], element(a, r, 0), a.shape[1], 1, element(b, 0, j), b.shape[1], k)
 
 
 @njit
 def add_transposed(c, a, b, r, j, first, end):
     """c += a[first:end]^T b[first:end], for the tile of c that begins at (r, j)."""
-    (c_at, c_row), (a_at, a_row), (b_at, b_row) = place(c, r, j), place(a, first, r), place(b, first, j)
-    add_tile(True, c_at, c_row, a_at, 1, a_row, b_at, b_row, end - first)
+    rows, columns = element(a, first, r), element(b, first, j)
+    add_tile(True, element(c, r, j), c.shape[1], rows, 1, a.shape[1], columns, b.shape[1], end - first)
 
 
 @njit
@@ -54,8 +53,8 @@ def stride_of(keys):
 def row_of(x, a, b, g, t):
     """x[a, b, g, t], whose numbers lie side by side: what Numba does not know of a view of a projection."""
     steps = x.strides
-    address_of_row = address(x) + a * steps[0] + b * steps[1] + g * steps[2] + t * steps[3]
-    return numbers_at(address_of_row, x.shape[4])
+    start = address(x) + a * steps[0] + b * steps[1] + g * steps[2] + t * steps[3]
+    return numbers_at(start, x.shape[4])
 
 
 @njit

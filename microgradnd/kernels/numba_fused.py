@@ -11,11 +11,13 @@ import numpy as np
 from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
-from .numba_matmul import PRODUCTS, TILE_COLUMNS, TILE_ROWS, in_lines, multiply, pays
+from . import numba_matmul
 
 PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
 BIAS_GELU = ("none",)  # what bias_gelu knows
 TRUSTS_LABELS = True  # cross_entropy reads where labels point to: they have to be checked before
+
+product = numba_matmul.product
 
 
 def contiguous(x: Any) -> Any:
@@ -71,19 +73,6 @@ def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
         return tuple(gx.reshape(x.shape) for gx in gradients)
 
     return out.reshape(x.shape), pullback
-
-
-def product(x: Any, y: Any, bias: Any) -> Any:
-    """x y + bias for two matrices; None where NumPy's is better."""
-    (m, k), n = x.shape, y.shape[1]
-    if k != y.shape[0] or not pays(m, n) or not (in_lines(x) and in_lines(y)):
-        return None
-    bias = np.empty(0, np.float32, like=x) if bias is None else contiguous(bias)
-    out = np.empty((m, n), np.float32, like=x)
-    by_columns = m < n
-    count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
-    multiply(count, m * n * k // count // PRODUCTS, by_columns, x, y, bias, out)
-    return out
 
 
 def add_bias(x: Any, bias: Any) -> Any:

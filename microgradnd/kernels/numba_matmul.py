@@ -3,9 +3,9 @@
 OpenBLAS, which NumPy's products come from, takes a tenth more time for a row of different products, as training has
 them (tests/benchmarks/products.py), where vectors have 16 floats.
 
-As in Goto and van de Geijn, Anatomy of high-performance matrix multiplication (2008): DEPTH rows of the second matrix
-are copied into panels, as wide as a tile, in the order in which tiles read them; HEIGHT rows of the first one, which
-stay in the second cache, are multiplied with panel after panel.
+As in Goto and van de Geijn, Anatomy of high-performance matrix multiplication (2008): DEPTH rows of the second matrix,
+and WIDTH of its columns, are copied into panels, as wide as a tile, in the order in which tiles read them; HEIGHT rows
+of the first one, which stay in the second cache, are multiplied with panel after panel. Copies take a thread 4.3 MB.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .numba_products import (
     address,
     copy_row,
     copy_transposed,
+    element,
     matrix,
     numbers_at,
     padded,
@@ -32,22 +33,31 @@ from .numba_threads import THREADS
 
 # Sums of a tile, four or two vectors for each row, and a row of the second matrix fill the registers: 32, or 16.
 TILE_ROWS, TILE_COLUMNS = 6, (4 if AVX512 else 2) * VECTOR
-DEPTH, HEIGHT = 256, 144  # HEIGHT is a multiple of TILE_ROWS
-NEAR = 256  # numbers: lines of the first matrix that are no farther from each other are read where they are
-PRODUCTS = 64  # of numbers, that take the time of one element of other kernels
+DEPTH, HEIGHT, WIDTH = 256, 144, 4096  # HEIGHT is a multiple of TILE_ROWS, WIDTH of TILE_COLUMNS
+NEAR = 1024  # bytes: lines of the first matrix that are no farther from each other are read where they are
+PRODUCTS_PER_ELEMENT = 64  # of two numbers, that take as long as one element of other kernels
 
 # With vectors of 8 floats OpenBLAS is as fast; other BLAS libraries are faster, or may be; many threads start too late.
 _blas: Any = np.show_config(mode="dicts")
 FASTER = AVX512 and THREADS <= 4 and "openblas" in str(_blas.get("Build Dependencies", {}).get("blas", {}).get("name"))
 
 read, written = types.Array(float32, 2, "A", readonly=True), types.Array(float32, 2, "A")
-numbers = types.Array(float32, 1, "C", readonly=True)
+vector = types.Array(float32, 1, "C", readonly=True)
 add_tile = tile_adder(TILE_ROWS, TILE_COLUMNS)
 
 
-def pays(m: int, n: int) -> bool:
-    """Whether the kernel is faster here for a result of this shape: its tiles have to fill it well."""
-    return FASTER and m * n >= 0.85 * (-(-m // TILE_ROWS) * TILE_ROWS) * (-(-n // TILE_COLUMNS) * TILE_COLUMNS)
+def product(x: Any, y: Any, bias: Any) -> Any:
+    """x y + bias for two matrices; None where NumPy's product is better."""
+    (m, k), n = x.shape, y.shape[1]
+    down, across = -(-m // TILE_ROWS), -(-n // TILE_COLUMNS)  # tiles, which the result should fill well
+    filled = m * n / (down * TILE_ROWS * across * TILE_COLUMNS)
+    if not FASTER or filled < 0.85 or k != y.shape[0] or not (in_lines(x) and in_lines(y)):
+        return None
+    bias = np.empty(0, np.float32, like=x) if bias is None else bias if bias.flags.c_contiguous else bias.copy()
+    out = np.empty((m, n), np.float32, like=x)
+    count = across if m < n else down
+    matmul(count, m * n * k // count // PRODUCTS_PER_ELEMENT, m < n, x, y, bias, out)
+    return out
 
 
 def in_lines(x: Any) -> bool:
@@ -57,62 +67,56 @@ def in_lines(x: Any) -> bool:
 
 
 @njit
-def steps(x):
-    """From one number of a matrix to that below it and to that beside it."""
-    return x.strides[0] // SIZE, x.strides[1] // SIZE
-
-
-@njit
-def element(x, r, j):
-    """The address of an element."""
-    down, right = steps(x)
-    return address(x) + SIZE * (r * down + j * right)
-
-
-@njit
 def clear(start, count):
     """Zeros where a tile reaches beyond a matrix: what was there before might be subnormal, which takes long."""
-    numbers = numbers_at(start, count)
+    memory = numbers_at(start, count)
     for i in range(count):
-        numbers[i] = ZERO
+        memory[i] = ZERO
 
 
 @njit
 def load_panels(panels, b, first, count, left, right):
     """Copy b[first : first + count, left:right] into panels: count rows of TILE_COLUMNS each, one after another."""
-    beside = steps(b)[1]
+    start = address(panels)
     if right % TILE_COLUMNS != 0:
-        whole = (right - left) // TILE_COLUMNS * TILE_COLUMNS
-        clear(address(panels) + SIZE * whole * count, TILE_COLUMNS * count)
-    for p in range(count if beside == 1 else 0):  # row by row, as they lie in memory
-        for j in range(left, right, TILE_COLUMNS):
-            target = address(panels) + SIZE * ((j - left) * count + p * TILE_COLUMNS)
-            copy_row(target, element(b, first + p, j), min(TILE_COLUMNS, right - j))
-    for j in range(left, right if beside != 1 else left, TILE_COLUMNS):
-        panel, width = address(panels) + SIZE * (j - left) * count, min(TILE_COLUMNS, right - j)
-        deep, wide = count // VECTOR * VECTOR, width // VECTOR * VECTOR
+        inside = (right - left) // TILE_COLUMNS * TILE_COLUMNS
+        clear(start + SIZE * inside * count, TILE_COLUMNS * count)
+    if b.strides[1] == SIZE:
+        for p in range(count):  # row by row, as they lie in memory
+            for j in range(left, right, TILE_COLUMNS):
+                target = start + SIZE * ((j - left) * count + p * TILE_COLUMNS)
+                copy_row(target, element(b, first + p, j), min(TILE_COLUMNS, right - j))
+        return
+    deep = count // VECTOR * VECTOR
+    for j in range(left, right, TILE_COLUMNS):
+        panel, width = start + SIZE * (j - left) * count, min(TILE_COLUMNS, right - j)
+        wide = width // VECTOR * VECTOR
         for i in range(0, wide, VECTOR):
             for p in range(0, deep, VECTOR):
-                target = panel + SIZE * (p * TILE_COLUMNS + i)
-                copy_transposed(target, TILE_COLUMNS, element(b, first + p, j + i), beside)
-        rows = numbers_at(panel, count * TILE_COLUMNS)
+                target, source = panel + SIZE * (p * TILE_COLUMNS + i), element(b, first + p, j + i)
+                copy_transposed(target, TILE_COLUMNS, source, b.strides[1] // SIZE)
+        rest = numbers_at(panel, count * TILE_COLUMNS)
         for p in range(count):
             for i in range(wide if p < deep else 0, width):
-                rows[p * TILE_COLUMNS + i] = b[first + p, j + i]
+                rest[p * TILE_COLUMNS + i] = b[first + p, j + i]
 
 
 @njit
-def load_block(block, a, first, last, p, count, by_rows):
-    """Copy a[first:last, p : p + count], with zeros below to a whole tile, in the order in which a lies in memory."""
-    lines = last - first if by_rows else count
-    length, step = (count, block.shape[1]) if by_rows else (last - first, HEIGHT)
-    for i in range(lines):
-        source = element(a, first + i, p) if by_rows else element(a, first, p + i)
-        copy_row(address(block) + SIZE * i * step, source, length)
-        if not by_rows and length % TILE_ROWS != 0:
-            clear(address(block) + SIZE * (i * step + length), TILE_ROWS - length % TILE_ROWS)
-    if by_rows and lines % TILE_ROWS != 0:
-        clear(address(block) + SIZE * lines * step, (TILE_ROWS - lines % TILE_ROWS) * step)
+def load_rows(block, a, first, last, p, count):
+    """Copy a[first:last, p : p + count], whose rows are contiguous, with zeros below to a whole tile."""
+    for r in range(first, last):
+        copy_row(element(block, r - first, 0), element(a, r, p), count)
+    below = padded(last - first, TILE_ROWS) - (last - first)
+    clear(element(block, last - first, 0), below * block.shape[1])
+
+
+@njit
+def load_columns(block, a, first, last, p, count):
+    """Copy the transpose of a[first:last, p : p + count], whose columns are contiguous, with zeros beside it."""
+    beside = padded(last - first, TILE_ROWS) - (last - first)
+    for q in range(count):
+        copy_row(element(block, q, 0), element(a, first, p + q), last - first)
+        clear(element(block, q, last - first), beside)
 
 
 @njit
@@ -123,34 +127,25 @@ def store(out, r, j, tile, keep):
             out[r + i, j + t] = tile[i, t] + (out[r + i, j + t] if keep else ZERO)
 
 
-@Kernel.of(void(int64, int64, boolean, read, read, numbers, written))
-def multiply(begin, end, by_columns, a, b, bias, out):
-    """out = a b + bias, unless that is empty, for the rows (or columns) of tiles from ``begin`` to ``end``.
-
-    Rows of ``out`` are contiguous, and either rows or columns of a.
-    """
-    (m, k), n = a.shape, b.shape[1]
-    top, bottom, left, right = 0, m, 0, n
-    if by_columns:
-        left, right = begin * TILE_COLUMNS, min(n, end * TILE_COLUMNS)
-    else:
-        top, bottom = begin * TILE_ROWS, min(m, end * TILE_ROWS)
-    by_rows, out_row = steps(a)[1] == 1, steps(out)[0]
-    near = abs(steps(a)[0 if by_rows else 1]) <= NEAR
-    depth = min(k, DEPTH)
-    panels = matrix(padded(right - left, TILE_COLUMNS), depth)
-    block = matrix(HEIGHT, depth)
-    corner = matrix(TILE_ROWS, TILE_COLUMNS)
+@njit
+def multiply(top, bottom, left, right, a, b, bias, out, panels, block, corner):
+    """out = a b + bias for these rows and columns, through the memory of the last three."""
+    m, k = a.shape
+    by_rows, depth = a.strides[1] == SIZE, panels.shape[1]
+    near = abs(a.strides[0] if by_rows else a.strides[1]) <= NEAR
     for p in range(0, k, depth):
         count = min(depth, k - p)
         load_panels(panels, b, p, count, left, right)
         for first in range(top, bottom, HEIGHT):
             last = min(bottom, first + HEIGHT)
             if near and (last - first) % TILE_ROWS == 0:
-                rows, (row, step) = element(a, first, p), steps(a)
+                rows, row, step = element(a, first, p), a.strides[0] // SIZE, a.strides[1] // SIZE
+            elif by_rows:
+                load_rows(block, a, first, last, p, count)
+                rows, row, step = address(block), block.shape[1], 1
             else:
-                load_block(block, a, first, last, p, count, by_rows)
-                rows, row, step = address(block), depth if by_rows else 1, 1 if by_rows else HEIGHT
+                load_columns(block, a, first, last, p, count)
+                rows, row, step = address(block), 1, block.shape[1]
             if p == 0 and bias.size > 0:
                 for r in range(first, last):
                     copy_row(element(out, r, left), address(bias) + SIZE * left, right - left)
@@ -158,18 +153,29 @@ def multiply(begin, end, by_columns, a, b, bias, out):
             for j in range(left, right, TILE_COLUMNS):
                 panel = address(panels) + SIZE * (j - left) * count
                 for r in range(first, last, TILE_ROWS):
-                    whole = r + TILE_ROWS <= m and j + TILE_COLUMNS <= n
-                    tile, tile_row = (element(out, r, j), out_row) if whole else (address(corner), TILE_COLUMNS)
-                    add_tile(
-                        keep and whole,
-                        tile,
-                        tile_row,
-                        rows + SIZE * (r - first) * row,
-                        row,
-                        step,
-                        panel,
-                        TILE_COLUMNS,
-                        count,
-                    )
-                    if not whole:
+                    start = rows + SIZE * (r - first) * row
+                    inside = r + TILE_ROWS <= m and j + TILE_COLUMNS <= out.shape[1]
+                    target, target_row = element(corner, 0, 0), TILE_COLUMNS
+                    if inside:
+                        target, target_row = element(out, r, j), out.strides[0] // SIZE
+                    add_tile(keep and inside, target, target_row, start, row, step, panel, TILE_COLUMNS, count)
+                    if not inside:
                         store(out, r, j, corner, keep)
+
+
+@Kernel.of(void(int64, int64, boolean, read, read, vector, written))
+def matmul(begin, end, by_columns, a, b, bias, out):
+    """out = a b + bias, unless that is empty, for the rows (or columns) of tiles from ``begin`` to ``end``.
+
+    Rows of ``out`` are contiguous, and rows or columns of a and of b: see in_lines. There is something to add up.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    top, bottom, left, right = begin * TILE_ROWS, min(m, end * TILE_ROWS), 0, n
+    if by_columns:
+        top, bottom, left, right = 0, m, begin * TILE_COLUMNS, min(n, end * TILE_COLUMNS)
+    depth = min(k, DEPTH)
+    panels = matrix(padded(min(WIDTH, right - left), TILE_COLUMNS), depth)
+    block = matrix(HEIGHT, depth) if a.strides[1] == SIZE else matrix(depth, HEIGHT)
+    corner = matrix(TILE_ROWS, TILE_COLUMNS)
+    for j in range(left, right, WIDTH):
+        multiply(top, bottom, j, min(right, j + WIDTH), a, b, bias, out, panels, block, corner)

@@ -27,8 +27,8 @@ INDEX, LANE, FLOAT, BYTES = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.I
 VECTOR_OF_FLOAT = ir.VectorType(FLOAT, VECTOR)
 
 
-def _pointer(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, FLOAT.as_pointer())
+def _pointer(builder: Any, start: Any) -> Any:
+    return builder.inttoptr(start, FLOAT.as_pointer())
 
 
 def _vectors(builder: Any, start: Any, count: int) -> list[Any]:
@@ -37,17 +37,17 @@ def _vectors(builder: Any, start: Any, count: int) -> list[Any]:
     return [builder.bitcast(x, VECTOR_OF_FLOAT.as_pointer()) for x in places]
 
 
-def _prefetch(builder: Any, place: Any) -> None:
+def _prefetch(builder: Any, line: Any) -> None:
     """Fetch a line of memory into the first cache."""
     to_read, into_first, data = (ir.Constant(LANE, x) for x in (0, 3, 1))
     kind = ir.FunctionType(ir.VoidType(), [BYTES, LANE, LANE, LANE])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.bitcast(place, BYTES), to_read, into_first, data])
+    builder.call(function, [builder.bitcast(line, BYTES), to_read, into_first, data])
 
 
-def _lanes(builder: Any, x: Any, y: Any, numbers: list[int]) -> Any:
+def _lanes(builder: Any, x: Any, y: Any, chosen: list[int]) -> Any:
     """The vector of these lanes of x and, from VECTOR on, of y."""
-    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(LANE, VECTOR), numbers))
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(LANE, VECTOR), chosen))
 
 
 def tile_adder(rows: int, columns: int) -> Any:
@@ -83,8 +83,8 @@ def tile_adder(rows: int, columns: int) -> Any:
             return new
 
         tile = [x for r in range(rows) for x in _vectors(builder, builder.gep(c, [times(c_row, r)]), width)]
-        for place in tile:  # it will be needed when the sums are done
-            _prefetch(builder, place)
+        for target in tile:  # it will be needed when the sums are done
+            _prefetch(builder, target)
         left = [opaque(times(a_row, r)) for r in range(rows)]
         undefined = ir.Constant(VECTOR_OF_FLOAT, ir.Undefined)
         nothing = [ir.Constant(VECTOR_OF_FLOAT, [0.0] * VECTOR)] * len(tile)
@@ -163,7 +163,7 @@ def copy_transposed(typingctx, target, target_row, source, source_row):
 
 
 @intrinsic
-def as_pointer(typingctx, address):
+def as_pointer(typingctx, start):
     """An address, an integer, as a pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -173,21 +173,24 @@ def as_pointer(typingctx, address):
 
 
 @njit
-def numbers_at(address, count):
+def numbers_at(start, count):
     """So many numbers that lie side by side, from an address on."""
-    return carray(as_pointer(address), count, f4)
+    return carray(as_pointer(start), count, f4)
 
 
 @njit
 def address(x):
-    """Where an array begins; a number with a sign, since Numba adds numbers with and without one as float64."""
+    """Where an array begins; a number with a sign, since Numba adds numbers with and without one as float64.
+
+    Numba frees an array that is not mentioned any more, whoever has its address.
+    """
     return np.int64(x.ctypes.data)
 
 
 @njit
-def place(x, r, j):
-    """The address of an element of a matrix in contiguous memory, and the step from row to row."""
-    return address(x) + SIZE * (r * x.shape[1] + j), x.shape[1]
+def element(x, r, j):
+    """The address of an element of a matrix."""
+    return address(x) + r * x.strides[0] + j * x.strides[1]
 
 
 @intrinsic
@@ -204,7 +207,7 @@ def copy_vector(typingctx, target, source):
 
 @njit(forceinline=True)
 def copy_row(target, source, count):
-    """Copy so many numbers that lie side by side."""
+    """Copy so many numbers that lie side by side: few at a time, so that a call and a look for overlaps would count."""
     whole = count // VECTOR * VECTOR
     for i in range(0, whole, VECTOR):
         copy_vector(target + SIZE * i, source + SIZE * i)
@@ -222,6 +225,7 @@ def padded(n, step):
 @njit
 def matrix(rows, columns):
     """A matrix that begins with a line of the cache; nobody has written to it."""
-    memory = np.empty(rows * columns + 16, np.float32)
-    first = -memory.ctypes.data % 64 // 4
+    line = 64 // SIZE
+    memory = np.empty(rows * columns + line, np.float32)
+    first = -address(memory) % 64 // SIZE
     return memory[first : first + rows * columns].reshape(rows, columns)
