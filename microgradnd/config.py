@@ -81,9 +81,10 @@ def _kernels() -> str:
     if not installed():
         return f"{kernels.current!r}: NumPy; Numba is not installed"
     used_threads = sys.modules.get("microgradnd.kernels.numba_threads")
-    used = f"Numba {_version('numba')}" if kernels.current != "numpy" else "NumPy"
-    threads = f", {used_threads.THREADS} threads" if used_threads else ", not needed so far"
-    return f"{kernels.current!r}: {used}{threads if kernels.current != 'numpy' else ''}"
+    if kernels.current == "numpy" or kernels._compiled is False:
+        return f"{kernels.current!r}: NumPy"
+    threads = f"{used_threads.THREADS} threads" if used_threads else "not needed so far"
+    return f"{kernels.current!r}: Numba {_version('numba')}, {threads}"
 
 
 def _cupy() -> str:

@@ -227,6 +227,20 @@ def test_more_columns_than_are_copied_at_a_time() -> None:
         assert_product(product(a, b[:, : bias.size], by_columns, bias), a, b[:, : bias.size], bias)
 
 
+def test_without_compiling_numpy_computes() -> None:
+    program = """
+        import microgradnd as mg, numpy as np
+        x = mg.tensor(np.ones((600, 64), np.float32))
+        print((x @ mg.tensor(np.ones((64, 320), np.float32))).data[0, 0])
+        mg.show_config()
+    """
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith("64.0\n")
+    assert "'auto': NumPy" in done.stdout
+
+
 def test_where_it_is_the_faster_one() -> None:
     """The choice that the others override: with NumPy's own wheel, vectors of 16 floats and few cores."""
     program = "from microgradnd.kernels import numba_compiler, numba_matmul as m; print(m.FASTER)"

@@ -34,8 +34,8 @@ class kernels:
     which exist for float16, bfloat16, float32 and float64, whatever the size.
 
     Results of the two differ by rounding. A kernel is compiled when it is first used, which takes some tenths of a
-    second, those of attention and of products some seconds, and kept on disk. Raises ValueError for other choices, ImportError for
-    ``"numba"`` without Numba.
+    second, those of attention and of products some seconds, and kept on disk. Where Numba's NUMBA_DISABLE_JIT is set,
+    NumPy computes. Raises ValueError for other choices, ImportError for ``"numba"`` without Numba.
     """
 
     current = "auto"
@@ -100,7 +100,10 @@ def _loaded() -> Any:
     if not installed():
         return False
     try:
-        importlib.import_module(".numba_compiler", __name__)  # first: it sees whether the program has imported Numba
+        # First: it sees whether the program has imported Numba.
+        compiler = importlib.import_module(".numba_compiler", __name__)
+        if compiler.numba.config.DISABLE_JIT:  # some kernels are made of what only a compiler understands
+            return False
         return importlib.import_module(".numba_fused", __name__)
     except Exception as error:  # ImportError, or whatever a library raises that does not fit to the others
         if kernels.current == "numba":

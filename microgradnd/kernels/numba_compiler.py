@@ -82,15 +82,16 @@ class Kernel:
         args = tuple([np.float32(x) if x.__class__ is float else x for x in args])
         parts = min(numba_threads.THREADS, count, count * width // SHARE)
         shared = parts > 1 and not sys.is_finalizing()  # then the other threads have ended
-        own = 0 if shared else count  # what is shared is compiled before: who fails to do so has written nothing
         function = self._compiled()
-        try:
-            function(0, own, *args)
-        except DAMAGED as error:
-            if isinstance(error, OSError) and error.errno is None:  # not the system's: that of a signal
-                raise
-            function = self._compiled(cache=False)
-            function(0, own, *args)
+        if not shared or self._signature is None:
+            own = 0 if shared else count  # compiled before it is shared: who fails to do so has written nothing
+            try:
+                function(0, own, *args)
+            except DAMAGED as error:
+                if isinstance(error, OSError) and error.errno is None:  # not the system's: that of a signal
+                    raise
+                function = self._compiled(cache=False)
+                function(0, own, *args)
         if shared:
             numba_threads.in_parts(function, count, parts, args)
 
