@@ -50,6 +50,38 @@ def _lanes(builder: Any, x: Any, y: Any, chosen: list[int]) -> Any:
     return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(LANE, VECTOR), chosen))
 
 
+def _opaque(builder: Any, x: Any) -> Any:
+    """x in a register, however LLVM would come by it: by an addition for each row, or by more registers."""
+    return builder.asm(ir.FunctionType(x.type, [x.type]), "", "=r,0", [x], False)
+
+
+def _times(builder: Any, step: Any, count: int) -> Any:
+    return builder.mul(step, ir.Constant(INDEX, count))
+
+
+def _joined(builder: Any, *origins: tuple[Any, list[Any]]) -> list[Any]:
+    """Values that depend on the block that one comes from."""
+    phis = [builder.phi(x.type) for x in origins[0][1]]
+    for block, values in origins:
+        for phi, x in zip(phis, values, strict=True):
+            phi.add_incoming(x, block)
+    return phis
+
+
+def _added(builder: Any, sums: list[Any], a: Any, offsets: list[Any], b: Any) -> list[Any]:
+    """The sums of a tile with the products of a column of the first matrix and a row of the second."""
+    undefined = ir.Constant(VECTOR_OF_FLOAT, ir.Undefined)
+    row = [builder.load(x, align=SIZE) for x in _vectors(builder, b, len(sums) // len(offsets))]
+    new: list[Any] = []
+    for offset in offsets:
+        x = builder.insert_element(undefined, builder.load(builder.gep(a, [offset])), ir.Constant(LANE, 0))
+        factor = _lanes(builder, x, undefined, [0] * VECTOR)
+        for y in row:
+            product = builder.fmul(factor, y, flags=("contract",))
+            new.append(builder.fadd(sums[len(new)], product, flags=("contract",)))
+    return new
+
+
 def tile_adder(rows: int, columns: int) -> Any:
     """A function that computes the product of (rows, k) and (k, columns), a multiple of VECTOR, in a tile of c.
 
@@ -57,36 +89,15 @@ def tile_adder(rows: int, columns: int) -> Any:
     the tile is c_row r + j elements from c, element (r, p) of the first matrix a_row r + a_step p from a, and element
     (p, j) of the second one b_row p + j from b.
     """
-    width = columns // VECTOR
 
     def generate(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
         keep, c, c_row, a, a_row, a_step, b, b_row, k = arguments
         c, a, b = (_pointer(builder, x) for x in (c, a, b))
-
-        def times(step: Any, count: int) -> Any:
-            return builder.mul(step, ir.Constant(INDEX, count))
-
-        def opaque(x: Any) -> Any:
-            """x in a register, however LLVM would come by it: by an addition for each row, or by more registers."""
-            return builder.asm(ir.FunctionType(x.type, [x.type]), "", "=r,0", [x], False)
-
-        def added(sums: list[Any], a: Any, b: Any) -> list[Any]:
-            """The sums with the products of one column of the first matrix and one row of the second."""
-            right = [builder.load(x, align=SIZE) for x in _vectors(builder, b, width)]
-            new: list[Any] = []
-            for step in left:
-                x = builder.insert_element(undefined, builder.load(builder.gep(a, [step])), ir.Constant(LANE, 0))
-                factor = _lanes(builder, x, undefined, [0] * VECTOR)
-                for y in right:
-                    product = builder.fmul(factor, y, flags=("contract",))
-                    new.append(builder.fadd(sums[len(new)], product, flags=("contract",)))
-            return new
-
-        tile = [x for r in range(rows) for x in _vectors(builder, builder.gep(c, [times(c_row, r)]), width)]
+        starts = [builder.gep(c, [_times(builder, c_row, r)]) for r in range(rows)]
+        tile = [x for start in starts for x in _vectors(builder, start, columns // VECTOR)]
         for target in tile:  # it will be needed when the sums are done
             _prefetch(builder, target)
-        left = [opaque(times(a_row, r)) for r in range(rows)]
-        undefined = ir.Constant(VECTOR_OF_FLOAT, ir.Undefined)
+        offsets = [_opaque(builder, _times(builder, a_row, r)) for r in range(rows)]
         nothing = [ir.Constant(VECTOR_OF_FLOAT, [0.0] * VECTOR)] * len(tile)
         none, one = ir.Constant(INDEX, 0), ir.Constant(INDEX, 1)
         pairs, odd = builder.ashr(k, one), builder.trunc(k, ir.IntType(1))
@@ -94,31 +105,26 @@ def tile_adder(rows: int, columns: int) -> Any:
         loop, rest, last, end = (builder.append_basic_block(x) for x in ("pairs", "rest", "last", "tile"))
         builder.cbranch(builder.icmp_signed(">", pairs, none), loop, rest)
 
-        def joined(*origins: tuple[Any, list[Any]]) -> list[Any]:
-            """Values that depend on the block that one comes from."""
-            phis = [builder.phi(x.type) for x in origins[0][1]]
-            for block, values in origins:
-                for phi, x in zip(phis, values, strict=True):
-                    phi.add_incoming(x, block)
-            return phis
-
         builder.position_at_end(loop)
-        before = p, a_now, b_now, *sums = joined((entry, [none, a, b, *nothing]))
-        sums = added(added(sums, a_now, b_now), opaque(builder.gep(a_now, [a_step])), builder.gep(b_now, [b_row]))
-        a_next, b_next = builder.gep(a_now, [times(a_step, 2)]), builder.gep(b_now, [times(b_row, 2)])
+        before = p, a_now, b_now, *sums = _joined(builder, (entry, [none, a, b, *nothing]))
+        sums = _added(builder, sums, a_now, offsets, b_now)
+        a_second, b_second = _opaque(builder, builder.gep(a_now, [a_step])), builder.gep(b_now, [b_row])
+        sums = _added(builder, sums, a_second, offsets, b_second)
+        a_next, b_next = (builder.gep(x, [_times(builder, y, 2)]) for x, y in ((a_now, a_step), (b_now, b_row)))
         after = [builder.add(p, one), a_next, b_next, *sums]
         for phi, x in zip(before, after, strict=True):
             phi.add_incoming(x, loop)
         builder.cbranch(builder.icmp_signed("<", after[0], pairs), loop, rest)
 
         builder.position_at_end(rest)
-        a_now, b_now, *sums = joined((entry, [a, b, *nothing]), (loop, after[1:]))
+        a_now, b_now, *sums = _joined(builder, (entry, [a, b, *nothing]), (loop, after[1:]))
         builder.cbranch(odd, last, end)
         builder.position_at_end(last)
-        with_last = added(sums, a_now, b_now)
+        with_last = _added(builder, sums, a_now, offsets, b_now)
         builder.branch(end)
+
         builder.position_at_end(end)
-        totals = joined((rest, sums), (last, with_last))
+        totals = _joined(builder, (rest, sums), (last, with_last))
         with builder.if_else(keep) as (then, otherwise):
             with then:
                 for total, target in zip(totals, tile, strict=True):
@@ -144,17 +150,17 @@ def copy_transposed(typingctx, target, target_row, source, source_row):
         target, source = _pointer(builder, target), _pointer(builder, source)
 
         def row(start: Any, step: Any, i: int) -> Any:
-            return _vectors(builder, builder.gep(start, [builder.mul(step, ir.Constant(INDEX, i))]), 1)[0]
+            return _vectors(builder, builder.gep(start, [_times(builder, step, i)]), 1)[0]
 
         x = [builder.load(row(source, source_row, i), align=SIZE) for i in range(VECTOR)]
-        lanes, step = range(VECTOR), 1
-        while step < VECTOR:  # squares of ``step`` rows and columns that lie across the diagonal change places
+        lanes, size = range(VECTOR), 1
+        while size < VECTOR:  # squares of ``size`` rows and columns that lie across the diagonal change places
             for i in lanes:
-                if not i & step:
-                    low, high = x[i], x[i + step]
-                    x[i] = _lanes(builder, low, high, [n + VECTOR - step if n & step else n for n in lanes])
-                    x[i + step] = _lanes(builder, low, high, [n + VECTOR if n & step else n + step for n in lanes])
-            step *= 2
+                if not i & size:
+                    low, high = x[i], x[i + size]
+                    x[i] = _lanes(builder, low, high, [n + VECTOR - size if n & size else n for n in lanes])
+                    x[i + size] = _lanes(builder, low, high, [n + VECTOR if n & size else n + size for n in lanes])
+            size *= 2
         for i in lanes:
             builder.store(x[i], row(target, target_row, i), align=SIZE)
         return context.get_dummy_value()
