@@ -71,7 +71,7 @@ class Adam(Optimizer):
                 added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
                 settings = added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
                 if together is None:
-                    fast.adam(parameter, gradient, *averages, *settings)
+                    fast.adam_all([(parameter, gradient, *averages)], *settings)
                 else:
                     if not batches or batches[-1][0] != settings:
                         batches.append((settings, []))

@@ -270,7 +270,7 @@ class SGD(Optimizer):
             if large:
                 v = state.get("momentum_buffer") if momentum else None
                 if (v is not None or not momentum) and (fast := compiled(p, d, v)):
-                    fast.sgd(p, d, v, weight_decay, momentum, group["lr"])
+                    fast.sgd_all([(p, d) if v is None else (p, d, v)], weight_decay, momentum, group["lr"])
                     continue
             if weight_decay:
                 d = d + as_float(weight_decay) * p

@@ -76,9 +76,9 @@ def compiled(*arrays: Any) -> Any:
 
 def compiled_together(*arrays: Any) -> Any:
     """The module of kernels that take many arrays at once: of float32 on the host, of any floats on a device."""
-    if kernels.current == "numpy" or arrays[0].__class__ is np.ndarray:
+    if arrays[0].__class__ is np.ndarray:
         return compiled(*arrays)
-    return _for_device(arrays, same_dtype=False)
+    return None if kernels.current == "numpy" else _for_device(arrays, same_dtype=False)
 
 
 def _for_device(arrays: tuple[Any, ...], same_dtype: bool) -> Any:

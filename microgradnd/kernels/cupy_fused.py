@@ -8,7 +8,7 @@ from __future__ import annotations
 from .cupy_compiler import sources
 from .cupy_elementwise import bias_gelu, bias_relu, gelu, relu_gradient, sigmoid, silu, swiglu
 from .cupy_losses import cross_entropy
-from .cupy_optimisers import adam, adam_all, gradient_norm, scaled, sgd, sgd_all
+from .cupy_optimisers import adam_all, gradient_norm, scaled, sgd_all
 from .cupy_random import dropout
 from .cupy_rows import layer_norm, log_softmax, rms_norm, softmax
 from .cupy_scatter import add_rows
@@ -19,7 +19,6 @@ TRUSTS_LABELS = False  # of labels out of range cross_entropy is NaN
 __all__ = [
     "BIAS_GELU",
     "TRUSTS_LABELS",
-    "adam",
     "adam_all",
     "add_rows",
     "bias_gelu",
@@ -33,7 +32,6 @@ __all__ = [
     "relu_gradient",
     "rms_norm",
     "scaled",
-    "sgd",
     "sgd_all",
     "sigmoid",
     "silu",

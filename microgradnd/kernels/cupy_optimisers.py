@@ -205,16 +205,6 @@ def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: 
             _run("sgd_momentum", char, blocks, tensors, decay, momentum, lr)
 
 
-def adam(p: Any, g: Any, m: Any, v: Any, *settings: float) -> None:
-    """A step of one parameter in place."""
-    adam_all([(p, g, m, v)], *settings)
-
-
-def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> None:
-    """A step of one parameter in place, with momentum unless v is None."""
-    sgd_all([(p, g) if v is None else (p, g, v)], decay, momentum, lr)
-
-
 @noted
 def gradient_norm(gradients: Sequence[Any], largest: float) -> tuple[Any, Any]:
     """The norm of all elements together, in float64 if an array is and else in float32; min(largest / norm, 1)."""

@@ -103,3 +103,8 @@ class Kernel:
             return numba.njit(*signature, cache=cache, **options)(self._function)
         except (RuntimeError, *DAMAGED):  # RuntimeError: there is no directory that could be written to
             return numba.njit(*signature, **options)(self._function)
+
+
+def contiguous(x: Any) -> Any:
+    """x, or a copy of it, with its elements in memory in the order of their indices."""
+    return x if x.flags.c_contiguous else x.copy()

@@ -12,17 +12,13 @@ from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 from . import numba_matmul
+from .numba_compiler import contiguous
 
 PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
 BIAS_GELU = ("none",)  # what bias_gelu knows
 TRUSTS_LABELS = True  # cross_entropy reads where labels point to: they have to be checked before
 
 product = numba_matmul.product
-
-
-def contiguous(x: Any) -> Any:
-    """x, or a copy of it, with its elements in memory in the order of their indices."""
-    return x if x.flags.c_contiguous else x.copy()
 
 
 def _rows(x: Any) -> Any:
@@ -213,16 +209,6 @@ def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> Non
 def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: float) -> None:
     """A step of all (p, g) in place; of all (p, g, v) with momentum."""
     _update(kernels.sgd_all, work, (decay, momentum, lr))
-
-
-def adam(p: Any, g: Any, m: Any, v: Any, *settings: float) -> None:
-    """A step of one parameter in place."""
-    adam_all([(p, g, m, v)], *settings)
-
-
-def sgd(p: Any, g: Any, v: Any, decay: float, momentum: float, lr: float) -> None:
-    """A step of one parameter in place, with momentum unless v is None."""
-    sgd_all([(p, g) if v is None else (p, g, v)], decay, momentum, lr)
 
 
 def _update(kernel: Any, work: Sequence[tuple[Any, ...]], settings: tuple[float, ...]) -> None:

@@ -13,7 +13,7 @@ from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 from .numba_products import SIZE, numbers_at
 
-places, ends = types.Array(int64, 2, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)
+addresses, positions = types.Array(int64, 2, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)
 
 CUBIC = f4(0.044715)
 SLIGHT = f4(0.01)  # the share of a variance by which its shortcut may differ: two digits are lost then
@@ -341,7 +341,7 @@ def part_of(begin, end, first, last):
     return start - first, max(0, min(end, last) - start)
 
 
-@Kernel.of(void(int64, int64, places, ends, *[float32] * 8))
+@Kernel.of(void(int64, int64, addresses, positions, *[float32] * 8))
 def adam_all(begin, end, at, edges, decay, shrink, beta1, rest1, beta2, rest2, rate, eps):
     """See nn.Adam: ``decay`` is added to the gradient, ``shrink`` multiplies the parameter; the rests are 1 - beta.
 
@@ -360,7 +360,7 @@ def adam_all(begin, end, at, edges, decay, shrink, beta1, rest1, beta2, rest2, r
             p[j] = x - rate * m[j] / (np.sqrt(v[j]) + eps)
 
 
-@Kernel.of(void(int64, int64, places, ends, float32, float32, float32))
+@Kernel.of(void(int64, int64, addresses, positions, float32, float32, float32))
 def sgd_all(begin, end, at, edges, decay, momentum, lr):
     """See nn.SGD, and adam_all for ``at``: of parameters, gradients and, with momentum, their averages."""
     for i in range(len(at)):

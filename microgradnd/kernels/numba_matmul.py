@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
 
-from .numba_compiler import AVX512, Kernel
+from .numba_compiler import AVX512, Kernel, contiguous
 from .numba_math import ZERO
 from .numba_products import (
     SIZE,
@@ -53,7 +53,7 @@ def product(x: Any, y: Any, bias: Any) -> Any:
     filled = m * n / (down * TILE_ROWS * across * TILE_COLUMNS)
     if not FASTER or filled < 0.85 or k != y.shape[0] or not (in_lines(x) and in_lines(y)):
         return None
-    bias = np.empty(0, np.float32, like=x) if bias is None else bias if bias.flags.c_contiguous else bias.copy()
+    bias = np.empty(0, np.float32, like=x) if bias is None else contiguous(bias)
     out = np.empty((m, n), np.float32, like=x)
     count = across if m < n else down
     matmul(count, m * n * k // count // PRODUCTS_PER_ELEMENT, m < n, x, y, bias, out)
