@@ -8,7 +8,7 @@ python -m pytest --device cuda          the same on a GPU, but for those that co
 from __future__ import annotations
 
 import os
-from queue import SimpleQueue
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
 
 
 @pytest.fixture
-def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """For compiled kernels, whatever the number of cores: new ones, which nobody else gives work to."""
     from microgradnd.kernels import numba_threads
 
-    monkeypatch.setattr(numba_threads, "THREADS", 4)
-    monkeypatch.setattr(numba_threads, "_started", False)
-    monkeypatch.setattr(numba_threads, "_calls", SimpleQueue())
+    team = numba_threads.Team(4)
+    monkeypatch.setattr(numba_threads, "team", team)
+    yield team
+    team.end()
 
 
 class Device:

@@ -94,7 +94,9 @@ def test_memory_grows_linearly(monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("numba") is not None:
         from microgradnd.kernels import numba_threads
 
-        monkeypatch.setattr(numba_threads, "THREADS", 1)  # each has memory of its own, not always at the same time
+        monkeypatch.setattr(
+            numba_threads, "team", numba_threads.Team(1)
+        )  # each has memory of its own, not always at the same time
     x = mg.tensor(np.ones((1, 4, 64, 32), np.float32), requires_grad=True)
     mg.scaled_dot_product_attention(x, x, x, is_causal=True).sum().backward()  # kernels are compiled before
     small, middle, large = (peak(T) for T in (512, 1024, 2048))

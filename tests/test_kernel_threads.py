@@ -19,110 +19,166 @@ import pytest
 
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
-from microgradnd.kernels import numba_compiler, numba_threads
+# The first one imports Numba, and makes settings if nobody else has done so before.
+from microgradnd.kernels import numba_compiler, numba_parts, numba_threads  # isort: split # noqa: F401
+from microgradnd.kernels.numba_jobs import ASLEEP, PATIENCE, STATE, give_way, read, write
 
 ROOT = Path(__file__).parents[1]
+TOO_LARGE = 1 << 50  # elements: no process has addresses for so many
 
 
 pytestmark = pytest.mark.usefixtures("four_threads")
 
 
-@pytest.mark.parametrize(("count", "parts"), [(10, 2), (10, 3), (3, 3), (1000, 7), (5, 1)])
-def test_every_part_is_done_once(count: int, parts: int) -> None:
-    x = np.zeros(count, int)
-
-    def add(begin: int, end: int, x: Any, number: int) -> None:
-        assert end > begin
-        x[begin:end] += number
-
-    numba_threads.in_parts(add, count, parts, (x, 3))
-    np.testing.assert_array_equal(x, 3)
+@numba_parts.Kernel
+def increase(begin, end, x):  # type: ignore[no-untyped-def]
+    for i in range(begin, end):
+        x[i] += 1
 
 
-def test_parts_run_at_the_same_time() -> None:
+@numba_parts.Kernel
+def meet(begin, end, address, met):  # type: ignore[no-untyped-def]
+    """Every part says that it is there and waits for the others."""
+    write(address + 8 * begin, 1)
+    for _ in range(1 << 18):
+        if read(address) + read(address + 8) + read(address + 16) + read(address + 24) == 4:
+            met[begin] = 1
+            break
+        give_way()
+
+
+@numba_parts.Kernel
+def fail(begin, end, bad, done):  # type: ignore[no-untyped-def]
+    done[begin] += np.empty(TOO_LARGE if begin == bad else 1, np.float32).size
+
+
+@numba_parts.Kernel
+def take_long(begin, end, rounds, x):  # type: ignore[no-untyped-def]
+    for i in range(begin, end):
+        y = 0.0
+        for _ in range(rounds):
+            y = np.cos(y)
+        x[i] = y
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many parts as there are threads, however small the work."""
+    monkeypatch.setattr(numba_parts, "SHARE", 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 10, 1000])
+def test_every_part_is_done_once(count: int, shared: None) -> None:
+    x = np.zeros(count, np.float32)
+    for _ in range(100):
+        increase(count, 1, x)
+    np.testing.assert_array_equal(x, 100)
+
+
+def test_parts_run_at_the_same_time(shared: None) -> None:
     """Each waits for the others: in turn they would never get there."""
-    barrier, met = threading.Barrier(4), []
-
-    def meet(begin: int, end: int) -> None:
-        barrier.wait(timeout=30)
-        met.append(threading.get_ident())
-
-    numba_threads.in_parts(meet, 4, 4, ())
-    assert len(set(met)) == 4
+    there, met = np.zeros(4, np.int64), np.zeros(4, np.float32)
+    for _ in range(10):  # cores may be busy with another program
+        there[:] = met[:] = 0
+        meet(4, 1, there.ctypes.data, met)
+        if met.all():
+            return
+    raise AssertionError(met)
 
 
 @pytest.mark.parametrize("bad", range(4))
-def test_an_error_of_any_part_is_raised_when_all_are_done(bad: int) -> None:
-    done = []
-
-    def fail(begin: int, end: int) -> None:
-        if begin == bad:
-            raise ZeroDivisionError
-        time.sleep(0.01)
-        done.append(begin)
-
-    with pytest.raises(ZeroDivisionError):
-        numba_threads.in_parts(fail, 4, 4, ())
-    assert sorted(done) == [i for i in range(4) if i != bad]
+def test_a_part_that_fails_does_not_keep_the_others(bad: int, shared: None) -> None:
+    done = np.zeros(4, np.float32)
+    with pytest.raises(MemoryError, match="a compiled kernel has found no memory"):
+        fail(4, 1, bad, done)
+    np.testing.assert_array_equal(done, np.arange(4) != bad)
+    fail(4, 1, -1, done)  # and the next call goes well
+    np.testing.assert_array_equal(done, 1 + (np.arange(4) != bad))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
-@pytest.mark.parametrize("while_waiting", [False, True])
-def test_a_signal_is_raised_when_all_parts_are_done(while_waiting: bool, error: type[BaseException]) -> None:
-    """Whether it meets this thread's part or its waiting for the others."""
-    numba_threads.in_parts(lambda begin, end: None, 4, 4, ())  # starts the threads
-    done, ready = [], threading.Event()
+def test_a_signal_is_raised_when_all_parts_are_done(error: type[BaseException], shared: None) -> None:
+    x = np.zeros(4, np.float32)
+    take_long(4, 1, 1, x)
 
     def interrupt(*args: Any) -> None:
         raise error
 
-    def part(begin: int, end: int) -> None:
-        if begin == 3:
-            ready.set()
-            if not while_waiting:
-                time.sleep(30)
-        else:
-            ready.wait(30)
-            time.sleep(0.05)
-            if begin == 0:
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                time.sleep(0.05)
-            done.append(begin)
-
     before = signal.signal(signal.SIGINT, interrupt)
+    x[:] = 0
+    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
     try:
+        timer.start()
         with pytest.raises(error):
-            numba_threads.in_parts(part, 4, 4, ())
+            take_long(4, 1, 10_000_000, x)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert sorted(done) == [0, 1, 2]
+    np.testing.assert_allclose(x, 0.7390851)  # where cos x = x
 
 
-@pytest.mark.parametrize("attempt", range(20))
-def test_nothing_is_kept_alive(attempt: int) -> None:
-    x = np.zeros(100)
+@pytest.mark.parametrize("attempt", range(5))
+def test_nothing_is_kept_alive(attempt: int, shared: None) -> None:
+    x = np.zeros(100, np.float32)
     gone = weakref.ref(x)
-    numba_threads.in_parts(lambda begin, end, x: None, 100, 4, (x,))
+    increase(100, 1, x)
     del x
     assert gone() is None
 
 
-def test_calls_from_several_threads() -> None:
-    x = np.zeros((8, 1000), int)
-
-    def add(begin: int, end: int, row: Any) -> None:
-        row[begin:end] += 1
+def test_calls_from_several_threads(shared: None) -> None:
+    """One of them has the others' help, the rest do without."""
+    x = np.zeros((8, 1000), np.float32)
 
     def calls(row: Any) -> None:
-        for _ in range(200):
-            numba_threads.in_parts(add, 1000, 4, (row,))
+        for _ in range(500):
+            increase(1000, 1, row)
 
     callers = [threading.Thread(target=calls, args=(row,)) for row in x]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    np.testing.assert_array_equal(x, 200)
+    np.testing.assert_array_equal(x, 500)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 10, 100])
+def test_workers_fall_asleep_and_wake_at_any_moment(turns: int, shared: None, four_threads: Any) -> None:
+    """With little patience they sleep between two calls, or are about to, or have just woken."""
+    four_threads._board[0, PATIENCE // 8] = turns
+    x = np.zeros(4, np.float32)
+    for i in range(3000):
+        if i % 7 == 0:
+            time.sleep(i % 3 * 1e-5)
+        increase(4, 1, x)
+    np.testing.assert_array_equal(x, 3000)
+
+
+def test_workers_sleep_when_nothing_comes(shared: None, four_threads: Any) -> None:
+    increase(4, 1, np.zeros(4, np.float32))
+    states = four_threads._board[1:, STATE // 8]
+    for _ in range(1000):
+        if (states == ASLEEP).all():
+            return
+        time.sleep(0.01)
+    raise AssertionError(states)
+
+
+@pytest.mark.parametrize("why", ["ended", "cannot be started"])
+def test_without_workers_the_caller_does_everything(
+    why: str, shared: None, four_threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    if why == "ended":
+        increase(4, 1, np.zeros(4, np.float32))
+        four_threads.end()
+    else:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    x = np.zeros(1000, np.float32)
+    for _ in range(3):
+        increase(1000, 1, x)
+    np.testing.assert_array_equal(x, 3)
 
 
 def openblas(code: str, **environment: str) -> list[list[int]]:
@@ -130,7 +186,6 @@ def openblas(code: str, **environment: str) -> list[list[int]]:
     program = (
         "import _thread, ctypes, os, time, numpy as np\n"
         "from microgradnd.kernels import numba_threads\n"
-        "numba_threads.THREADS = 1\n"
         "x = np.ones((500, 500), np.float32)\n"
         "paths = {x.split()[-1] for x in open('/proc/self/maps') if 'openblas' in x}\n"
         "libraries = [ctypes.CDLL(path) for path in paths]\n"
@@ -154,13 +209,12 @@ def openblas(code: str, **environment: str) -> list[list[int]]:
     return [[int(x) for x in line.split()] for line in result.stdout.splitlines()]
 
 
-CALL = "numba_threads.in_parts(lambda begin, end: None, 2, 1, ())"
 on_linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="OpenBLAS is found on Linux alone")
 
 
 @on_linux
 def test_threads_of_openblas_sleep_once_parts_are_run() -> None:
-    before, after = openblas(CALL)
+    before, after = openblas("numba_threads.Team(1)._start()")
     if len(before) == 1:
         pytest.skip("NumPy has no OpenBLAS here that could be told so")
     assert before[0] == 0  # its default
@@ -170,60 +224,50 @@ def test_threads_of_openblas_sleep_once_parts_are_run() -> None:
 @on_linux
 def test_threads_of_openblas_are_left_alone() -> None:
     """With a setting by the user, and if another thread, which ``threading`` need not know, might be in a product."""
-    before, after = openblas(CALL, OPENBLAS_THREAD_TIMEOUT="20")
+    before, after = openblas("numba_threads._let_openblas_sleep()", OPENBLAS_THREAD_TIMEOUT="20")
     assert before == after
-    before, after = openblas(f"_thread.start_new_thread(time.sleep, (0.5,))\n{CALL}")
+    before, after = openblas("_thread.start_new_thread(time.sleep, (0.5,))\nnumba_threads._let_openblas_sleep()")
     assert after == [*before[:-1], before[-1] + 1]
 
 
-def test_nothing_is_done_twice_when_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_done_twice_when_the_disk_is_full(monkeypatch: pytest.MonkeyPatch, shared: None) -> None:
     """A kernel that changes arrays in place is compiled before a part of it runs."""
     from numba.core.caching import FunctionCache
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    def increase(begin: int, end: int, x: Any) -> None:
-        for i in range(begin, end):
-            x[i] += 1
-
     monkeypatch.setattr(FunctionCache, "save_overload", full)
-    monkeypatch.setattr(numba_compiler, "SHARE", 1)
     x = np.zeros(10, np.float32)
-    kernel = numba_compiler.Kernel(increase)
+    kernel = numba_parts.Kernel(increase._function)
     for _ in range(2):
         kernel(10, 1, x)
     np.testing.assert_array_equal(x, 2)
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_a_time_limit_is_no_damaged_cache(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("share", [1, 10])
+def test_a_time_limit_is_no_damaged_cache(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """TimeoutError, which handlers of signals raise, is an OSError: nothing is done again because of it."""
     calls = []
 
-    def limited(begin: int, end: int, x: Any) -> None:
-        calls.append((begin, end))
-        if end > 0:
-            raise TimeoutError
+    def limited(count: int, parts: int, board: int, x: Any) -> None:
+        calls.append(parts)
+        raise TimeoutError
 
-    monkeypatch.setattr(numba_compiler, "SHARE", 10 if parts == 1 else 1)
-    kernel = numba_compiler.Kernel(limited)
+    monkeypatch.setattr(numba_parts, "SHARE", share)
+    kernel = numba_parts.Kernel(increase._function)
     monkeypatch.setattr(kernel, "_compiled", lambda cache=True: limited)
     with pytest.raises(TimeoutError):
         kernel(4, 1, np.zeros(4))
-    assert len(calls) == {1: 1, 4: 5}[parts]  # to be shared, it is compiled first
-    monkeypatch.setattr(kernel, "_compiled", lambda cache=True: lambda begin, end, x: limited(0, 1, x))
-    with pytest.raises(TimeoutError):
-        kernel(4, 1, np.zeros(4))
-    assert len(calls) == {1: 2, 4: 6}[parts]
+    assert calls == [{1: 4, 10: 1}[share]]
 
 
 def test_kernels_run_while_the_interpreter_ends() -> None:
-    """On one thread: the others have ended by then."""
+    """By its thread alone: the others have ended by then."""
     program = (
         "import numpy as np, microgradnd as mg\n"
         "from microgradnd.kernels import numba_threads\n"
-        "numba_threads.THREADS = 4\n"
+        "numba_threads.team = numba_threads.Team(4)\n"
         "x = np.ones((1000, 1000), np.float32)\n"
         "mg.gelu(x)\n"
         "class Last:\n"

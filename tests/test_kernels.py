@@ -25,9 +25,7 @@ from microgradnd.kernels import SMALL
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
-from microgradnd.kernels import numba_compiler, numba_fused, numba_threads  # isort: split
-
-import numba
+from microgradnd.kernels import numba_compiler, numba_fused, numba_parts, numba_threads  # isort: split
 
 ROOT = Path(__file__).parents[1]
 ROWWISE = ["softmax", "log_softmax", "layer_norm", "rms_norm"]
@@ -41,7 +39,7 @@ operations: dict[str, Callable[..., mg.Tensor]] = {
 @pytest.fixture(params=["one thread", "all threads"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, four_threads: None) -> str:
     """Kernels on one thread, then on four whatever the size and the number of cores."""
-    monkeypatch.setattr(numba_compiler, "SHARE", 1 if request.param == "all threads" else 1 << 40)
+    monkeypatch.setattr(numba_parts, "SHARE", 1 if request.param == "all threads" else 1 << 40)
     return str(request.param)
 
 
@@ -211,7 +209,7 @@ def test_optimisers_step_like_numpy(optimizer: Any, threads: str) -> None:
 def test_small_parameters_beside_a_large_one(size: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled kernel takes all three at once, or NumPy does."""
     calls = []
-    monkeypatch.setattr(numba_compiler.Kernel, "run", lambda self, *args: calls.append(args))
+    monkeypatch.setattr(numba_parts.Kernel, "run", lambda self, *args: calls.append(args))
     parameters = [mg.tensor(normal(n), requires_grad=True) for n in (10, size, 1)]
     for p in parameters:
         p.grad = mg.tensor(p.data)
@@ -254,7 +252,7 @@ def test_small_arrays_and_float64_stay_with_numpy(monkeypatch: pytest.MonkeyPatc
     def refuse(*args: Any) -> None:
         raise AssertionError("a compiled kernel was called")
 
-    monkeypatch.setattr(numba_compiler.Kernel, "__call__", refuse)
+    monkeypatch.setattr(numba_parts.Kernel, "__call__", refuse)
     for x in (normal(SMALL // 16, 16), normal(100, 100).astype(np.float64), normal(100, 100).astype(np.float16)):
         for f in operations.values():
             t = mg.tensor(x, requires_grad=True)
@@ -305,10 +303,10 @@ def test_a_broken_numba_is_done_without(kind: type[Exception], monkeypatch: pyte
 
 
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, four_threads: None) -> None:
-    monkeypatch.setattr(numba_compiler, "SHARE", 1)
+    monkeypatch.setattr(numba_parts, "SHARE", 1)
     x, results = normal(200, 130), []
     for count in (1, 2, 7):
-        monkeypatch.setattr(numba_threads, "THREADS", count)
+        monkeypatch.setattr(numba_threads, "team", numba_threads.Team(count))
         w = mg.tensor(np.ones(130, np.float32), requires_grad=True)
         t = mg.tensor(x, requires_grad=True)
         (mg.layer_norm(mg.gelu(t), w) * x).sum().backward()
@@ -347,8 +345,8 @@ def test_numba_is_not_imported_before_it_is_needed() -> None:
 def test_threads_and_forks() -> None:
     python(
         "import os, threading, numpy as np, microgradnd as mg\n"
-        "from microgradnd.kernels import numba_compiler, numba_threads\n"
-        "numba_compiler.SHARE, numba_threads.THREADS = 1, 4\n"
+        "from microgradnd.kernels import numba_parts, numba_threads\n"
+        "numba_parts.SHARE, numba_threads.team = 1, numba_threads.Team(4)\n"
         "x = np.linspace(-3, 3, 200_000).astype(np.float32)\n"
         "expected, failed = mg.gelu(x).data, []\n"
         "def work():\n"
@@ -370,7 +368,7 @@ def test_without_a_place_for_the_cache() -> None:
     code = "def double(begin, end, x):\n    for i in range(begin, end):\n        x[i] += x[i]\n"
     exec(compile(code, "<no file>", "exec"), scope)
     x = np.ones(5, np.float32)
-    numba_compiler.Kernel(scope["double"])(5, 1, x)
+    numba_parts.Kernel(scope["double"])(5, 1, x)
     np.testing.assert_array_equal(x, 2)
 
 
@@ -379,7 +377,7 @@ def test_every_compiled_function_is_used() -> None:
     from microgradnd.kernels import numba_kernels
 
     text = Path(numba_fused.__file__).read_text()
-    names = [name for name, x in vars(numba_kernels).items() if isinstance(x, numba_compiler.Kernel)]
+    names = [name for name, x in vars(numba_kernels).items() if isinstance(x, numba_parts.Kernel)]
     assert len(names) > 20
     assert [name for name in names if re.search(rf"\bkernels\.{name}\b", text) is None] == []
 
@@ -403,7 +401,7 @@ def test_what_is_in_use_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == ["microgradnd", "Python", "NumPy", "BLAS", "kernels", "CuPy"]
     assert lines["NumPy"] == np.__version__
-    assert lines["kernels"] == f"'numba': Numba {numba.__version__}, {numba_threads.THREADS} threads"
+    assert lines["kernels"] == f"'numba': Numba {numba_compiler.numba.__version__}, {numba_threads.THREADS} threads"
     with mg.kernels("numpy"):
         mg.show_config()
     assert "'numpy': NumPy\n" in capsys.readouterr().out

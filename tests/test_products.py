@@ -22,7 +22,9 @@ from microgradnd.kernels import array_kernels
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
-from microgradnd.kernels import numba_compiler, numba_matmul  # isort: split
+from microgradnd.kernels import numba_compiler, numba_matmul, numba_parts  # isort: split
+
+import numba
 
 from microgradnd.kernels.numba_matmul import DEPTH, HEIGHT, TILE_COLUMNS, TILE_ROWS, matmul
 
@@ -75,16 +77,18 @@ def assert_product(out: Any, a: Any, b: Any, bias: Any = NO_BIAS) -> None:
     assert np.all(np.abs(out - exact) <= bound)
 
 
+part = numba.njit(matmul._signature, fastmath=numba_compiler.SUMS, error_model="numpy")(matmul._function)
+
+
 def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 1) -> Any:
     """By the kernel, in parts, into a matrix whose surroundings have to stay as they are."""
     m, n = a.shape[0], b.shape[1]
     around = np.full((m + 2, n + 7), np.nan, np.float32)
     out = around[1:-1, 3:-4]
     count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
-    function = matmul._compiled()
     edges = [count * i // parts for i in range(parts + 1)]
     for begin, end in itertools.pairwise(edges):
-        function(begin, end, by_columns, a, b, bias, out)
+        part(begin, end, by_columns, a, b, bias, out)
         outside = around.copy()
         last = min(n, end * TILE_COLUMNS) if by_columns else min(m, end * TILE_ROWS)
         outside[1 : m + 1 if by_columns else 1 + last, 3 : 3 + last if by_columns else 3 + n] = np.nan
@@ -162,12 +166,10 @@ def test_nothing_beyond_the_matrices_is_read() -> None:
 def test_linear_and_its_gradients(
     leading: tuple[int, ...], threads: str, monkeypatch: pytest.MonkeyPatch, four_threads: None
 ) -> None:
-    monkeypatch.setattr(numba_compiler, "SHARE", 1 if threads == "all threads" else 1 << 40)
+    monkeypatch.setattr(numba_parts, "SHARE", 1 if threads == "all threads" else 1 << 40)
     calls = []
-    run = numba_compiler.Kernel.run
-    monkeypatch.setattr(
-        numba_compiler.Kernel, "run", lambda self, *args: (calls.append(self.__name__), run(self, *args))
-    )
+    run = numba_parts.Kernel.run
+    monkeypatch.setattr(numba_parts.Kernel, "run", lambda self, *args: (calls.append(self.__name__), run(self, *args)))
     x, weight, bias, g = (
         normal(*leading, 64),
         normal(64, 128, seed=1),

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
 
-from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, exp, f4, largest
+from .numba_parts import Kernel
 from .numba_products import VECTOR, address, element, matrix, numbers_at, padded, tile_adder
 
 BLOCK = 64  # queries at a time: a multiple of TILE_ROWS

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, int64, njit, types, void
 
-from .numba_compiler import Kernel
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
+from .numba_parts import Kernel
 from .numba_products import SIZE, numbers_at
 
 addresses, positions = types.Array(int64, 2, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
 
-from .numba_compiler import AVX512, Kernel, contiguous
+from .numba_compiler import AVX512, contiguous
 from .numba_math import ZERO
+from .numba_parts import Kernel
 from .numba_products import (
     SIZE,
     VECTOR,

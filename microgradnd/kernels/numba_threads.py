@@ -1,14 +1,14 @@
-"""Parts of one call on all cores: by Python's threads, which hold no lock of Python's while compiled code runs.
+"""The threads that do parts of kernels' calls: in compiled code, which holds no lock of Python's.
 
-They take 15 to 90 us to start, Numba's parallel loops with its own threads 30 to 100. Those of OpenMP start at once,
-because they go on turning while they wait, as those of OpenBLAS do: the step of a transformer took 4 times as long with
-both. These sleep, take calls from several threads at a time, and leave the settings of Numba alone.
+A call costs 3 us more than its parts while the threads turn, which they do for a fraction of a millisecond after one
+(see numba_jobs), and 20 to 50 where they have to be woken. Threads of OpenMP and of OpenBLAS turn too, for longer: with
+those of both the step of a transformer took 4 times as long.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
-import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -17,54 +17,76 @@ from queue import SimpleQueue
 from typing import Any
 
 import numba
+import numpy as np
+from numba import int64, void
+
+from .numba_compiler import compiled
+from .numba_jobs import ASLEEP, PATIENCE, ROW, STATE, serve
 
 THREADS = numba.config.NUMBA_NUM_THREADS  # cores that this process may use, or what the environment variable says
+TURNS = 10_000  # that a thread waits for the next call, about 60 ns each, before it sleeps
 
 OPENBLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 
-_calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()  # what the other threads wait for
-_started = False
-_starting = threading.Lock()
+
+class Team:
+    """So many threads, that of the caller among them; the others start with the first call that has parts."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._board = np.zeros((size, ROW // 8), np.int64)
+        self._board[0, PATIENCE // 8] = TURNS
+        self._address = self._board.ctypes.data
+        self._bells: list[SimpleQueue[None]] = [SimpleQueue() for _ in range(1, size)]  # what wakes a worker
+        self._workers: list[threading.Thread] = []
+        self._starting = threading.Lock()
+
+    def run(self, function: Callable[..., None], count: int, parts: int, args: tuple[Any, ...]) -> None:
+        """``function(count, parts, board, *args)``, compiled, with the workers awake that it needs."""
+        if parts > 1:
+            if len(self._workers) < self.size - 1:
+                self._start()
+            for i in range(1, parts):
+                if self._board.item(i, STATE) == ASLEEP:
+                    self._bells[i - 1].put(None)  # once too often does no harm
+        function(count, parts, self._address, *args)
+
+    def _start(self) -> None:
+        with self._starting:
+            serving = compiled(
+                serve, void(int64, int64)
+            )  # first: Numba loads another OpenBLAS, SciPy's, if it is there
+            if not self._workers:
+                _let_openblas_sleep()
+            for i in range(len(self._workers) + 1, self.size):
+                worker = threading.Thread(target=self._work, args=(serving, i), name=f"kernels {i}", daemon=True)
+                try:
+                    worker.start()
+                except RuntimeError:  # the system has no more of them, or the interpreter ends: callers do the work
+                    return
+                self._workers.append(worker)
+
+    def _work(self, serving: Callable[..., None], number: int) -> None:
+        while self._board.item(0, PATIENCE // 8) >= 0:
+            serving(self._address, number)
+            self._bells[number - 1].get()
+
+    def end(self) -> None:
+        """Let the workers end; calls are done by their callers then."""
+        self._board[0, PATIENCE // 8] = -1
+        for bell in self._bells:
+            bell.put(None)
+        for worker in self._workers:
+            worker.join()
 
 
-def in_parts(function: Callable[..., None], count: int, parts: int, args: tuple[Any, ...]) -> None:
-    """``function(begin, end, *args)`` for neighbouring parts of range(count), the last of them on this thread.
-
-    An exception of a part, and that of a signal, is raised here when all parts are done: a caller that catches
-    KeyboardInterrupt finds nobody else writing into its arrays.
-    """
-    if not _started:
-        _start()
-    edges = [count * i // parts for i in range(parts + 1)]
-    ended: list[BaseException | None] = []  # of the parts of others, in the order in which they end
-    bell: SimpleQueue[None] = SimpleQueue()
-    sent, interrupted = 0, None
-    try:
-        for begin, end in itertools.pairwise(edges[:-1]):
-            sent += 1
-            _calls.put((function, begin, end, args, ended, bell))
-        function(edges[-2], count, *args)
-    except BaseException as error:  # that of a signal among them
-        interrupted = error
-    while len(ended) < sent:
-        try:
-            while len(ended) < sent:  # not the bells are counted: a signal may come when one has just been heard
-                bell.get()
-        except BaseException as error:
-            interrupted = error
-    for problem in (interrupted, *ended):
-        if problem is not None:
-            raise problem
+team = Team(THREADS)
 
 
-def _start() -> None:
-    global _started
-    with _starting:
-        if not _started:
-            _let_openblas_sleep()
-            for i in range(1, THREADS):
-                threading.Thread(target=_work, args=(_calls,), name=f"kernels {i}", daemon=True).start()
-            _started = True
+@atexit.register
+def _end() -> None:
+    """Before what is compiled is thrown away."""
+    team.end()
 
 
 def _let_openblas_sleep() -> None:
@@ -96,24 +118,10 @@ def _let_openblas_sleep() -> None:
         end()
 
 
-def _work(calls: SimpleQueue[tuple[Any, ...]]) -> None:
-    while True:
-        function, begin, end, args, ended, bell = calls.get()
-        problem = None
-        try:
-            function(begin, end, *args)
-        except BaseException as error:
-            problem = error
-        del function, args  # nothing of the caller's is kept alive when it goes on
-        ended.append(problem)
-        bell.put(None)
-        del problem, ended, bell
-
-
 def _forked() -> None:
-    """In a forked process nobody is left who would take calls, or release a lock."""
-    global _calls, _started, _starting
-    _calls, _started, _starting = SimpleQueue(), False, threading.Lock()
+    """In a forked process nobody is left who would take parts, or release a lock."""
+    global team
+    team = Team(team.size)
 
 
 if hasattr(os, "register_at_fork"):
