@@ -57,7 +57,7 @@ class Adam(Optimizer):
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
         beta1, beta2 = map(as_float, group["betas"])
-        together = for_all(work, self._largest)
+        together = for_all([p for p, _, _ in work], self._largest)
         batches: list[tuple[Any, list[Any]]] = []  # of parameters in a row with the same number of steps
         for parameter, gradient, state in work:
             t = state["step"] = state.get("step", 0) + 1

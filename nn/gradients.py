@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy as np
 import microgradnd as mg
 from microgradnd import Tensor
 from microgradnd.backends import NAMESPACES, as_array
-from microgradnd.kernels import compiled_together
 
 from .module import Module
+from .optim import for_all
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
@@ -38,23 +38,29 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     arrays: list[Any] = [tensor.grad.data for tensor in tensors]  # type: ignore[union-attr]
     if not arrays:
         return mg.tensor(0.0)
-    fast = None if arrays[0].__class__ is np.ndarray else compiled_together(*arrays)
-    if fast is not None:
-        norm, factor = fast.gradient_norm(arrays, max_norm)
-        _refuse_nonfinite(norm, error_if_nonfinite)
-        for tensor, g in zip(tensors, fast.scaled(arrays, factor), strict=True):
-            tensor.grad = g
-        return mg.tensor(norm)
-    xp = NAMESPACES[arrays[0].__class__]
-    squares = [xp.vdot(g, g) for g in (g.astype(np.float32) if g.dtype.itemsize < 4 else g for g in arrays)]
-    norm = as_array(functools.reduce(operator.add, squares) ** 0.5)
+    fast = for_all(arrays, max(g.size for g in arrays))
+    gradient_norm, scaled = (fast.gradient_norm, fast.scaled) if fast else (_gradient_norm, _scaled)
+    norm, factor = gradient_norm(arrays, max_norm)
     _refuse_nonfinite(norm, error_if_nonfinite)
-    factor = xp.minimum(max_norm / (norm + 1e-6), 1.0)
     if not (type(norm) is np.ndarray and factor == 1):  # a device is not waited for: there 1 is multiplied with
-        with np.errstate(invalid="ignore"):  # an infinite gradient times 0: nn.GradScaler leaves such a step out
-            for tensor, g in zip(tensors, arrays, strict=True):
-                tensor.grad = g * factor.astype(g.dtype)
+        for tensor, g in zip(tensors, scaled(arrays, factor), strict=True):
+            tensor.grad = g
     return mg.tensor(norm)
+
+
+def _gradient_norm(gradients: list[Any], largest: float) -> tuple[Any, Any]:
+    """The norm of all elements together; min(largest / norm, 1): as the kernel of this name."""
+    xp = NAMESPACES[gradients[0].__class__]
+    squares = [xp.vdot(g, g) for g in (g.astype(np.float32) if g.dtype.itemsize < 4 else g for g in gradients)]
+    norm = as_array(functools.reduce(operator.add, squares) ** 0.5)
+    return norm, xp.minimum(largest / (norm + 1e-6), 1.0)
+
+
+def _scaled(gradients: list[Any], factor: Any) -> Iterator[Any]:
+    factors = {dtype: factor.astype(dtype) for dtype in {g.dtype for g in gradients}}
+    with np.errstate(invalid="ignore"):  # an infinite gradient times 0: nn.GradScaler leaves such a step out
+        for g in gradients:
+            yield g * factors[g.dtype]
 
 
 def _refuse_nonfinite(norm: Any, asked: bool) -> None:

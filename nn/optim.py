@@ -32,11 +32,11 @@ def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
     return [state[name] for name in names]
 
 
-def for_all(work: list[tuple[Any, Any, dict[str, Any]]], largest: int) -> Any:
-    """The kernels that change all parameters of ``work`` at once; None where there are none, or nothing is large."""
-    if not work or (work[0][0].__class__ is np.ndarray and largest <= NAMESPACES[np.ndarray].SMALL):
+def for_all(arrays: list[Any], largest: int) -> Any:
+    """The kernels that change all of these arrays at once; None where there are none, or none is large."""
+    if not arrays or (arrays[0].__class__ is np.ndarray and largest <= NAMESPACES[np.ndarray].SMALL):
         return None
-    return compiled_together(*[p for p, _, _ in work])
+    return compiled_together(*arrays)
 
 
 class _Slot:
@@ -258,7 +258,7 @@ class SGD(Optimizer):
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         momentum, weight_decay = group["momentum"], group["weight_decay"]
-        if (fast := for_all(work, self._largest)) is not None:
+        if (fast := for_all([p for p, _, _ in work], self._largest)) is not None:
             names = ["momentum_buffer"] if momentum else []  # from zeros: v is d in the first step
             fast.sgd_all(
                 [(p, g, *arrays_of(state, p, *names)) for p, g, state in work], weight_decay, momentum, group["lr"]

@@ -212,17 +212,47 @@ def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: 
 
 
 def _update(kernel: Any, work: Sequence[tuple[Any, ...]], settings: tuple[float, ...]) -> None:
-    # Held until the kernel, which gets addresses alone, is done.
     rows = [(_changed(p), contiguous(g.astype(np.float32, copy=False)), *map(_changed, rest)) for p, g, *rest in work]
-    at = np.array([[x.__array_interface__["data"][0] for x in row] for row in rows], np.int64)
+    _run(kernel, rows, None, *settings)
+
+
+def _run(kernel: Any, rows: Sequence[tuple[Any, ...]], parts: int | None, *args: Any) -> None:
+    """A kernel of all elements, or of so many parts of them: of arrays in contiguous memory, which it gets the ids of.
+
+    They are held here until it is done.
+    """
+    arrays = np.array([[id(x) for x in row] for row in rows], np.int64)
     edges = np.cumsum([0, *[row[0].size for row in rows]], dtype=np.int64)
-    kernel.run(int(edges[-1]), 1, at, edges, *settings)
+    total = int(edges[-1])
+    count = total if parts is None else parts
+    kernel.run(count, -(-total // max(1, count)), arrays, edges, *args)
 
 
 def _changed(x: Any) -> Any:
     if not x.flags.c_contiguous or x.dtype != np.float32:
         raise ValueError("expected a float32 array in contiguous memory, to be changed in place")
     return x
+
+
+@noted
+def gradient_norm(gradients: Sequence[Any], largest: float) -> tuple[Any, Any]:
+    """The norm of all elements together; min(largest / norm, 1)."""
+    sums = np.zeros(PARTS)
+    _run(kernels.squares, [(contiguous(g),) for g in gradients], PARTS, sums)
+    norm = np.sqrt(sums.sum()).astype(np.float32)
+    return np.asarray(norm), np.asarray(np.minimum(np.float32(largest) / (norm + np.float32(1e-6)), np.float32(1)))
+
+
+def scaled(gradients: Sequence[Any], factor: Any) -> tuple[Any, ...]:
+    """Each array times the number that ``factor``, an array of shape (), holds."""
+    out = [np.empty(g.shape, np.float32, like=g) for g in gradients]
+    scale_all(list(zip(gradients, out, strict=True)), factor)
+    return tuple(out)
+
+
+@noted(writes=lambda work, factor: [out for _, out in work])
+def scale_all(work: Sequence[tuple[Any, Any]], factor: Any) -> None:
+    _run(kernels.scale_all, [(contiguous(g), out) for g, out in work], None, np.float32(factor))
 
 
 def _heads(x: Any) -> Any:

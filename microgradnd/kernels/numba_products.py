@@ -18,10 +18,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .numba_compiler import AVX512
+from .numba_jobs import read
 from .numba_math import f4
 
 VECTOR = 16 if AVX512 else 8  # floats
 SIZE = 4  # bytes of one
+HEAD = object.__basicsize__  # bytes before what an object of CPython has of its own: an array, where its numbers are
 
 INDEX, LANE, FLOAT, BYTES = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.IntType(8).as_pointer()
 VECTOR_OF_FLOAT = ir.VectorType(FLOAT, VECTOR)
@@ -182,6 +184,16 @@ def as_pointer(typingctx, start):
 def numbers_at(start, count):
     """So many numbers that lie side by side, from an address on."""
     return carray(as_pointer(start), count, f4)
+
+
+@njit
+def numbers_of(array, start, count):
+    """So many numbers of an array in contiguous memory, from ``start`` on, by Python's id of it.
+
+    In CPython that is the address of the object, and an array begins with that of its numbers. Python takes 1.5 us to
+    tell it, for each array.
+    """
+    return numbers_at(read(array + HEAD) + SIZE * start, count)
 
 
 @njit
