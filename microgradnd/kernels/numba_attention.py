@@ -13,10 +13,9 @@ from numba import boolean, float32, int64, njit, types, void
 
 from .numba_math import ONE, ZERO, exp, f4, largest
 from .numba_parts import Kernel
-from .numba_products import VECTOR, address, element, matrix, numbers_at, padded, tile_adder
+from .numba_products import SIZE, VECTOR, address, copy_transposed, element, matrix, numbers_at, padded, tile_adder
 
 BLOCK = 64  # queries at a time: a multiple of TILE_ROWS
-NOTHING = f4(-np.inf)
 
 # One signature for all layouts in memory, since compiling takes seconds.
 read, written = types.Array(float32, 5, "A", readonly=True), types.Array(float32, 5, "A")
@@ -82,11 +81,18 @@ def store(x, a, b, g, first, rows, count, factor):
 @njit
 def load_transposed(columns, x, a, b):
     """(width, T) of a head of keys or values, with zeros beyond."""
-    for j in range(x.shape[3]):
+    T, width = x.shape[3:]
+    step, rest = divmod(x.strides[3], SIZE)
+    whole, deep = (T // VECTOR * VECTOR, width // VECTOR * VECTOR) if rest == 0 else (0, 0)
+    for j in range(0, whole, VECTOR):
+        start = address(row_of(x, a, b, 0, j))
+        for d in range(0, deep, VECTOR):
+            copy_transposed(element(columns, d, j), columns.shape[1], start + SIZE * d, step)
+    for j in range(T):
         source = row_of(x, a, b, 0, j)
-        for d in range(x.shape[4]):
+        for d in range(deep if j < whole else 0, width):
             columns[d, j] = source[d]
-    fill(columns, 0, len(columns), x.shape[3], columns.shape[1], ZERO)
+    fill(columns, 0, len(columns), T, columns.shape[1], ZERO)
 
 
 @njit
@@ -144,16 +150,13 @@ def attention(begin, end, q, k, v, scale, causal, out, shift, total):
                 scores_of_block(p, q_rows, keys, i, count, seen, causal)
                 for r in range(count):
                     own = min(seen, i + r + 1) if causal else S
-                    n_own = padded(own, TILE_COLUMNS)
-                    fill(p, r, r + 1, own, n_own, NOTHING)
-                    m = largest(p, r, n_own)
+                    m = largest(p, r, own)
                     m = m if np.isfinite(m) else ZERO
                     t = ZERO
-                    for j in range(n_own):
-                        e = exp(p[r, j] - m)
+                    for j in range(padded(own, TILE_COLUMNS)):  # whole tiles, with zeros for keys that are not seen
+                        e = exp(p[r, j] - m) if j < own else ZERO
                         p[r, j] = e
                         t += e
-                    fill(p, r, r + 1, n_own, seen, ZERO)
                     shift[a, b, g, i + r] = m
                     total[a, b, g, i + r] = ONE if t == ZERO else t
                 weighted_rows(o_rows, p, values, i, count, seen, causal)
@@ -191,7 +194,6 @@ def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, tot
                     for d in range(E):
                         g_rows[r, d] *= share
                 seen = min(S, T, i + BLOCK) if causal else S
-                whole = padded(seen, TILE_ROWS)
                 scores_of_block(p, q_rows, keys, i, count, seen, causal)
                 scores_of_block(dp, g_rows, values, i, count, seen, causal)
                 for r in range(count):
@@ -200,11 +202,9 @@ def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, tot
                     for d in range(E):
                         along += g_rows[r, d] * row[d]
                     for j in range(padded(own, TILE_COLUMNS)):
-                        e = exp(p[r, j] - m)
+                        e = exp(p[r, j] - m) if j < own else ZERO
                         p[r, j] = e
-                        dp[r, j] = (dp[r, j] - along) * e
-                    fill(p, r, r + 1, own, whole, ZERO)
-                    fill(dp, r, r + 1, own, whole, ZERO)
+                        dp[r, j] = (dp[r, j] - along) * e if j < own else ZERO
                 weighted_rows(dq_rows, dp, key_rows, i, count, seen, causal)
                 store(dq, a, b, g, i, dq_rows, count, scale)
                 add_to_keys(dkeys, dp, q_rows, i, count, seen, causal)
