@@ -469,6 +469,8 @@ def test_what_is_in_use_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         ((2, 66, 6), (2, 71, 6)),
         ((2, 2, 3, 50, 4), (2, 2, 1, 37, 4)),
         ((2, 70, 40), (2, 71, 40)),  # wider than a tile
+        ((3, 64, 32), (3, 64, 32)),  # whole vectors
+        ((2, 128, 48), (2, 83, 48)),
         ((1, 200, 70), (1, 130, 70)),
     ],
     ids=str,

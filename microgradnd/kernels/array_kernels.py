@@ -13,7 +13,7 @@ from . import compiled
 # Up to so many classes NumPy is faster with the classes along the first axis: reductions and broadcasts then
 # run over the rows, many elements at a time. Measured: 0.25 to 0.8 of the time for 10 classes, 3 times for 64.
 FEW_CLASSES = 32
-SHARED = 1 << 17  # elements that are worth two threads: twice what numba_compiler gives one
+SHARED = 1 << 17  # elements to which two threads add a bias in less time than NumPy
 
 LARGE_PRODUCT = 1 << 23  # products of numbers: from so many on a compiled kernel may be faster than a BLAS library
 

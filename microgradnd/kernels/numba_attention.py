@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
 
-from .numba_math import ONE, ZERO, exp, f4, largest
+from .numba_math import ONE, ZERO, exp, largest
 from .numba_parts import Kernel
 from .numba_products import SIZE, VECTOR, address, copy_transposed, element, matrix, numbers_at, padded, tile_adder
 
