@@ -81,6 +81,16 @@ class Part:
         self.whole = whole  # makes the gradient with its zeros
 
 
+class Onto:
+    """A gradient that is computed in one pass over memory with its addition to what has reached its tensor before."""
+
+    __slots__ = ("compute",)
+    shape = None
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute = compute  # of what is there, or of None: a new array with the sum
+
+
 class _GradMode(threading.local):
     enabled = True
 
@@ -168,7 +178,14 @@ def backpropagate(
             is_result = parent.__class__ is Leaf if targets is None else parent in targets
             sums = found if is_result else grads
             if shape != parent.shape:
-                if gx.__class__ is Part:
+                if gx.__class__ is Onto:
+                    before = sums.get(parent)
+                    gx = gx.compute(before)
+                    if before is not None:
+                        sums[parent] = gx if gx.dtype == parent.dtype else _cast(gx, parent.dtype, op, index)
+                        allocated.add(parent)
+                        continue
+                elif gx.__class__ is Part:
                     if parent in allocated and parent.shape:  # sums of 0-d arrays are numbers
                         sums[parent][gx.index] += gx.g
                         continue

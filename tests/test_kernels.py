@@ -205,6 +205,27 @@ def test_optimisers_step_like_numpy(optimizer: Any, threads: str) -> None:
         np.testing.assert_allclose(ours, expected, rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
+@pytest.mark.parametrize("through", ["a leaf", "a sum", "float16"])
+def test_gradients_of_norms_are_added_to_those_of_residual_connections(norm: Any, through: str, threads: str) -> None:
+    """In the kernel; y = x + 2 norm(x) and more, where x gets its first gradient before, and after, the norm's."""
+
+    def f(x: mg.Tensor, weight: mg.Tensor) -> mg.Tensor:
+        h = x + 1 if through == "a sum" else x.astype(np.float16) if through == "float16" else x
+        early = h * h  # its gradient comes last
+        with mg.autocast(np.float16 if through == "float16" else None):
+            scaled = norm(h, weight) * 2
+        return (early + scaled + h * 3).astype(x.dtype)
+
+    close(*both(f, normal(131, 70), normal(70, seed=1)), 2e-3 if through == "float16" else 1e-5)
+
+
+@pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
+def test_gradients_of_weights_alone(norm: Any, threads: str) -> None:
+    x = normal(131, 70)
+    close(*both(lambda weight: norm(x.astype(weight.dtype), weight), normal(70, seed=1)), 1e-5)
+
+
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
 def test_gradients_are_clipped_like_by_numpy(max_norm: float, threads: str) -> None:
     shapes: list[tuple[int, ...]] = [(130, 70), (70,), (), (0, 3)]

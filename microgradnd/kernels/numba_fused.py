@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import Onto
 from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
@@ -134,10 +135,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     kernels.layer_norm(count, n, x_rows, weight, bias, eps, out, *statistics)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        gx, parts = np.empty_like(x_rows), np.zeros((2, min(PARTS, count), n), np.float32, like=x)
-        work = parts.shape[1], x.size // parts.shape[1]
-        kernels.layer_norm_gradient(*work, _rows(g), x_rows, weight, *statistics, gx, *parts)
-        return gx.reshape(x.shape), parts[0].sum(axis=0), parts[1].sum(axis=0)
+        return _norm_gradients(kernels.layer_norm_gradient, g, x, (x_rows, weight, *statistics), sums=2)
 
     return out.reshape(x.shape), pullback
 
@@ -150,11 +148,33 @@ def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     kernels.rms_norm(count, n, x_rows, weight, eps, out, scale)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        gx, parts = np.empty_like(x_rows), np.zeros((min(PARTS, count), n), np.float32, like=x)
-        kernels.rms_norm_gradient(len(parts), x.size // len(parts), _rows(g), x_rows, weight, scale, gx, parts)
-        return gx.reshape(x.shape), parts.sum(axis=0)
+        return _norm_gradients(kernels.rms_norm_gradient, g, x, (x_rows, weight, scale), sums=1)
 
     return out.reshape(x.shape), pullback
+
+
+def _norm_gradients(kernel: Any, g: Any, x: Any, given: tuple[Any, ...], sums: int) -> tuple[Any, ...]:
+    """The gradient of x, onto what is there, as in a residual connection; functions that give those of the weights."""
+    x_rows = given[0]
+    count, n = x_rows.shape
+    parts = np.zeros((sums, min(PARTS, count), n), np.float32, like=x)
+    done = []
+
+    def compute(before: Any) -> Any:
+        out = np.empty_like(x_rows)
+        before = (
+            np.empty((0, 0), np.float32, like=x) if before is None else _rows(before.astype(np.float32, copy=False))
+        )
+        kernel(parts.shape[1], x.size // parts.shape[1], _rows(g), *given, before, out, *parts)
+        done.append(True)
+        return out.reshape(x.shape)
+
+    def total(i: int) -> Any:
+        if not done:  # x needs no gradient
+            compute(None)
+        return parts[i].sum(axis=0)
+
+    return Onto(compute), *[lambda i=i: total(i) for i in range(sums)]
 
 
 def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:

@@ -209,8 +209,11 @@ def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
 
 
 @Kernel
-def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, out, weight_parts, bias_parts):
-    """The sums over all rows are left in parts, as many as their first axis is long, each of neighbouring rows."""
+def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, before, out, weight_parts, bias_parts):
+    """Added to ``before``, unless that is empty.
+
+    The sums over all rows are left in parts, as many as their first axis is long, each of neighbouring rows.
+    """
     rows, n = x.shape
     parts = len(weight_parts)
     for part in range(begin, end):
@@ -228,6 +231,9 @@ def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, out, weight
                 weight_parts[part, i] += g[r, i] * normal
                 bias_parts[part, i] += g[r, i]
                 out[r, i] = s * (g[r, i] * weight[i] - total - normal * along)
+            if before.size > 0:
+                for i in range(n):
+                    out[r, i] += before[r, i]
 
 
 @Kernel
@@ -244,7 +250,8 @@ def rms_norm(begin, end, x, weight, eps, out, scale):
 
 
 @Kernel
-def rms_norm_gradient(begin, end, g, x, weight, scale, out, weight_parts):
+def rms_norm_gradient(begin, end, g, x, weight, scale, before, out, weight_parts):
+    """See layer_norm_gradient."""
     rows, n = x.shape
     parts = len(weight_parts)
     for part in range(begin, end):
@@ -258,6 +265,9 @@ def rms_norm_gradient(begin, end, g, x, weight, scale, out, weight_parts):
                 normal = times(x[r, i], s)
                 weight_parts[part, i] += g[r, i] * normal
                 out[r, i] = s * (g[r, i] * weight[i] - normal * along)
+            if before.size > 0:
+                for i in range(n):
+                    out[r, i] += before[r, i]
 
 
 @Kernel
