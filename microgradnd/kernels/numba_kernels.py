@@ -11,7 +11,7 @@ from numba import float32, float64, int64, njit, types, void
 
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 from .numba_parts import Kernel
-from .numba_products import numbers_of
+from .numba_products import element, numbers_at, numbers_of
 
 arrays, edges = types.Array(int64, 2, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)
 
@@ -339,9 +339,11 @@ def add_rows(begin, end, index, x, out):
     """Columns are shared among the threads, so that the rows of one are added in their order."""
     n = x.shape[1]
     for part in range(begin, end):
+        first, count = part * COLUMNS, min(n - part * COLUMNS, COLUMNS)
         for r in range(index.size):
-            for i in range(part * COLUMNS, min(n, (part + 1) * COLUMNS)):
-                out[index[r], i] += x[r, i]
+            target, row = numbers_at(element(out, index[r], first), count), numbers_at(element(x, r, first), count)
+            for i in range(count):
+                target[i] += row[i]
 
 
 @njit
