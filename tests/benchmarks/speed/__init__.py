@@ -22,7 +22,7 @@ from . import numpy_transformer
 from .engine_steps import engine
 from .jax_steps import jax_jit
 from .numpy_steps import by_hand, products
-from .peer_steps import hips_autograd, mygrad
+from .peer_steps import PEERS, peer
 from .pytorch_steps import pytorch
 from .table import write
 from .workloads import WORKLOADS, Step, Steps, Workload
@@ -43,12 +43,14 @@ def candidates(workload: Workload) -> dict[str, Callable[[], Steps]]:
             found[f"captured, {kernels}"] = functools.partial(engine, name, kernels, True)
     if name in ("tiny", "mlp"):
         found["NumPy by hand"] = functools.partial(by_hand, name)
-        found |= {"MyGrad": functools.partial(mygrad, name)} if find_spec("mygrad") else {}
-        found |= {"HIPS autograd": functools.partial(hips_autograd, name)} if find_spec("autograd") else {}
     if name in ("ffn", "block"):
         found["NumPy by hand"] = functools.partial(numpy_transformer.sublayer, name)
     if name == "char_lm":
         found["NumPy by hand"] = functools.partial(numpy_transformer.language_model, name)
+    if name != "elementwise":
+        for library, module in PEERS.items():
+            if find_spec(module):
+                found[library] = functools.partial(peer, library, name)
     if name == "ffn":
         found["six products"] = functools.partial(products, name)
     if find_spec("torch"):
@@ -78,8 +80,8 @@ def modules(who: str) -> list[str]:
         return ["jax.numpy"]
     if who in ("NumPy by hand", "six products"):
         return ["numpy"]
-    if who in ("MyGrad", "HIPS autograd"):
-        return [{"MyGrad": "mygrad", "HIPS autograd": "autograd.numpy"}[who]]
+    if who in PEERS:
+        return [PEERS[who]]
     compiled = ["numba_compiler", "numba_fused"] if who.endswith("numba") else []  # in this order, as they are loaded
     return ["microgradnd", "nn", *(f"microgradnd.kernels.{name}" for name in compiled)]
 

@@ -71,7 +71,7 @@ class FeedForward(Layer):
 
     def forward(self, x: Any) -> Any:
         self.z = z = self.up.forward(self.norm.forward(x))
-        self.t = np.tanh(SLOPE * (z + CUBIC * z**3))
+        self.t = np.tanh(SLOPE * (z + CUBIC * z * z * z))
         return x + self.down.forward(0.5 * z * (1 + self.t))
 
     def backward(self, g: Any) -> Any:
@@ -139,15 +139,17 @@ def block(width: int, heads: int, length: int) -> list[Layer]:
     return [Attention(width, heads, length), FeedForward(width, 4 * width)]
 
 
+def sublayer_model(workload: str) -> Sequence:
+    """Of "ffn" or "block"."""
+    if workload == "ffn":
+        return Sequence(FeedForward(w.WIDTH, w.INNER))
+    return Sequence(*block(w.BLOCK["width"], w.BLOCK["heads"], w.BLOCK["length"]))
+
+
 def sublayer(workload: str) -> Steps:
-    """A step of "ffn" or "block" with a gradient that comes from above, and one for the input."""
-    shape = sublayer_shape(workload)
-    layers = [FeedForward(w.WIDTH, w.INNER)] if workload == "ffn" else block(shape[-1], w.BLOCK["heads"], shape[1])
-    model, x, g = (
-        Sequence(*layers),
-        normal(*shape).reshape(-1, shape[-1]),
-        normal(*shape, seed=1).reshape(-1, shape[-1]),
-    )
+    """A step with a gradient that comes from above, and one for the input."""
+    model, shape = sublayer_model(workload), sublayer_shape(workload)
+    x, g = normal(*shape).reshape(-1, shape[-1]), normal(*shape, seed=1).reshape(-1, shape[-1])
 
     def step() -> None:
         model.forward(x)
@@ -158,20 +160,38 @@ def sublayer(workload: str) -> Steps:
     return {workload: step}
 
 
+def char_lm() -> tuple[list[Any], Sequence]:
+    """All parameters, those of tokens and positions first, and the layers between the embeddings and the scores."""
+    width, heads, length = w.CHAR["width"], w.CHAR["heads"], w.CHAR["length"]
+    layers = [layer for _ in range(w.CHAR["layers"]) for layer in block(width, heads, length)]
+    model = Sequence(*layers, LayerNorm(width))
+    embeddings = [normal(w.CHAR[name], width) * np.float32(0.02) for name in ("characters", "length")]
+    return [*embeddings, *model.parameters], model
+
+
+def update_of(parameters: list[Any]) -> Any:
+    """Gradients clipped together, and Adam's step."""
+    update = Adam(parameters, w.CHAR_LR, w.CHAR_BETAS, [w.DECAY if p.ndim > 1 else 0.0 for p in parameters])
+
+    def step(gradients: list[Any]) -> None:
+        norm = np.sqrt(sum(np.vdot(g, g) for g in gradients))
+        if norm > w.MAX_NORM:
+            gradients = [g * np.float32(w.MAX_NORM / norm) for g in gradients]
+        update(gradients)
+
+    return step
+
+
 def language_model(workload: str) -> Steps:
     """A training step of char_lm: the matrix that embeds tokens gives their scores too."""
-    width, length, characters = w.CHAR["width"], w.CHAR["length"], w.CHAR["characters"]
-    layers = [layer for _ in range(w.CHAR["layers"]) for layer in block(width, w.CHAR["heads"], length)]
-    model = Sequence(*layers, LayerNorm(width))
-    tokens, positions = normal(characters, width) * np.float32(0.02), normal(length, width) * np.float32(0.02)
-    parameters = [tokens, positions, *model.parameters]
-    decay = [w.DECAY if p.ndim > 1 else 0.0 for p in parameters]
-    update, batches = Adam(parameters, w.CHAR_LR, w.CHAR_BETAS, decay), itertools.cycle(token_batches())
+    parameters, model = char_lm()
+    tokens, positions = parameters[:2]
+    update, batches = update_of(parameters), itertools.cycle(token_batches())
 
     def step() -> Any:
         X, y = (ids.reshape(-1) for ids in next(batches))
         rows = np.arange(len(X))
-        x = model.forward((tokens[X].reshape(-1, length, width) + positions).reshape(-1, width))
+        x = model.forward((tokens[X].reshape(-1, *positions.shape) + positions).reshape(-1, positions.shape[1]))
         z = x @ tokens.T
         e = np.exp(z - z.max(axis=1, keepdims=True))
         p = e / e.sum(axis=1, keepdims=True)
@@ -181,11 +201,7 @@ def language_model(workload: str) -> Steps:
         dx = model.backward(p @ tokens)
         dtokens = p.T @ x
         np.add.at(dtokens, X, dx)
-        gradients = [dtokens, dx.reshape(-1, length, width).sum(axis=0), *model.gradients]
-        norm = np.sqrt(sum(np.vdot(g, g) for g in gradients))
-        if norm > w.MAX_NORM:
-            gradients = [g * np.float32(w.MAX_NORM / norm) for g in gradients]
-        update(gradients)
+        update([dtokens, dx.reshape(-1, *positions.shape).sum(axis=0), *model.gradients])
         return loss
 
     return {workload: step}

@@ -1,4 +1,4 @@
-"""The multilayer perceptrons in other engines on NumPy: MyGrad and HIPS autograd."""
+"""The workloads in other engines on NumPy: MyGrad and HIPS autograd."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import itertools
 from typing import Any
 
 from .numpy_steps import UPDATES
-from .workloads import Steps, initial_parameters, labelled_batches
+from .peer_transformer import transformer
+from .workloads import SIZES, Steps, initial_parameters, labelled_batches
+
+PEERS = {"MyGrad": "mygrad", "HIPS autograd": "autograd"}  # and what to import
+
+
+def peer(library: str, workload: str) -> Steps:
+    if workload not in SIZES:
+        return transformer(library, workload)
+    return {"MyGrad": mygrad, "HIPS autograd": hips_autograd}[library](workload)
 
 
 def mygrad(workload: str) -> Steps:
