@@ -30,7 +30,8 @@ def fused(
         kernel: ``kernel(xp, ...)`` with the function's own parameters (arrays where they have no default, or the
             default None) returning ``(out, pullback)``; ``pullback(g)`` gives a tuple of gradients, one per name
             in ``differentiated``: arrays, or functions of no arguments that compute them, called only for
-            arguments that need one. It may be called more than once and must not change what it keeps.
+            arguments that need one, or :class:`microgradnd.autograd.Onto`. It may be called more than once and must
+            not change what it keeps.
         differentiated: the arguments that the kernel differentiates. A call in which another argument
             requires a gradient goes to the function itself; a gradient of the gradient goes through it.
         conversion: see :func:`microgradnd.primitive`.

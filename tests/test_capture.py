@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import threading
@@ -689,6 +690,25 @@ def test_arguments_that_are_changed_in_place() -> None:
         y = x.copy()
         assert bits(captured(x), x) == bits(step(y), y)
     assert replays(captured) == 3
+
+
+def test_results_take_the_memory_of_what_is_read_through_a_view() -> None:
+    """Where the view lies in memory as the result does."""
+
+    def step(x: mg.Tensor, y: mg.Tensor) -> mg.Tensor:
+        a = (x * 2).reshape(6, 4) + y
+        b = (a * 3)[::-1] + y  # from the end: not there
+        c = (b * 2).reshape(4, 6).swapaxes(0, 1) * b.reshape(6, 4)  # two arrays, one of which lies otherwise
+        return c + 1
+
+    captured = mg.capture(step)
+    x, y = mg.tensor(np.arange(24.0).reshape(2, 12)), mg.tensor(np.arange(24.0).reshape(6, 4))
+    for _ in range(4):
+        np.testing.assert_array_equal(captured(x, y).data, step(x, y).data)
+        x = x + 1
+    places = dict(re.findall(r"^(\w+) = np.ndarray\(.*?, memory, (\d+)", captured.source, re.MULTILINE))
+    assert places["add"] == places["multiply"]
+    assert places["add_1"] != places["multiply_1"]
 
 
 def test_in_place_work_on_views_of_results() -> None:
