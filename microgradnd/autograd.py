@@ -88,7 +88,7 @@ class Onto:
     shape = None
 
     def __init__(self, compute: Callable[[Any], Any]) -> None:
-        self.compute = compute  # of what is there, or of None: a new array with the sum
+        self.compute = compute  # takes the sum so far, which stays as it is, or None; returns a new array
 
 
 class _GradMode(threading.local):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     """Scale all gradients by one factor, so that their norm together is at most ``max_norm`` (Pascanu et al., 2013).
 
     The norm is the square root of the sum of the squares of all elements; as in PyTorch the factor is
-    max_norm / (norm + 1e-6) where that is below 1. Parameters without a gradient are left out.
+    max_norm / (norm + 1e-6) where that is below 1. Parameters without a gradient are left out. Compiled kernels add up
+    in float64; without them, squares of float32 gradients beyond 1e19 are infinite.
 
     Returns the norm before, a tensor of shape (). Raises ValueError for a negative ``max_norm``, and with
     ``error_if_nonfinite`` RuntimeError, before anything changes, for a norm that is infinite or NaN.
@@ -56,11 +57,10 @@ def _gradient_norm(gradients: list[Any], largest: float) -> tuple[Any, Any]:
     return norm, xp.minimum(largest / (norm + 1e-6), 1.0)
 
 
-def _scaled(gradients: list[Any], factor: Any) -> Iterator[Any]:
+def _scaled(gradients: list[Any], factor: Any) -> list[Any]:
     factors = {dtype: factor.astype(dtype) for dtype in {g.dtype for g in gradients}}
     with np.errstate(invalid="ignore"):  # an infinite gradient times 0: nn.GradScaler leaves such a step out
-        for g in gradients:
-            yield g * factors[g.dtype]
+        return [g * factors[g.dtype] for g in gradients]
 
 
 def _refuse_nonfinite(norm: Any, asked: bool) -> None:

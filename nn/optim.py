@@ -33,7 +33,7 @@ def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
 
 
 def for_all(arrays: list[Any], largest: int) -> Any:
-    """The kernels that change all of these arrays at once; None where there are none, or none is large."""
+    """The kernels that take all of these arrays at once; None where there are none, or no array is large."""
     if not arrays or (arrays[0].__class__ is np.ndarray and largest <= NAMESPACES[np.ndarray].SMALL):
         return None
     return compiled_together(*arrays)

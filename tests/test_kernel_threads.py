@@ -21,7 +21,7 @@ if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
 from microgradnd.kernels import numba_compiler, numba_parts, numba_threads  # isort: split # noqa: F401
-from microgradnd.kernels.numba_jobs import ASLEEP, PATIENCE, STATE, give_way, read, write
+from microgradnd.kernels.numba_jobs import ASLEEP, PATIENCE, STATE, load, store, yield_core
 
 ROOT = Path(__file__).parents[1]
 TOO_LARGE = 1 << 50  # elements: no process has addresses for so many
@@ -39,17 +39,18 @@ def increase(begin, end, x):  # type: ignore[no-untyped-def]
 @numba_parts.Kernel
 def meet(begin, end, address, met):  # type: ignore[no-untyped-def]
     """Every part says that it is there and waits for the others."""
-    write(address + 8 * begin, 1)
+    store(address + 8 * begin, 1)
     for _ in range(1 << 18):
-        if read(address) + read(address + 8) + read(address + 16) + read(address + 24) == 4:
+        if load(address) + load(address + 8) + load(address + 16) + load(address + 24) == 4:
             met[begin] = 1
             break
-        give_way()
+        yield_core()
 
 
 @numba_parts.Kernel
 def fail(begin, end, bad, done):  # type: ignore[no-untyped-def]
-    done[begin] += np.empty(TOO_LARGE if begin == bad else 1, np.float32).size
+    for i in range(begin, end):
+        done[i] += np.empty(TOO_LARGE if i == bad else 1, np.float32).size
 
 
 @numba_parts.Kernel
@@ -64,7 +65,7 @@ def take_long(begin, end, rounds, x):  # type: ignore[no-untyped-def]
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many parts as there are threads, however small the work."""
-    monkeypatch.setattr(numba_parts, "SHARE", 1)
+    monkeypatch.setattr(numba_threads, "SHARE", 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 10, 1000])
@@ -144,7 +145,7 @@ def test_calls_from_several_threads(shared: None) -> None:
 @pytest.mark.parametrize("turns", [0, 1, 10, 100])
 def test_workers_fall_asleep_and_wake_at_any_moment(turns: int, shared: None, four_threads: Any) -> None:
     """With little patience they sleep between two calls, or are about to, or have just woken."""
-    four_threads._board[0, PATIENCE // 8] = turns
+    four_threads._board[:, PATIENCE // 8] = turns
     x = np.zeros(4, np.float32)
     for i in range(3000):
         if i % 7 == 0:
@@ -161,6 +162,33 @@ def test_workers_sleep_when_nothing_comes(shared: None, four_threads: Any) -> No
             return
         time.sleep(0.01)
     raise AssertionError(states)
+
+
+def test_bells_are_not_rung_in_advance(shared: None, four_threads: Any) -> None:
+    """Where workers come too late, as on few cores: they would turn for seconds after the last call."""
+    for _ in range(3000):
+        increase(4, 1, np.zeros(4, np.float32))
+        assert all(bell.qsize() <= 1 for bell in four_threads._bells)
+
+
+def test_an_interrupt_while_workers_start(shared: None, four_threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, raised = threading.Thread.start, []
+
+    def interrupted(self: Any) -> None:
+        start(self)
+        if not raised:
+            raised.append(True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    x = np.zeros(4, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        increase(4, 1, x)
+    increase(4, 1, x)
+    four_threads.end()
+    names = [thread.name for thread in four_threads._workers]
+    assert len(set(names)) == len(names) == 3
+    np.testing.assert_array_equal(x, 1)
 
 
 @pytest.mark.parametrize("why", ["ended", "cannot be started"])
@@ -245,16 +273,54 @@ def test_nothing_is_done_twice_when_the_disk_is_full(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(x, 2)
 
 
+def test_an_error_of_a_signal_is_raised_and_nothing_done_twice(shared: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that looks like that of a disk."""
+    x = np.zeros(1_000_000, np.float32)
+    increase(1, 1, x)
+
+    def interrupt(*args: Any) -> None:
+        raise OSError(errno.EPIPE, "broken pipe")
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    run = numba_threads.Team.run
+
+    def interrupted(*args: Any) -> None:
+        run(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(numba_threads.Team, "run", interrupted)
+    try:
+        with pytest.raises(OSError, match="broken pipe"):
+            increase(1_000_000, 1, x)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    np.testing.assert_array_equal(x[1:], 1)
+
+
+def test_a_call_within_a_call_that_starts_threads(shared: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a signal's handler, or when memory is collected: nobody waits for oneself."""
+    compiled, x = numba_threads.compiled, np.zeros(1000, np.float32)
+
+    def interrupted(*args: Any) -> Any:
+        increase(1000, 1, x)
+        return compiled(*args)
+
+    monkeypatch.setattr(numba_threads, "compiled", interrupted)
+    increase(1000, 1, x)
+    np.testing.assert_array_equal(x, 2)
+
+
 @pytest.mark.parametrize("share", [1, 10])
 def test_a_time_limit_is_no_damaged_cache(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """TimeoutError, which handlers of signals raise, is an OSError: nothing is done again because of it."""
     calls = []
 
     def limited(count: int, parts: int, board: int, x: Any) -> None:
-        calls.append(parts)
-        raise TimeoutError
+        if count > 0:
+            calls.append(parts)
+            raise TimeoutError
 
-    monkeypatch.setattr(numba_parts, "SHARE", share)
+    monkeypatch.setattr(numba_threads, "SHARE", share)
     kernel = numba_parts.Kernel(increase._function)
     monkeypatch.setattr(kernel, "_compiled", lambda cache=True: limited)
     with pytest.raises(TimeoutError):
@@ -262,14 +328,15 @@ def test_a_time_limit_is_no_damaged_cache(share: int, monkeypatch: pytest.Monkey
     assert calls == [{1: 4, 10: 1}[share]]
 
 
-def test_kernels_run_while_the_interpreter_ends() -> None:
-    """By its thread alone: the others have ended by then."""
+@pytest.mark.parametrize("before", ["mg.gelu(x)", "mg.gelu(x[:10])"])
+def test_kernels_run_while_the_interpreter_ends(before: str) -> None:
+    """By its thread alone: the others have ended by then, or are not started any more."""
     program = (
         "import numpy as np, microgradnd as mg\n"
         "from microgradnd.kernels import numba_threads\n"
         "numba_threads.team = numba_threads.Team(4)\n"
         "x = np.ones((1000, 1000), np.float32)\n"
-        "mg.gelu(x)\n"
+        f"{before}\n"
         "class Last:\n"
         "    def __del__(self, mg=mg, x=x):\n"
         "        print(mg.gelu(x).shape)\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import os
@@ -22,7 +23,7 @@ from microgradnd.kernels import array_kernels
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
-from microgradnd.kernels import numba_compiler, numba_matmul, numba_parts  # isort: split
+from microgradnd.kernels import numba_compiler, numba_matmul, numba_parts, numba_threads  # isort: split
 
 import numba
 
@@ -77,7 +78,10 @@ def assert_product(out: Any, a: Any, b: Any, bias: Any = NO_BIAS) -> None:
     assert np.all(np.abs(out - exact) <= bound)
 
 
-part = numba.njit(matmul._signature, fastmath=numba_compiler.SUMS, error_model="numpy")(matmul._function)
+@functools.cache
+def part() -> Any:
+    """The kernel as a function of its own: (begin, end, ...)."""
+    return numba.njit(matmul._signature, fastmath=numba_compiler.SUMS, error_model="numpy")(matmul._function)
 
 
 def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 1) -> Any:
@@ -88,7 +92,7 @@ def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 
     count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
     edges = [count * i // parts for i in range(parts + 1)]
     for begin, end in itertools.pairwise(edges):
-        part(begin, end, by_columns, a, b, bias, out)
+        part()(begin, end, by_columns, a, b, bias, out)
         outside = around.copy()
         last = min(n, end * TILE_COLUMNS) if by_columns else min(m, end * TILE_ROWS)
         outside[1 : m + 1 if by_columns else 1 + last, 3 : 3 + last if by_columns else 3 + n] = np.nan
@@ -166,7 +170,7 @@ def test_nothing_beyond_the_matrices_is_read() -> None:
 def test_linear_and_its_gradients(
     leading: tuple[int, ...], threads: str, monkeypatch: pytest.MonkeyPatch, four_threads: None
 ) -> None:
-    monkeypatch.setattr(numba_parts, "SHARE", 1 if threads == "all threads" else 1 << 40)
+    monkeypatch.setattr(numba_threads, "SHARE", 1 if threads == "all threads" else 1 << 40)
     calls = []
     run = numba_parts.Kernel.run
     monkeypatch.setattr(numba_parts.Kernel, "run", lambda self, *args: (calls.append(self.__name__), run(self, *args)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _imported_by_others = "numba" in sys.modules
@@ -25,6 +27,10 @@ AVX512 = "+avx512f" in FEATURES.split(",")
 # Nothing is assumed of NaN and infinity.
 SUMS = {"reassoc", "contract"}
 EXACT = {"contract"}
+
+# Numba looks whether the file of a compiled function has changed since, not those of what it calls.
+_sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py"))]
+SOURCES = hashlib.sha256(b"".join(_sources)).hexdigest()[:8]
 
 DAMAGED = (EOFError, OSError, pickle.PickleError)  # the cache on disk is, or the disk is full
 

@@ -13,6 +13,7 @@ from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 from . import numba_matmul
+from . import numba_optimisers as optimisers
 from .numba_compiler import contiguous
 
 PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
@@ -154,7 +155,10 @@ def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 
 
 def _norm_gradients(kernel: Any, g: Any, x: Any, given: tuple[Any, ...], sums: int) -> tuple[Any, ...]:
-    """The gradient of x, onto what is there, as in a residual connection; functions that give those of the weights."""
+    """The gradient of x, onto what is there, as in a residual connection; functions that give those of the weights.
+
+    The kernel computes all of them when the first is asked for: that of x, if it is at all.
+    """
     x_rows = given[0]
     count, n = x_rows.shape
     parts = np.zeros((sums, min(PARTS, count), n), np.float32, like=x)
@@ -222,17 +226,18 @@ def add_rows(out: Any, index: Any, x: Any) -> None:
 @noted(writes=lambda work, *settings: [x for p, _, *averages in work for x in (p, *averages)])
 def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> None:
     """A step of all (p, g, m, v) in place. The settings are those of the kernel, in its order."""
-    _update(kernels.adam_all, work, settings)
+    _update(optimisers.adam_all, work, settings)
 
 
 @noted(writes=lambda work, *settings: [x for p, _, *v in work for x in (p, *v)])
 def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: float) -> None:
     """A step of all (p, g) in place; of all (p, g, v) with momentum."""
-    _update(kernels.sgd_all, work, (decay, momentum, lr))
+    _update(optimisers.sgd_all, work, (decay, momentum, lr))
 
 
 def _update(kernel: Any, work: Sequence[tuple[Any, ...]], settings: tuple[float, ...]) -> None:
-    rows = [(_changed(p), contiguous(g.astype(np.float32, copy=False)), *map(_changed, rest)) for p, g, *rest in work]
+    # The gradient of a 0-d parameter may be a number.
+    rows = [(_changed(p), np.asarray(g, np.float32, order="C"), *map(_changed, rest)) for p, g, *rest in work]
     _run(kernel, rows, None, *settings)
 
 
@@ -258,9 +263,11 @@ def _changed(x: Any) -> Any:
 def gradient_norm(gradients: Sequence[Any], largest: float) -> tuple[Any, Any]:
     """The norm of all elements together; min(largest / norm, 1)."""
     sums = np.zeros(PARTS)
-    _run(kernels.squares, [(contiguous(g),) for g in gradients], PARTS, sums)
-    norm = np.sqrt(sums.sum()).astype(np.float32)
-    return np.asarray(norm), np.asarray(np.minimum(np.float32(largest) / (norm + np.float32(1e-6)), np.float32(1)))
+    _run(optimisers.squares, [(contiguous(g),) for g in gradients], PARTS, sums)
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite norm, or NaN
+        norm = np.sqrt(sums.sum()).astype(np.float32)
+        factor = np.minimum(np.float32(largest) / (norm + np.float32(1e-6)), np.float32(1))
+    return np.asarray(norm), np.asarray(factor)
 
 
 def scaled(gradients: Sequence[Any], factor: Any) -> tuple[Any, ...]:
@@ -272,7 +279,7 @@ def scaled(gradients: Sequence[Any], factor: Any) -> tuple[Any, ...]:
 
 @noted(writes=lambda work, factor: [out for _, out in work])
 def scale_all(work: Sequence[tuple[Any, Any]], factor: Any) -> None:
-    _run(kernels.scale_all, [(contiguous(g), out) for g, out in work], None, np.float32(factor))
+    _run(optimisers.scale_all, [(contiguous(g), out) for g, out in work], None, np.float32(factor))
 
 
 def _heads(x: Any) -> Any:

@@ -1,12 +1,19 @@
 """Parts of a call on several threads, without Python: compiled code offers them, and compiled code waits for them.
 
-A worker has a row of numbers on a board, in memory that all threads see. The first says in which state it is. Whoever
-calls a kernel writes into the rows of as many workers as there are parts but one where the function is, its arguments
-and the edges of the part, offers it, does the last part itself, and then every part that nobody has begun: nobody is
-waited for who sleeps. A worker that has done a part turns for a while, since the next call is often only microseconds
-away, and then sleeps in Python.
+A board in memory has a row of numbers for each worker, the first of which is the worker's state, and a row for callers.
+Who has the board, one caller at a time (the others do their work alone), writes into a worker's row what is to be done
+and offers it, does the last part itself, and then each part that nobody has begun: nobody waits for a thread that
+sleeps. A worker looks into its row for a while, since the next call is often only microseconds away, and then sleeps
+in Python. The states and who changes them, all but (1) by compare and swap:
 
-Numba keeps compiled kernels on disk and does not see that this file has changed: delete ``__pycache__`` then.
+    ASLEEP  -> READY      the worker, when it begins to look, and where its part was taken back
+    READY   -> ASLEEP     the worker, when it has looked for long enough
+    any     -> OFFERED    the caller (1), who has seen that no part is TAKEN any more
+    OFFERED -> TAKEN      the worker, which reads the rest of its row only now
+    OFFERED -> ASLEEP     the caller, who does the part itself
+    TAKEN   -> READY      the worker, when the part is done (1)
+
+ASLEEP means that a bell has to be rung for the worker before it can be counted on; it may be awake all the same.
 """
 
 from __future__ import annotations
@@ -20,15 +27,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 ASLEEP, READY, OFFERED, TAKEN = range(4)  # the states of a worker
-STATE, FUNCTION, ARGUMENTS, BEGIN, END, FAILED = range(0, 48, 8)  # where in its row, in bytes
-OWNED, PATIENCE = 0, 8  # in the first row, that of the callers
+STATE, FUNCTION, ARGUMENTS, BEGIN, END, FAILED, PATIENCE = range(0, 56, 8)  # where in its row, in bytes
+OWNED = 0  # in the first row, that of callers: whether somebody has the board
 ROW = 128  # bytes: two lines of the cache, which processors fetch together
 
 INT, BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
 PART = ir.FunctionType(INT, [INT, INT, BYTES])  # (begin, end, arguments): 0, or 1 if it has failed
 
-# What gives the core to whoever else wants it: OpenBLAS's threads, or those of other programs.
-give_way = types.ExternalFunction("sched_yield" if os.name == "posix" else "SwitchToThread", types.int32())
+# It gives the core to whoever else wants it: OpenBLAS's threads, or those of other programs.
+yield_core = types.ExternalFunction("sched_yield" if os.name == "posix" else "SwitchToThread", types.int32())
 
 
 def _place(builder: Any, address: Any) -> Any:
@@ -36,7 +43,7 @@ def _place(builder: Any, address: Any) -> Any:
 
 
 @intrinsic
-def read(typingctx, address):
+def load(typingctx, address):
     """The number there, after whatever its writer has written before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
@@ -46,7 +53,7 @@ def read(typingctx, address):
 
 
 @intrinsic
-def write(typingctx, address, number):
+def store(typingctx, address, number):
     """Put a number there: who reads it sees whatever has been written before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
@@ -57,7 +64,7 @@ def write(typingctx, address, number):
 
 
 @intrinsic
-def change(typingctx, address, old, new):
+def compare_and_swap(typingctx, address, old, new):
     """Put a number there if the old one is there; whether it was."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
@@ -82,7 +89,10 @@ def pause(typingctx):
 
 @intrinsic
 def job(typingctx, kernel, arguments):
-    """Addresses of ``kernel`` as a PART and of its arguments after the first two, which live as long as the caller."""
+    """Addresses of ``kernel`` as a PART and of its arguments after the first two.
+
+    These lie in the memory of the function that calls this one: until share returns.
+    """
     kinds = (int64, int64, *arguments.types)
     kernel.dispatcher.compile(kinds)
     result = kernel.dispatcher.overloads[kinds]
@@ -117,54 +127,58 @@ def do(typingctx, function, arguments, begin, end):
 
 
 @njit
-def wait_a_moment(turn):
-    """The next turn: every so often somebody else may have the core."""
+def spin(turn):
+    """Wait a moment; the number of the next turn. Every so often somebody else may have the core."""
     pause()
     if turn % 16 == 15:
-        give_way()
+        yield_core()
     return turn + 1
 
 
 @njit
 def share(function, arguments, count, parts, board):
-    """Do range(count) in parts, on as many threads; by this one alone if somebody else has them. 0, unless one fails.
+    """Do range(count) in parts, on as many threads; by this one alone where somebody else has the board.
 
-    A part that fails does not keep the others from being done.
+    0, or 1 if a part has failed, which does not keep the others from being done.
     """
-    owned = parts > 1 and change(board + OWNED, 0, 1)
+    owned = parts > 1 and compare_and_swap(board + OWNED, 0, 1)
     others = parts - 1 if owned else 0
     for i in range(others):
         row = board + ROW * (i + 1)
-        write(row + FUNCTION, function)
-        write(row + ARGUMENTS, arguments)
-        write(row + BEGIN, count * i // parts)
-        write(row + END, count * (i + 1) // parts)
-        write(row + STATE, OFFERED)
+        store(row + FUNCTION, function)
+        store(row + ARGUMENTS, arguments)
+        store(row + BEGIN, count * i // parts)
+        store(row + END, count * (i + 1) // parts)
+        store(row + STATE, OFFERED)
     failed = do(function, arguments, count * others // parts, count)
     for i in range(others):
         row = board + ROW * (i + 1)
-        if change(row + STATE, OFFERED, ASLEEP):  # whether it slept or was about to look; if not, it turns once more
-            failed |= do(function, arguments, read(row + BEGIN), read(row + END))
+        if compare_and_swap(row + STATE, OFFERED, ASLEEP):  # nobody has begun it; the next call rings
+            failed |= do(function, arguments, load(row + BEGIN), load(row + END))
         else:
             turn = 0
-            while read(row + STATE) == TAKEN:
-                turn = wait_a_moment(turn)
-            failed |= read(row + FAILED)
+            while load(row + STATE) == TAKEN:
+                turn = spin(turn)
+            failed |= load(row + FAILED)
     if owned:
-        write(board + OWNED, 0)
+        store(board + OWNED, 0)
     return failed
 
 
 def serve(board, number):
     """Do the parts that are offered to worker ``number``, until none has come for a while."""
     row, turn = board + ROW * number, 0
-    change(row + STATE, ASLEEP, READY)
     while True:
-        state = read(row + STATE)
-        if state == OFFERED and change(row + STATE, OFFERED, TAKEN):
-            write(row + FAILED, do(read(row + FUNCTION), read(row + ARGUMENTS), read(row + BEGIN), read(row + END)))
-            write(row + STATE, READY)
-            turn = 0
-        elif turn >= read(board + PATIENCE) and (state == ASLEEP or change(row + STATE, READY, ASLEEP)):
-            return
-        turn = wait_a_moment(turn)
+        state = load(row + STATE)
+        if state == OFFERED:
+            if compare_and_swap(row + STATE, OFFERED, TAKEN):
+                failed = do(load(row + FUNCTION), load(row + ARGUMENTS), load(row + BEGIN), load(row + END))
+                store(row + FAILED, failed)
+                store(row + STATE, READY)
+                turn = 0
+        elif turn >= load(row + PATIENCE):
+            if state == ASLEEP or compare_and_swap(row + STATE, READY, ASLEEP):
+                return
+        elif state == ASLEEP:
+            compare_and_swap(row + STATE, ASLEEP, READY)
+        turn = spin(turn)

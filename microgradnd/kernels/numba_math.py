@@ -1,7 +1,4 @@
-"""float32 functions that vectorise: polynomials and integer arithmetic instead of calls of the C library.
-
-Numba keeps compiled kernels on disk and does not see that this file has changed: delete ``__pycache__`` then.
-"""
+"""float32 functions that vectorise: polynomials and integer arithmetic instead of calls of the C library."""
 
 from __future__ import annotations
 

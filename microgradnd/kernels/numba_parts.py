@@ -7,19 +7,16 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
-from numba import int64, types, void
+from numba import int64, void
 
 from ..noting import hook
 from . import numba_threads
-from .numba_compiler import DAMAGED, SUMS, compiled
+from .numba_compiler import DAMAGED, SOURCES, SUMS, compiled
 from .numba_jobs import job, share
-
-SHARE = 1 << 14  # elements that are worth a thread: measured in tests/benchmarks/kernels.py
 
 
 class Kernel:
@@ -63,33 +60,39 @@ class Kernel:
     def run(self, count: int, width: int, *args: Any) -> None:
         """The same, unnoticed by a recording. A part that finds no memory raises MemoryError when all are done."""
         args = tuple([np.float32(x) if x.__class__ is float else x for x in args])
-        parts = max(1, min(numba_threads.team.size, count, count * width // SHARE))
-        try:
-            numba_threads.team.run(self._compiled(), count, parts, args)
-        except DAMAGED as error:  # who fails to compile it has written nothing
-            if isinstance(error, OSError) and error.errno is None:  # not the system's: that of a signal
-                raise
-            numba_threads.team.run(self._compiled(cache=False), count, parts, args)
+        function = self._compiled()
+        if self._signature is None:
+            try:
+                function(0, 1, 0, *args)  # compiled here if it has to be: whoever fails has written nothing
+            except DAMAGED as error:
+                if isinstance(error, OSError) and error.errno is None:  # not the system's: that of a signal
+                    raise
+                function = self._compiled(cache=False)
+        numba_threads.team.run(function, count, width, args)
 
     @functools.cache  # noqa: B019 (kernels live as long as the process)
     def _compiled(self, cache: bool = True) -> Callable[..., None]:
-        """``_call`` of this kernel, by its name and place, under which Numba keeps it on disk."""
+        """A function (count, parts, board, *arrays) that does all parts of a call.
+
+        Its text has the kernel as a global, since Numba keeps on disk what its file, name and code stand for: of a
+        closure it compares the contents, and a compiled function is another in every process.
+        """
         function = self._function
-        kernel = numba.njit(fastmath=SUMS, error_model="numpy")(function)
-        name, place = function.__qualname__, function.__code__
-        code = _call.__code__.replace(
-            co_name=self.__name__, co_qualname=name, co_filename=place.co_filename, co_firstlineno=place.co_firstlineno
-        )
-        call = FunctionType(code, {**globals(), "kernel": kernel, "__name__": function.__module__}, self.__name__)
-        call.__qualname__, call.__module__ = name, function.__module__
+        name, *names = function.__code__.co_name, *function.__code__.co_varnames[2 : function.__code__.co_argcount]
+        text = CALL.format(name=name, arguments=", ".join(names))
+        scope = {"kernel": numba.njit(fastmath=SUMS, error_model="numpy")(function), "job": job, "share": share}
+        exec(compile(text, function.__code__.co_filename, "exec"), scope)
+        call = scope[name]
+        call.__module__, call.__qualname__ = function.__module__, f"{function.__qualname__}_{SOURCES}"
         signature = self._signature
         if signature is not None:
-            first, second, *others = signature.args
-            signature = void(first, second, int64, types.StarArgTuple.from_types(tuple(others)))
+            signature = void(int64, int64, int64, *signature.args[2:])
         return compiled(call, signature, cache)
 
 
-def _call(count, parts, board, *args):
-    function, arguments = job(kernel, args)  # type: ignore[name-defined] # noqa: F821 (see Kernel)
+CALL = """
+def {name}(count, parts, board, {arguments}):
+    function, arguments = job(kernel, ({arguments},))
     if share(function, arguments, count, parts, board) != 0:
         raise MemoryError("a compiled kernel has found no memory")
+"""

@@ -3,12 +3,11 @@
 Numba's loops add to memory instead, since it can't tell whether the matrices overlap, at a fraction of the speed. So
 the loop over a tile is written in LLVM's language, in which a vector is a type. Matrices are float32; places in them
 are addresses in bytes, steps in them numbers of elements.
-
-Numba keeps compiled kernels on disk and does not see that this file has changed: delete ``__pycache__`` then.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .numba_compiler import AVX512
-from .numba_jobs import read
+from .numba_jobs import load
 from .numba_math import f4
 
 VECTOR = 16 if AVX512 else 8  # floats
 SIZE = 4  # bytes of one
-HEAD = object.__basicsize__  # bytes before what an object of CPython has of its own: an array, where its numbers are
+HEAD = object.__basicsize__  # bytes of an object of CPython before what is its own: of an array, where its numbers are
+
+_array = np.zeros(1)
+if ctypes.c_size_t.from_address(id(_array) + HEAD).value != _array.ctypes.data:
+    raise ImportError("an array of NumPy lies in memory otherwise than it does in CPython")
 
 INDEX, LANE, FLOAT, BYTES = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.IntType(8).as_pointer()
 VECTOR_OF_FLOAT = ir.VectorType(FLOAT, VECTOR)
@@ -193,7 +196,7 @@ def numbers_of(array, start, count):
     In CPython that is the address of the object, and an array begins with that of its numbers. Python takes 1.5 us to
     tell it, for each array.
     """
-    return numbers_at(read(array + HEAD) + SIZE * start, count)
+    return numbers_at(load(array + HEAD) + SIZE * start, count)
 
 
 @njit

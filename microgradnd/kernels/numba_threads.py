@@ -23,61 +23,72 @@ from numba import int64, void
 from .numba_compiler import compiled
 from .numba_jobs import ASLEEP, PATIENCE, ROW, STATE, serve
 
+SHARE = 1 << 14  # elements that are worth a thread: measured in tests/benchmarks/kernels.py
 THREADS = numba.config.NUMBA_NUM_THREADS  # cores that this process may use, or what the environment variable says
-TURNS = 10_000  # that a thread waits for the next call, about 60 ns each, before it sleeps
+PATIENCE_TURNS = 10_000  # in which a worker looks for the next part before it sleeps: half a millisecond
 
 OPENBLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 
 
 class Team:
-    """So many threads, that of the caller among them; the others start with the first call that has parts."""
+    """So many threads, that of the caller among them; the others, workers, start with the first call that has parts."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._board = np.zeros((size, ROW // 8), np.int64)
-        self._board[0, PATIENCE // 8] = TURNS
+        memory = np.zeros(ROW // 8 * (size + 1), np.int64)
+        aligned = memory[-memory.ctypes.data % ROW // 8 :]
+        self._board = aligned[: ROW // 8 * size].reshape(size, ROW // 8)  # see numba_jobs
+        self._board[:, PATIENCE // 8] = PATIENCE_TURNS
         self._address = self._board.ctypes.data
         self._bells: list[SimpleQueue[None]] = [SimpleQueue() for _ in range(1, size)]  # what wakes a worker
         self._workers: list[threading.Thread] = []
         self._starting = threading.Lock()
 
-    def run(self, function: Callable[..., None], count: int, parts: int, args: tuple[Any, ...]) -> None:
-        """``function(count, parts, board, *args)``, compiled, with the workers awake that it needs."""
+    def run(self, function: Callable[..., None], count: int, width: int, args: tuple[Any, ...]) -> None:
+        """``function(count, parts, board, *args)``, compiled, in as many parts as count * width elements are worth."""
+        parts = max(1, min(self.size, count, count * width // SHARE))
         if parts > 1:
             if len(self._workers) < self.size - 1:
                 self._start()
-            for i in range(1, parts):
-                if self._board.item(i, STATE) == ASLEEP:
-                    self._bells[i - 1].put(None)  # once too often does no harm
+            for bell, state in zip(self._bells, self._board[1:parts, STATE // 8].tolist(), strict=False):
+                if state == ASLEEP and bell.empty():  # a bell that has been rung will be heard
+                    bell.put(None)
         function(count, parts, self._address, *args)
 
     def _start(self) -> None:
-        with self._starting:
-            serving = compiled(
-                serve, void(int64, int64)
-            )  # first: Numba loads another OpenBLAS, SciPy's, if it is there
+        if not self._starting.acquire(blocking=False):  # by another thread, or by this one, below a signal's handler
+            return
+        try:
+            # Compiled first: Numba loads another OpenBLAS then, SciPy's, if it is there.
+            serving = compiled(serve, void(int64, int64))
             if not self._workers:
                 _let_openblas_sleep()
             for i in range(len(self._workers) + 1, self.size):
                 worker = threading.Thread(target=self._work, args=(serving, i), name=f"kernels {i}", daemon=True)
+                self._workers.append(worker)  # before it starts: an interrupt may come at any moment
                 try:
                     worker.start()
-                except RuntimeError:  # the system has no more of them, or the interpreter ends: callers do the work
+                except RuntimeError:  # the system has no more of them
+                    self._workers.pop()
+                    self.size = i
                     return
-                self._workers.append(worker)
+        finally:
+            self._starting.release()
 
     def _work(self, serving: Callable[..., None], number: int) -> None:
-        while self._board.item(0, PATIENCE // 8) >= 0:
+        while self._board.item(number, PATIENCE // 8) >= 0:
             serving(self._address, number)
             self._bells[number - 1].get()
 
     def end(self) -> None:
-        """Let the workers end; calls are done by their callers then."""
-        self._board[0, PATIENCE // 8] = -1
+        """Let the workers end; calls are done by their callers from now on."""
+        self.size = 1
+        self._board[:, PATIENCE // 8] = -1
         for bell in self._bells:
             bell.put(None)
         for worker in self._workers:
-            worker.join()
+            if worker.is_alive():
+                worker.join()
 
 
 team = Team(THREADS)

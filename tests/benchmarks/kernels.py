@@ -32,7 +32,7 @@ def run(rounds: int) -> None:
     import microgradnd as mg
     import nn
     from microgradnd.backends.numpy_backend import namespace
-    from microgradnd.kernels import numba_parts
+    from microgradnd.kernels import numba_threads
 
     def both_ways(op: Callable[..., mg.Tensor]) -> Callable[[Any], Callable[[], Any]]:
         def make(x: Any) -> Callable[[], Any]:
@@ -52,7 +52,7 @@ def run(rounds: int) -> None:
         return nn.Adam([t]).step
 
     candidates = {"gelu": both_ways(mg.gelu), "softmax": both_ways(mg.softmax), "layer norm": both_ways(mg.layer_norm)}
-    small, share = namespace.SMALL, numba_parts.SHARE
+    small, share = namespace.SMALL, numba_threads.SHARE
     try:
         namespace.SMALL = 0
         print(f"  microseconds, forward and backward; thresholds in use: SMALL {small}, SHARE {share}")
@@ -62,11 +62,11 @@ def run(rounds: int) -> None:
                 with mg.kernels("numpy"):
                     numpy = least(step, rounds)
                 with mg.kernels("numba"):
-                    numba_parts.SHARE = 1 << 60
+                    numba_threads.SHARE = 1 << 60
                     one = least(step, rounds)
-                    numba_parts.SHARE = 1
+                    numba_threads.SHARE = 1
                     every = least(step, rounds)
                 print(f"  {name:<12}{size:>9}  NumPy {numpy:9.1f}  one thread {one:9.1f}  all threads {every:9.1f}")
     finally:
         namespace.SMALL = small
-        numba_parts.SHARE = share
+        numba_threads.SHARE = share

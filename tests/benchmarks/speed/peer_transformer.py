@@ -68,10 +68,8 @@ def _hips_autograd() -> tuple[Any, Gradients]:
     from autograd import value_and_grad
 
     def gradients_of(f: Any, parameters: list[Any], *arrays: Any) -> tuple[Any, list[Any]]:
-        if all(x.dtype.kind == "f" for x in arrays):  # with a gradient for the input
-            value, (gradients, _) = value_and_grad(f, (0, 1))(parameters, *arrays)
-        else:
-            value, gradients = value_and_grad(f)(parameters, *arrays)
+        floats = [i for i, x in enumerate(arrays, 1) if x.dtype.kind == "f"]  # the input has a gradient too
+        value, (gradients, *_) = value_and_grad(f, (0, *floats))(parameters, *arrays)
         return value, gradients
 
     return anp, gradients_of
