@@ -62,7 +62,7 @@ def chart(path: Path, rows: list[tuple[str, dict[str, list[float]]]]) -> None:
     axes.set_yticks([y for y, _ in ticks], [title.replace(", ", ",\n", 1) for _, title in ticks], fontsize=8)
     axes.set_ylim(place - 1, -1)
     axes.set_xlabel("time of a step as a multiple of PyTorch's (eager); shorter is faster")
-    axes.legend(fontsize=8, loc="center right")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=5)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
