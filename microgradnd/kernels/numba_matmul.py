@@ -38,7 +38,8 @@ DEPTH, HEIGHT, WIDTH = 256, 144, 4096  # HEIGHT is a multiple of TILE_ROWS, WIDT
 NEAR = 1024  # bytes: lines of the first matrix that are no farther from each other are read where they are
 PRODUCTS_PER_ELEMENT = 64  # of two numbers, that take as long as one element of other kernels
 
-# With vectors of 8 floats OpenBLAS is as fast; other BLAS libraries are faster, or may be; more threads were not measured.
+# With vectors of 8 floats OpenBLAS is as fast; other BLAS libraries are faster, or may be; nobody has measured more
+# threads.
 _blas: Any = np.show_config(mode="dicts")
 FASTER = AVX512 and THREADS <= 4 and "openblas" in str(_blas.get("Build Dependencies", {}).get("blas", {}).get("name"))
 
