@@ -17,27 +17,23 @@ LN_2_HIGH, LN_2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # Cody and Waite, 198
 ROUND = f4(1.5 * 2**23 + 127)
 ZERO, HALF, ONE = f4(0), f4(0.5), f4(1)
 DENSITY = f4(1 / np.sqrt(2 * np.pi))  # of the normal distribution, at 0
-LEAST = i4(-0x7F800001)  # what ordered gives for -inf
-
-
-@inline
-def ordered(bits):
-    """The bits of floats as integers in the order of the floats, and back."""
-    return i4(bits ^ i4(i4(bits >> 31) & i4(0x7FFFFFFF)))
+MINUS_INFINITY = i4(-0x00800000)  # its bits
 
 
 @inline
 def largest(x, r, n):
     """The largest of the first n elements of row r, -inf of none. With a NaN among them it is that or any other.
 
-    What is computed with it and the NaN is NaN in either case. Of integers, since the largest of floats, of which NaN
-    is neither more nor less, is not vectorised.
+    What is computed with it and the NaN is NaN in either case. By the bits as integers, since the largest of floats, of
+    which NaN is neither more nor less, is not vectorised: they have the order of the floats where these are positive,
+    and the opposite one where they are negative.
     """
-    m = LEAST
+    most = least = MINUS_INFINITY
     for i in range(n):
-        k = ordered(f4(x[r, i]).view(i4))
-        m = k if k > m else m
-    return i4(ordered(m)).view(f4)
+        bits = f4(x[r, i]).view(i4)
+        most = bits if bits > most else most
+        least = bits if bits < least else least
+    return i4(least if most < 0 else most).view(f4)
 
 
 @inline
