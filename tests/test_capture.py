@@ -208,8 +208,9 @@ def test_compiled_kernels() -> None:
     rng = np.random.default_rng(0)
     data = [(rng.integers(0, 11, (8, 64)), rng.integers(0, 11, (8, 64))) for _ in range(5)]
     with mg.kernels("numba"):
-        captured = assert_same_training(make, "adamw", data, max_norm=1.0)
-    assert replays(captured) == 2
+        first, captured = (assert_same_training(make, "adamw", data, max_norm=1.0) for _ in range(2))
+    assert replays(first) >= 2  # one less where the step is the first to need a kernel
+    assert replays(captured) == 3
     assert all(name in captured.source for name in ("layer_norm_gradient(", "bias_gelu(", "adam_all("))
 
 

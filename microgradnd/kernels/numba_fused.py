@@ -165,11 +165,9 @@ def _norm_gradients(kernel: Any, g: Any, x: Any, given: tuple[Any, ...], sums: i
     done = []
 
     def compute(before: Any) -> Any:
-        out = np.empty_like(x_rows)
-        before = (
-            np.empty((0, 0), np.float32, like=x) if before is None else _rows(before.astype(np.float32, copy=False))
-        )
-        kernel(parts.shape[1], x.size // parts.shape[1], _rows(g), *given, before, out, *parts)
+        nothing, out = np.empty((0, 0), np.float32, like=x), np.empty_like(x_rows)
+        sum_before = nothing if before is None else _rows(before.astype(np.float32, copy=False))
+        kernel(parts.shape[1], x.size // parts.shape[1], _rows(g), *given, sum_before, out, *parts)
         done.append(True)
         return out.reshape(x.shape)
 
@@ -242,9 +240,9 @@ def _update(kernel: Any, work: Sequence[tuple[Any, ...]], settings: tuple[float,
 
 
 def _run(kernel: Any, rows: Sequence[tuple[Any, ...]], parts: int | None, *args: Any) -> None:
-    """A kernel of all elements, or of so many parts of them: of arrays in contiguous memory, which it gets the ids of.
+    """Run a kernel of numba_optimisers for all elements of the arrays in ``rows``, or for so many parts of them.
 
-    They are held here until it is done.
+    The arrays are contiguous. It gets their ids alone: they are held here until it is done.
     """
     arrays = np.array([[id(x) for x in row] for row in rows], np.int64)
     edges = np.cumsum([0, *[row[0].size for row in rows]], dtype=np.int64)

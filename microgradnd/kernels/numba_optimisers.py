@@ -1,7 +1,7 @@
 """Kernels in Numba that take many float32 arrays at once: steps of optimisers, the norm of all gradients.
 
-Elements are counted through all parameters. A row of ``arrays`` has the ids of a parameter and of what belongs to it;
-they are the elements from edges[i] to edges[i + 1].
+Elements are counted through all parameters. Row i of ``arrays`` has the ids of parameter i and of what belongs to it;
+its elements are those from edges[i] to edges[i + 1].
 """
 
 from __future__ import annotations
