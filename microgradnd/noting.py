@@ -20,13 +20,14 @@ hook = _Hook()
 @overload
 def noted(function: F) -> F: ...
 @overload
-def noted(*, writes: Callable[..., Sequence[Any]]) -> Callable[[F], F]: ...
-def noted(function: Any = None, *, writes: Any = None) -> Any:
+def noted(*, writes: Callable[..., Sequence[Any]], bound: Callable[..., Any] | None = None) -> Callable[[F], F]: ...
+def noted(function: Any = None, *, writes: Any = None, bound: Any = None) -> Any:
     """A function that a recording notes as one call, not by what it does.
 
     It takes arrays, numbers, and lists and tuples of them, by position, and returns arrays that it has made, in a tuple
     if they are several. What it does depends on nothing else. With ``writes`` it changes arrays among its arguments:
-    those that ``writes`` picks out of the same arguments.
+    those that ``writes`` picks out of the same arguments. Where its first argument is the same in every replay, they
+    may call instead, with the other ones, what ``bound`` gives for it.
 
     >>> @noted(writes=lambda x, bias: [x])
     ... def add_bias(x, bias): ...
@@ -39,6 +40,7 @@ def noted(function: Any = None, *, writes: Any = None) -> Any:
                 return function(*args)
             return hook.call(function.__name__, function, args, () if writes is None else writes(*args))
 
+        function.bound = bound
         return wrapper
 
     return decorate if function is None else decorate(function)

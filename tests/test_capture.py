@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import subprocess
@@ -211,7 +212,7 @@ def test_compiled_kernels() -> None:
         first, captured = (assert_same_training(make, "adamw", data, max_norm=1.0) for _ in range(2))
     assert replays(first) >= 2  # one less where the step is the first to need a kernel
     assert replays(captured) == 3
-    assert all(name in captured.source for name in ("layer_norm_gradient(", "bias_gelu(", "adam_all("))
+    assert all(name in captured.source for name in ("layer_norm_gradient(", "bias_gelu(", "adam = adam_all_for("))
 
 
 def test_a_thousand_steps_by_compiled_kernels() -> None:
@@ -221,7 +222,7 @@ def test_a_thousand_steps_by_compiled_kernels() -> None:
     with mg.kernels("numba"):
         captured = assert_same_training(lambda: nn.MLP([64, 160, 10], rng=0), "adam", data)
     assert replays(captured) >= 990
-    assert "adam_all(" in captured.source
+    assert "adam = adam_all_for(" in captured.source
 
 
 # What is read anew
@@ -858,9 +859,37 @@ def test_saving_names_what_it_can_not_do(tmp_path: Path) -> None:
         kernel = mg.capture(lambda x: mg.gelu(x))
         for _ in range(3):
             kernel(np.ones(20000, np.float32))
-        with pytest.raises(CaptureError, match="compiled kernel"):
+        with pytest.raises(CaptureError, match=r"compiled kernel.*save\(path, x\)"):
             kernel.save(tmp_path / "kernel.py")
+        with pytest.raises(CaptureError, match="the arguments"):
+            kernel.save(tmp_path / "kernel.py", np.ones(10, np.float32))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_by_compiled_kernels_is_saved_with_numpys_functions(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on from where it was, which saving does not change."""
+    pytest.importorskip("numba")
+    with mg.kernels("numba"):
+        model = nn.Sequential(nn.Linear(24, 64, rng=0), nn.ReLU(), nn.Dropout(0.2, rng=1), nn.Linear(64, 5, rng=2))
+        updates = OPTIMIZERS[optimizer](model.parameters())
+        step = mg.capture(training_step(model, updates))
+        rng = np.random.default_rng(3)
+        X, y = rng.standard_normal((32, 24), np.float32), rng.integers(0, 5, 32)
+        for _ in range(4):
+            step(X, y)
+        before = state(model, updates)
+        step.save(tmp_path / f"kept_{optimizer}.py", X, y)
+        assert state(model, updates) == before
+        assert step.recordings[0].calls == 2
+        monkeypatch.syspath_prepend(tmp_path)
+        kept = importlib.import_module(f"kept_{optimizer}")
+        losses = [(float(kept.step(X, y)), step(X, y).item()) for _ in range(5)]
+    assert "numba" not in (tmp_path / f"kept_{optimizer}.py").read_text()
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
+    assert step.recordings[0].calls == 7
 
 
 def test_recording_and_verifying_take_the_memory_of_the_step_and_of_what_it_changes() -> None:

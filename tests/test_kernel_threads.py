@@ -322,7 +322,7 @@ def test_a_time_limit_is_no_damaged_cache(share: int, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(numba_threads, "SHARE", share)
     kernel = numba_parts.Kernel(increase._function)
-    monkeypatch.setattr(kernel, "_compiled", lambda cache=True: limited)
+    monkeypatch.setattr(kernel, "_call", limited)
     with pytest.raises(TimeoutError):
         kernel(4, 1, np.zeros(4))
     assert calls == [{1: 4, 10: 1}[share]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import is_narrow
-from ..kernels import SMALL, compiled
+from ..kernels import compiled, small
 from ..kernels.array_kernels import LARGE_PRODUCT, product
 from ..noting import noted
 from .narrow import in_float32, promoting
@@ -36,7 +36,7 @@ def _add_rows(out: Any, index: Any, x: Any) -> None:
     if index.min() < -len(out) or index.max() >= len(out):
         raise IndexError(f"index {index.min()} to {index.max()} is out of bounds for an axis of length {len(out)}")
     index = np.where(index < 0, index + len(out), index)
-    if x.size > SMALL and out.ndim == 2 and (fast := compiled(out, x)):
+    if x.size > small() and out.ndim == 2 and (fast := compiled(out, x)):
         return fast.add_rows(out, index, x)
     order = np.argsort(index, kind="stable")
     index = index[order]
@@ -205,5 +205,13 @@ _ours: dict[str, Any] = {f.__name__: f for f in _functions}
 _ours |= {f.__name__: in_float32(f) for f in (np.mean, np.var, np.vdot)}
 _ours["einsum"] = in_float32(np.einsum, first=1)
 _ours["where"] = promoting(np.where)
-_ours |= {"scatter_add": functools.partial(scatter_add, np), "SMALL": SMALL}
-namespace = SimpleNamespace(**{**vars(np), **_ours})
+_ours["scatter_add"] = functools.partial(scatter_add, np)
+
+
+class _Namespace(SimpleNamespace):
+    @property
+    def SMALL(self) -> int:
+        return small()
+
+
+namespace = _Namespace(**{**vars(np), **_ours})

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 CHOICES = ("numpy", "numba", "auto")
-# Up to so many elements NumPy computes. Compiled kernels win from a thousand on (tests/benchmarks/kernels.py), but a
-# program that has only small arrays shall not wait for Numba, which takes half a second to load.
-SMALL = 1 << 13
+# Up to so many elements NumPy computes: where kernels win in tests/benchmarks/kernels.py; but a program that has only
+# small arrays shall not wait for Numba, which takes half a second to load, unless it has asked for it.
+SMALL = {"numba": 1 << 8, "auto": 1 << 13, "numpy": 1 << 13}
 
 
 class kernels:
@@ -27,8 +27,9 @@ class kernels:
     ...     loss = step()
 
     Args:
-        choice: ``"numpy"``; ``"numba"``, kernels compiled by Numba for large float32 arrays (small ones and other
-            dtypes stay with NumPy); ``"auto"``, at first, is ``"numba"`` where it is installed.
+        choice: ``"numpy"``; ``"numba"``, kernels compiled by Numba for float32 arrays of more than 256 elements
+            (smaller ones and other dtypes stay with NumPy); ``"auto"``, at first, where Numba is installed the same
+            for arrays of more than 8,192, so that small models need not wait half a second for it.
 
     For CuPy arrays ``"numpy"`` means the array library's own functions, and both of the others kernels in CUDA C++,
     which exist for float16, bfloat16, float32 and float64, whatever the size.
@@ -55,6 +56,11 @@ class kernels:
 
     def __exit__(self, *exception: object) -> None:
         kernels.current = self._before
+
+
+def small() -> int:
+    """Up to so many elements arrays on the host stay with NumPy."""
+    return SMALL[kernels.current]
 
 
 def installed() -> bool:

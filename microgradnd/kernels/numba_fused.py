@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +16,10 @@ from . import numba_kernels as kernels
 from . import numba_matmul
 from . import numba_optimisers as optimisers
 from .numba_compiler import contiguous
+from .numba_threads import SHARE
 
-PARTS = 16  # in which sums over all rows are added up: a constant, so that results do not depend on the threads
+PARTS = 16  # at most, in which sums over all rows are added up
+FEW_ROWS = 64  # for which one sum is as good as several
 BIAS_GELU = ("none",)  # what bias_gelu knows
 TRUSTS_LABELS = True  # cross_entropy reads where labels point to: they have to be checked before
 
@@ -79,6 +82,35 @@ def add_bias(x: Any, bias: Any) -> Any:
     return x
 
 
+def _sums(x: Any, number: int = 1) -> tuple[list[Any], list[Any]]:
+    """Memory for sums over all rows of x, (parts, n), or (n,) for a single part; the same as matrices.
+
+    A part is of neighbouring rows. Their number depends on the shape alone, and so do results, not on the threads.
+    """
+    count, n = x.shape
+    parts = max(1, min(PARTS, count, max(x.size // SHARE, count // FEW_ROWS)))
+    sums = [np.empty((parts, n) if parts > 1 else n, np.float32, like=x) for _ in range(number)]
+    return sums, [x.reshape(parts, n) for x in sums]
+
+
+def _total(x: Any) -> Any:
+    """The sum of all parts."""
+    return x if x.ndim == 1 else x.sum(axis=0)
+
+
+def bias_relu(inner: Any, bias: Any) -> tuple[Any, Any]:
+    """max(inner + bias, 0), in the memory of ``inner``, a matrix, and what bias_gelu gives."""
+    bias = np.zeros(inner.shape[1], np.float32) if bias is None else contiguous(bias)
+    kernels.bias_relu(*inner.shape, inner, bias)
+
+    def gradient(g: Any) -> tuple[Any, Any]:
+        gx, ((total,), (parts,)) = np.empty_like(inner), _sums(inner)
+        kernels.relu_gradient(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
+        return gx, lambda: _total(total)
+
+    return inner, gradient
+
+
 def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, Any]:
     """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias."""
     count, n = inner.shape
@@ -87,9 +119,9 @@ def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, An
     kernels.bias_gelu(count, n, inner, bias, out)
 
     def gradient(g: Any) -> tuple[Any, Any]:
-        gx, parts = np.empty_like(inner), np.zeros((min(PARTS, count), n), np.float32, like=inner)
+        gx, ((total,), (parts,)) = np.empty_like(inner), _sums(inner)
         kernels.bias_gelu_gradient(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
-        return gx, lambda: parts.sum(axis=0)
+        return gx, lambda: _total(total)
 
     return out, gradient
 
@@ -160,21 +192,20 @@ def _norm_gradients(kernel: Any, g: Any, x: Any, given: tuple[Any, ...], sums: i
     The kernel computes all of them when the first is asked for: that of x, if it is at all.
     """
     x_rows = given[0]
-    count, n = x_rows.shape
-    parts = np.zeros((sums, min(PARTS, count), n), np.float32, like=x)
+    totals, parts = _sums(x_rows, sums)
     done = []
 
     def compute(before: Any) -> Any:
         nothing, out = np.empty((0, 0), np.float32, like=x), np.empty_like(x_rows)
         sum_before = nothing if before is None else _rows(before.astype(np.float32, copy=False))
-        kernel(parts.shape[1], x.size // parts.shape[1], _rows(g), *given, sum_before, out, *parts)
+        kernel(len(parts[0]), x.size // len(parts[0]), _rows(g), *given, sum_before, out, *parts)
         done.append(True)
         return out.reshape(x.shape)
 
     def total(i: int) -> Any:
         if not done:  # x needs no gradient
             compute(None)
-        return parts[i].sum(axis=0)
+        return _total(totals[i])
 
     return Onto(compute), *[lambda i=i: total(i) for i in range(sums)]
 
@@ -191,7 +222,7 @@ def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
         kernels.cross_entropy_gradient(*x.shape, g / np.float32(count), x, labels, largest, total, gx)
         return (gx.reshape(logits.shape),)
 
-    return loss.sum() / np.float32(count), pullback
+    return loss.dot(np.ones(count, np.float32, like=x)) / np.float32(count), pullback
 
 
 def attention_weights(scores: Any, first: int) -> tuple[Any, Any, Any]:
@@ -221,34 +252,62 @@ def add_rows(out: Any, index: Any, x: Any) -> None:
     kernels.add_rows(-(-x.shape[-1] // kernels.COLUMNS), index.size * kernels.COLUMNS, index, _rows(x), out)
 
 
-@noted(writes=lambda work, *settings: [x for p, _, *averages in work for x in (p, *averages)])
+def _updating(kernel: Any) -> Callable[[Any], Any]:
+    """A decorator for the step of an optimiser by this kernel."""
+
+    def decorate(function: Any) -> Any:
+        def bound(work: Sequence[tuple[Any, ...]]) -> Callable[..., None]:
+            """The same for arrays that stay where they are: they are looked at once."""
+            rows = _changing(work)
+            if any(x is not y for row, given in zip(rows, work, strict=True) for x, y in zip(row, given, strict=True)):
+                return functools.partial(function, work)  # some have to be copied each time
+            prepared = _prepared(rows)
+
+            def update(*settings: float, held: Any = rows) -> None:
+                kernel.run(*prepared, *settings)
+
+            return update
+
+        return noted(writes=lambda work, *settings: [x for p, _, *rest in work for x in (p, *rest)], bound=bound)(
+            function
+        )
+
+    return decorate
+
+
+@_updating(optimisers.adam_all)
 def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> None:
     """A step of all (p, g, m, v) in place. The settings are those of the kernel, in its order."""
-    _update(optimisers.adam_all, work, settings)
+    _run(optimisers.adam_all, _changing(work), None, *settings)
 
 
-@noted(writes=lambda work, *settings: [x for p, _, *v in work for x in (p, *v)])
+@_updating(optimisers.sgd_all)
 def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: float) -> None:
     """A step of all (p, g) in place; of all (p, g, v) with momentum."""
-    _update(optimisers.sgd_all, work, (decay, momentum, lr))
+    _run(optimisers.sgd_all, _changing(work), None, decay, momentum, lr)
 
 
-def _update(kernel: Any, work: Sequence[tuple[Any, ...]], settings: tuple[float, ...]) -> None:
+def _changing(work: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     # The gradient of a 0-d parameter may be a number.
-    rows = [(_changed(p), np.asarray(g, np.float32, order="C"), *map(_changed, rest)) for p, g, *rest in work]
-    _run(kernel, rows, None, *settings)
+    return [(_changed(p), np.asarray(g, np.float32, order="C"), *map(_changed, rest)) for p, g, *rest in work]
 
 
 def _run(kernel: Any, rows: Sequence[tuple[Any, ...]], parts: int | None, *args: Any) -> None:
-    """Run a kernel of numba_optimisers for all elements of the arrays in ``rows``, or for so many parts of them.
+    """Run a kernel of numba_optimisers for all elements of the arrays in ``rows``, or for so many parts of them."""
+    kernel.run(*_prepared(rows, parts), *args)
 
-    The arrays are contiguous. It gets their ids alone: they are held here until it is done.
-    """
-    arrays = np.array([[id(x) for x in row] for row in rows], np.int64)
-    edges = np.cumsum([0, *[row[0].size for row in rows]], dtype=np.int64)
+
+def _prepared(rows: Sequence[tuple[Any, ...]], parts: int | None = None) -> tuple[int, int, Any, Any]:
+    """Its first arguments. It gets the ids alone of the arrays, which are contiguous: somebody has to hold them."""
+    return _counted(tuple([tuple(map(id, row)) for row in rows]), tuple([row[0].size for row in rows]), parts)
+
+
+@functools.lru_cache(maxsize=64)  # steps meet the same arrays again and again
+def _counted(ids: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], parts: int | None) -> tuple[int, int, Any, Any]:
+    edges = np.cumsum([0, *sizes], dtype=np.int64)
     total = int(edges[-1])
     count = total if parts is None else parts
-    kernel.run(count, -(-total // max(1, count)), arrays, edges, *args)
+    return count, -(-total // max(1, count)), np.array(ids, np.int64), edges
 
 
 def _changed(x: Any) -> Any:

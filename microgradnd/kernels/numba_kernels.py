@@ -59,10 +59,36 @@ def bias_gelu_gradient(begin, end, g, x, out, bias_parts):
     rows, n = x.shape
     parts = len(bias_parts)
     for part in range(begin, end):
+        for i in range(n):
+            bias_parts[part, i] = ZERO
         for r in range(part * rows // parts, (part + 1) * rows // parts):
             for i in range(n):
                 d = g[r, i] * gelu_slope(x[r, i])
                 out[r, i] = d
+                bias_parts[part, i] += d
+
+
+@Kernel
+def bias_relu(begin, end, x, bias):
+    """In place; NaN stays NaN."""
+    for r in range(begin, end):
+        for i in range(x.shape[1]):
+            z = x[r, i] + bias[i]
+            x[r, i] = ZERO if z < ZERO else z
+
+
+@Kernel
+def relu_gradient(begin, end, g, out, gx, bias_parts):
+    """For the rectifier's result ``out``. See layer_norm_gradient for the parts."""
+    rows, n = out.shape
+    parts = len(bias_parts)
+    for part in range(begin, end):
+        for i in range(n):
+            bias_parts[part, i] = ZERO
+        for r in range(part * rows // parts, (part + 1) * rows // parts):
+            for i in range(n):
+                d = g[r, i] if out[r, i] > ZERO else ZERO
+                gx[r, i] = d
                 bias_parts[part, i] += d
 
 
@@ -218,6 +244,8 @@ def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, before, out
     rows, n = x.shape
     parts = len(weight_parts)
     for part in range(begin, end):
+        for i in range(n):
+            weight_parts[part, i] = bias_parts[part, i] = ZERO
         for r in range(part * rows // parts, (part + 1) * rows // parts):
             m, left, s = mean[r], rest[r], scale[r]
             total = along = ZERO
@@ -256,6 +284,8 @@ def rms_norm_gradient(begin, end, g, x, weight, scale, before, out, weight_parts
     rows, n = x.shape
     parts = len(weight_parts)
     for part in range(begin, end):
+        for i in range(n):
+            weight_parts[part, i] = ZERO
         for r in range(part * rows // parts, (part + 1) * rows // parts):
             s = scale[r]
             along = ZERO

@@ -46,13 +46,14 @@ class Team:
 
     def run(self, function: Callable[..., None], count: int, width: int, args: tuple[Any, ...]) -> None:
         """``function(count, parts, board, *args)``, compiled, in as many parts as count * width elements are worth."""
-        parts = max(1, min(self.size, count, count * width // SHARE))
-        if parts > 1:
-            if len(self._workers) < self.size - 1:
-                self._start()
-            for bell, state in zip(self._bells, self._board[1:parts, STATE // 8].tolist(), strict=False):
-                if state == ASLEEP and bell.empty():  # a bell that has been rung will be heard
-                    bell.put(None)
+        parts = count * width // SHARE
+        if parts < 2 or (parts := min(self.size, count, parts)) < 2:
+            return function(count, 1, self._address, *args)
+        if len(self._workers) < self.size - 1:
+            self._start()
+        for bell, state in zip(self._bells, self._board[1:parts, STATE // 8].tolist(), strict=False):
+            if state == ASLEEP and bell.empty():  # a bell that has been rung will be heard
+                bell.put(None)
         function(count, parts, self._address, *args)
 
     def _start(self) -> None:

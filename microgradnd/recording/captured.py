@@ -12,6 +12,7 @@ from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from ..backends.memory import give_back_freed_memory
+from ..kernels import kernels
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, leaves
 from .instructions import CaptureError, active, is_recording
@@ -105,14 +106,34 @@ class Captured(Generic[P, R]):
         """The latest recording as Python: buffers, then the function. Raises CaptureError before the first call."""
         return self._recorded().source
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write the latest recording as a module, ``path``, that needs NumPy alone, and its arrays to ``.npz`` beside.
 
         The module's ``step`` goes on from the parameters, optimiser state and random generators of this moment, takes
-        the arguments of this one and returns arrays. Raises CaptureError for a recording that calls compiled kernels:
-        capture within ``mg.kernels("numpy")``.
+        the arguments of this one and returns arrays. Where the recording calls compiled kernels, hand over the
+        arguments of a call too: it is recorded with NumPy's functions, and what it changes is put back. Raises
+        CaptureError without them, and where they are unlike those that were recorded.
         """
-        save(self._recorded(), path)
+        recording = self._recorded()
+        save(self._recorded_with_numpy(recording, args, kwargs) if args or kwargs else recording, path)
+
+    def _recorded_with_numpy(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+        with self._lock:
+            reason = recording.why_not(args, kwargs)
+            if reason is not None:
+                raise CaptureError(f"save: not what was recorded: {reason}")
+            given = leaves(args, kwargs)
+            before = State(recording.reach, recording.generators, recording.changed_arrays(given))
+            other: Captured[..., Any] = Captured(self._step)
+            with kernels("numpy"):
+                try:
+                    for _ in range(3):  # seen, recorded, and compared
+                        other(*args, **kwargs)
+                finally:
+                    before.put_back()
+                    for place, _ in recording.sets:
+                        place.set(place.value)
+            return other._recorded()
 
     def _recorded(self) -> Recording:
         if not self.recordings:

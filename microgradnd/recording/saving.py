@@ -32,6 +32,9 @@ import numpy as np
 arrays = np.load(Path(__file__).with_name({arrays!r}))
 '''
 
+# What stands for functions that look for compiled kernels.
+WITHOUT_KERNELS = {"compiled": "def compiled(*arrays):\n    return None", "small": "def small():\n    return 0"}
+
 
 def save(recording: Recording, path: str | os.PathLike[str]) -> None:
     """Write ``path`` and, under the same name with the suffix .npz, its arrays."""
@@ -68,9 +71,10 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
     definitions: dict[str, str] = {}
     imports: set[str] = set()
     for name, function in recording.functions.items():
-        if hasattr(function, "__self__"):
+        if ".kernels.numba_" in inspect.unwrap(function).__module__ or hasattr(function, "__self__"):
             raise CaptureError(
-                f"save: the recording calls {name}, a compiled kernel; capture the step within mg.kernels('numpy')"
+                f"save: the recording calls {name}, a compiled kernel; hand over the arguments of a call too, "
+                f"save(path, {', '.join(recording.parameters) or '...'}), for one with NumPy's functions"
             )
         _define(name, function, definitions, imports)
     lines = [HEADER.format(arrays=arrays, module=module, arguments=", ".join(recording.parameters))]
@@ -105,8 +109,8 @@ def _define(name: str, function: Any, definitions: dict[str, str], imports: set[
     definitions[name] = ""  # its place, should it call itself
     for used in globals_in(function.__code__):
         value = function.__globals__.get(used)
-        if used == "compiled":  # compiled kernels: there are none here
-            definitions[used] = "def compiled(*arrays):\n    return None"
+        if used in WITHOUT_KERNELS:
+            definitions[used] = WITHOUT_KERNELS[used]
         elif isinstance(value, ModuleType) and value is not np:
             imports.add(f"import {value.__name__}")
         elif isinstance(value, FunctionType):

@@ -340,13 +340,13 @@ def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator
 
 def _call(name: str, function: Any, args: tuple[Any, ...], writes: Sequence[Any] = ()) -> Any:
     """A call of a function that is noted as a whole, or of a kernel, which writes into some of its arguments."""
-    is_kernel = hasattr(function, "run")
-    function = function.run if is_kernel else function
+    is_kernel = hasattr(function, "replayed")
     if not any(type(x) in HANDLES for x in flat(args)):
-        return function(*args)
-    return recorder().call(
-        "kernel" if is_kernel else "whole", name, function, args, writes=tuple(map(to_write, writes))
-    )
+        return function.run(*args) if is_kernel else function(*args)
+    kind = "kernel" if is_kernel else "whole"
+    if is_kernel:
+        function, args = function.replayed(args, recorder().unwrapped(args)[0])
+    return recorder().call(kind, name, function, args, writes=tuple(map(to_write, writes)))
 
 
 def _names(function: Any, count: int) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..dtypes import BFLOAT16
 from .arrays import OPERATORS, UNARY
-from .instructions import GIVEN, Instruction, Variable, bare
+from .instructions import GIVEN, Instruction, Variable, bare, variables
 from .program import ALIGNMENT, SHAPING, Program, may_diverge
 
 SYMBOLS = {
@@ -117,12 +117,16 @@ class Text:
         if variable not in self.names:
             wish = re.sub(r"\W+", "_", wish).strip("_") or "x"
             wish = f"x_{wish}" if wish[0].isdigit() else wish
-            name, i = wish, 1
-            while name in self._taken:
-                name, i = f"{wish}_{i}", i + 1
-            self._taken.add(name)
-            self.names[variable] = name
+            self.names[variable] = self._unused(wish)
         return self.names[variable]
+
+    def _unused(self, wish: str) -> str:
+        """A name that stands for nothing so far: this one, or with a number."""
+        name, i = wish, 1
+        while name in self._taken:
+            name, i = f"{wish}_{i}", i + 1
+        self._taken.add(name)
+        return name
 
     def _function(self, x: Instruction) -> str:
         """The name of a function of ours; of two with the same name one gets a number."""
@@ -296,7 +300,14 @@ class Text:
         if x.kind in ("method", "draw"):
             return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords])})"
         name = self._function(x) if x.kind in ("whole", "kernel") else x.name
+        if x.kind == "whole" and getattr(x.function, "bound", None) and self._is_static(x.args[0]):
+            self.functions[f"{name}_for"], short = x.function.bound, self._unused(name.removesuffix("_all"))
+            self._setup.append(f"{short} = {name}_for({args.pop(0)})")
+            name = short
         return f"{name}({', '.join([*args, *keywords])})"
+
+    def _is_static(self, value: Any) -> bool:
+        return all(map(self.program.is_static, variables(value)))
 
     def _index(self, index: Any) -> str:
         parts = index if type(index) is tuple else (index,)
