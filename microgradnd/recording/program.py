@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from ..dtypes import is_narrow, is_numeric
 from .arrays import OPERATORS
+from .chains import Chain, chains
 from .copies import without_copies
 from .instructions import GIVEN, CaptureError, Instruction, Variable, bare
 
@@ -42,6 +43,7 @@ class Program:
         constant: roots that no replay changes.
         planned: roots with a buffer of their own: (offset in the memory that they share, or None). On a device only
             what elementwise functions and products of matrices give; for the rest CuPy's pool serves every call.
+        chains: elementwise operations that replays do block by block, by the position of the first one.
         memory: bytes of the memory that is shared; ``device_memory`` of that on a device.
         last: the position in ``body`` of the last instruction that uses a root.
     """
@@ -65,6 +67,7 @@ class Program:
             self.ending.setdefault(i, []).append(root)
         self.leaving = {variable.root for variable in outputs}
         self.planned: dict[Variable, int | None] = {}
+        self.chains = chains(self.body, self.last, self.leaving | kept, self.computes_nothing, can_write)
         self.memory = self.device_memory = 0
         self._plan()
 
@@ -98,21 +101,35 @@ class Program:
             return True
         return self.is_view(instruction) and all(map(self.is_static, instruction.reads()))
 
+    def computes_nothing(self, x: Instruction) -> bool:
+        """Whether an instruction gives a view, or is run before all replays."""
+        return self.is_view(x) or self.is_hoisted(x)
+
     def _plan(self) -> None:
-        """A place in memory for each array that an instruction can write into, free again after its last use."""
+        """A place in memory for each array that an instruction can write into, free again after its last use.
+
+        Of a chain, whose operations are done by turns, all that it uses is free after the last one. The result of one
+        may still take the place of what that one is the last to read, since they lie alike.
+        """
         ends, leaving, kept = self.ending, self.leaving, self.kept
+        chain: Chain | None = None
+        left: list[Variable] = []  # by the operations of a chain
         free = {False: _Free(), True: _Free()}  # of the host, and of a device
         root: Variable | None
         for i, x in enumerate(self.body):
             dying = [root for root in ends.get(i, []) if self.planned.get(root) is not None and root not in leaving]
             root = x.results[0] if len(x.results) == 1 else None
-            if root is not None and root.root is root and root not in self.constant and can_write(x, root):
+            chain = self.chains.get(i, chain)
+            if root is not None and chain is not None and root in chain.temporaries:
+                pass  # the memory of a block
+            elif root is not None and root.root is root and root not in self.constant and can_write(x, root):
                 if root.is_on_device and root in leaving and root not in kept:
                     pass  # it would have to be copied
                 elif root in kept:
                     self.planned[root] = None
                 else:
-                    taken = self._in_place(x, root, dying)
+                    across = chain.across if chain is not None else ()
+                    taken = self._in_place(x, root, [dead for dead in dying if dead not in across])
                     if taken is not None:
                         self.planned[root] = self.planned[taken]
                         dying.remove(taken)
@@ -121,8 +138,12 @@ class Program:
             unread = root is not None and root in ends.get(i, []) and self.planned.get(root) is not None
             if root is not None and unread and root not in leaving and root not in dying:
                 dying.append(root)
-            for dead in dying:
+            left += dying
+            if chain is not None and i < chain.last:
+                continue
+            for dead in left:
                 free[dead.is_on_device].give(self.planned[dead], _size(dead))
+            chain, left = None, []
         self.memory, self.device_memory = free[False].end, free[True].end
 
     def _in_place(self, x: Instruction, root: Variable, dying: list[Variable]) -> Variable | None:

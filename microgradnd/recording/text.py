@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dtypes import BFLOAT16
 from .arrays import OPERATORS, UNARY
+from .chains import Chain
 from .instructions import GIVEN, Instruction, Variable, bare, variables
 from .program import ALIGNMENT, SHAPING, Program, may_diverge
 
@@ -74,6 +75,9 @@ class Text:
                 self._taken.add(self._function(x))
         for variable in (*arguments, *numbers):
             self._name(variable, variable.name)
+        self._in_blocks: dict[Variable, str] = {}  # what arrays are called within the loop that is being written
+        self._blocks: dict[Any, str] = {}  # memory for what only a chain uses
+        self._turn: tuple[str, str] | None = None  # what counts the rows in loops, and the rows of a turn
         self._setup: list[str] = []
         self._lines: list[str] = []
         self._first_change = 1 << 30
@@ -85,11 +89,17 @@ class Text:
         for root, offset in program.planned.items():
             self._buffer(root, offset)
         pending = {place: (variable, program.depending_on(variable)) for place, variable in written_numbers.items()}
+        end = -1  # of the chain that has been written
         for i, x in enumerate(program.body):
-            reads = set(x.reads())
+            chain = program.chains.get(i)
+            reads = {v for y in program.body[i : i + 1 if chain is None else chain.last + 1] for v in y.reads()}
             for place in [place for place, (_, users) in pending.items() if users & reads]:
                 self._write_number(place, pending.pop(place)[0])  # when the optimiser does, should a later one fail
-            self._write(x)
+            if chain is not None:
+                self._write_chain(chain)
+                end = chain.last
+            elif i > end:
+                self._write(x)
             self._release(i)
         self._note = ""
         for place, (variable, _) in pending.items():
@@ -156,7 +166,7 @@ class Text:
 
     def _term(self, value: Any) -> str:
         if type(value) is Variable:
-            return self._name(value, value.name)
+            return self._in_blocks.get(value) or self._name(value, value.name)
         text = literal(value, self._term)
         return f"({text})" if text.startswith("-") else text
 
@@ -209,10 +219,51 @@ class Text:
             self._note = x.note
             if x.note:
                 self._line(f"# {x.note}")
-        shapes = ", ".join(str(v.shape) for v in x.results if v.shape is not None and v.root is v)
+        whole = [] if self._in_blocks else x.results
+        shapes = ", ".join(str(v.shape) for v in whole if v.shape is not None and v.root is v)
         for line in text.split("\n"):
             self._line(line, shapes)
             shapes = ""
+
+    def _write_chain(self, chain: Chain) -> None:
+        """A loop over blocks of rows."""
+        body = self.program.body
+        for x in body[chain.first : chain.last]:
+            if self.program.computes_nothing(x) and not any(v.root in chain.temporaries for v in x.results):
+                self._write(x)
+        operations = [body[i] for i in chain.members]
+        if any(v.root.kind in GIVEN for x in operations for v in x.writes):
+            self._changes()  # in the first turn: in the second one what comes before it follows
+        count, step = chain.shape[0], chain.step
+        self._turn = self._turn or (self._unused("i"), self._unused("rows"))
+        turn, rows = self._turn
+        for x in operations:
+            for v in x.results:
+                self._name(v, self._wish(x, v))
+            for v in (*x.reads(), *x.results):
+                if v.root in chain.temporaries:
+                    block = self._block(v, (step, *chain.shape[1:]), chain.temporaries[v.root])
+                    self._in_blocks[v] = block if count % step == 0 else f"{block}[: {count} - {turn}]"
+                elif chain.is_split(v):
+                    self._in_blocks[v] = f"{self._name(v, v.name)}[{rows}]"
+        self._line(f"for {turn} in range(0, {count}, {step}):", "rows that stay in the cache")
+        before = len(self._lines)
+        self._line(f"{rows} = slice({turn}, {turn} + {step})")
+        for x in operations:
+            self._write(x)
+        self._in_blocks = {}
+        self._lines[before:] = [f"    {line}" for line in self._lines[before:]]
+
+    def _block(self, v: Variable, shape: tuple[int, ...], number: int) -> str:
+        """The name of memory for a block of a temporary, or of a view of it in another dtype."""
+        key = shape, v.root.dtype, v.dtype, number
+        if key not in self._blocks:
+            self._blocks[key] = self._unused("block" if v.dtype == v.root.dtype else "block_view")
+            value = f"np.empty({literal(shape)}, {literal(v.dtype)})"
+            if v.dtype != v.root.dtype:
+                value = f"{self._block(v.root, shape, number)}.view({literal(v.dtype)})"
+            self._setup.append(f"{self._blocks[key]} = {value}")
+        return self._blocks[key]
 
     def _statement(self, x: Instruction) -> str:
         args = [self._term(arg) for arg in x.args] if x.kind not in ("getitem", "setitem", "draw") else []
@@ -230,8 +281,8 @@ class Text:
                 return f"{args[0]}[...] = {args[0]} ** {args[1]}"
             return f"np.{OPERATORS[x.name]}({args[0]}, {args[1]}, {args[0]})"
         root = x.results[0] if len(x.results) == 1 else None
-        if root is not None and root in self.program.planned:
-            return self._into(x, args, self.names[root])
+        if root is not None and (root in self.program.planned or root in self._in_blocks):
+            return self._into(x, args, self._term(root))
         expression = self._expression(x, args)
         if not x.results:
             return expression
@@ -319,6 +370,8 @@ class Text:
         program = self.program
         for root in program.ending.get(i, ()):
             if root.kind != "made" or root.shape is None or root in program.leaving or program.is_static(root):
+                continue
+            if any(root in chain.temporaries for chain in program.chains.values()):
                 continue
             if math.prod(root.shape) * root.dtype.itemsize >= LARGE:
                 names = [name for v, name in self.names.items() if v.root is root]
