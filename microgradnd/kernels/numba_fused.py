@@ -261,11 +261,8 @@ def _updating(kernel: Any) -> Callable[[Any], Any]:
             rows = _changing(work)
             if any(x is not y for row, given in zip(rows, work, strict=True) for x, y in zip(row, given, strict=True)):
                 return functools.partial(function, work)  # some have to be copied each time
-            prepared = _prepared(rows)
-
-            def update(*settings: float, held: Any = rows) -> None:
-                kernel.run(*prepared, *settings)
-
+            update: Any = kernel.on(*_prepared(rows))
+            update.arrays = rows  # held
             return update
 
         return noted(writes=lambda work, *settings: [x for p, _, *rest in work for x in (p, *rest)], bound=bound)(

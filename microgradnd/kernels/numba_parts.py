@@ -81,6 +81,12 @@ class Kernel:
         self.run(0, 1, *real[2:])  # compiled
         return self._call, (count, 1, 0, *_in_float32(args[2:]))
 
+    def on(self, count: int, width: int, *args: Any) -> Callable[..., None]:
+        """For a kernel with a signature: a function of the remaining arguments, numbers, that does the same as run."""
+        if count * width >= 2 * numba_threads.SHARE:
+            return functools.partial(self.run, count, width, *args)
+        return functools.partial(self._call or self._compile(), count, 1, 0, *args)
+
     def _compile(self, cache: bool = True) -> Callable[..., None]:
         """A function (count, parts, board, *arrays) that does all parts of a call.
 
