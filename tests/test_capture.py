@@ -225,6 +225,29 @@ def test_a_thousand_steps_by_compiled_kernels() -> None:
     assert "adam = adam_all_for(" in captured.source
 
 
+@pytest.mark.parametrize("kernels", ["numpy", "numba"])
+@pytest.mark.parametrize("classes", [10, 50])
+def test_class_indices_out_of_range_are_refused_by_replays(kernels: str, classes: int) -> None:
+    if kernels == "numba":
+        pytest.importorskip("numba")
+    with mg.kernels(kernels):
+        model = nn.Linear(8, classes, rng=0)
+        step = mg.capture(training_step(model, nn.SGD(model.parameters(), 0.1)))
+        X, y = np.ones((300, 8), np.float32), np.zeros(300, np.int64)
+        for _ in range(4):
+            step(X, y)
+        before = bits(*model.parameters())
+        for wrong in (classes, -1, 1 << 40):
+            y[7] = wrong
+            with pytest.raises(IndexError, match=f"to {classes - 1}"):
+                step(X, y)
+            y[7] = 1
+            assert bits(*model.parameters()) == before
+            for _ in range(3):  # recorded again
+                step(X, y)
+            before = bits(*model.parameters())
+
+
 # What is read anew
 
 

@@ -282,8 +282,8 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
         targets = xp.asarray(targets)
     if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
         _check_labels(logits, targets)
-        if fast.TRUSTS_LABELS:
-            _flat_index(xp, targets, logits.size // logits.shape[-1], logits.shape[-1], 1)
+        if fast.TAKES_FLAT_INDEX:
+            targets = _flat_index(xp, targets, logits.size // logits.shape[-1], logits.shape[-1], 1)
         return fast.cross_entropy(logits, targets)
     if is_narrow(logits.dtype):  # its sums over thousands of rows are beyond its range
         loss, wide_pullback = cross_entropy(xp, _wide(logits), targets)

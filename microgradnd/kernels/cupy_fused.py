@@ -14,11 +14,11 @@ from .cupy_rows import layer_norm, log_softmax, rms_norm, softmax
 from .cupy_scatter import add_rows
 
 BIAS_GELU = ("none", "tanh")  # what bias_gelu knows
-TRUSTS_LABELS = False  # of labels out of range cross_entropy is NaN
+TAKES_FLAT_INDEX = False  # but labels: of those out of range cross_entropy is NaN
 
 __all__ = [
     "BIAS_GELU",
-    "TRUSTS_LABELS",
+    "TAKES_FLAT_INDEX",
     "adam_all",
     "add_rows",
     "bias_gelu",

@@ -21,7 +21,7 @@ from .numba_threads import SHARE
 PARTS = 16  # at most, in which sums over all rows are added up
 FEW_ROWS = 64  # for which one sum is as good as several
 BIAS_GELU = ("none",)  # what bias_gelu knows
-TRUSTS_LABELS = True  # cross_entropy reads where labels point to: they have to be checked before
+TAKES_FLAT_INDEX = True  # cross_entropy, which reads where it points to: what makes it has checked the labels
 
 product = numba_matmul.product
 
@@ -210,16 +210,15 @@ def _norm_gradients(kernel: Any, g: Any, x: Any, given: tuple[Any, ...], sums: i
     return Onto(compute), *[lambda i=i: total(i) for i in range(sums)]
 
 
-def cross_entropy(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """For class indices, which have been checked: a copy is kept, since backward writes where they point to."""
-    x = _rows(logits)
-    count, labels = len(x), _flat(labels.astype(np.intp))
+def cross_entropy(logits: Any, index: Any) -> tuple[Any, Any]:
+    """For the places of each row's class among all elements: nobody else has this array, which backward needs."""
+    x, count = _rows(logits), len(index)
     loss, largest, total = (np.empty(count, np.float32, like=x) for _ in range(3))
-    kernels.cross_entropy(*x.shape, x, labels, loss, largest, total)
+    kernels.cross_entropy(*x.shape, x, index, loss, largest, total)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         gx = np.empty_like(x)
-        kernels.cross_entropy_gradient(*x.shape, g / np.float32(count), x, labels, largest, total, gx)
+        kernels.cross_entropy_gradient(*x.shape, g / np.float32(count), x, index, largest, total, gx)
         return (gx.reshape(logits.shape),)
 
     return loss.dot(np.ones(count, np.float32, like=x)) / np.float32(count), pullback

@@ -302,26 +302,27 @@ def rms_norm_gradient(begin, end, g, x, weight, scale, before, out, weight_parts
 
 
 @Kernel
-def cross_entropy(begin, end, x, labels, loss, shift, total):
+def cross_entropy(begin, end, x, index, loss, shift, total):
+    """``index`` says where among all elements each row's class is."""
     n = x.shape[1]
     for r in range(begin, end):
         m = largest(x, r, n)
         t = ZERO
         for i in range(n):
             t += exp(x[r, i] - m)
-        loss[r] = np.log(t) - (x[r, labels[r]] - m)
+        loss[r] = np.log(t) - (x[r, index[r] - r * n] - m)
         shift[r] = m
         total[r] = t
 
 
 @Kernel
-def cross_entropy_gradient(begin, end, g, x, labels, shift, total, out):
+def cross_entropy_gradient(begin, end, g, x, index, shift, total, out):
     n = x.shape[1]
     for r in range(begin, end):
         share = g / total[r]
         for i in range(n):
             out[r, i] = exp(x[r, i] - shift[r]) * share
-        out[r, labels[r]] -= g
+        out[r, index[r] - r * n] -= g
 
 
 @Kernel
