@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import BFLOAT16
 from .arrays import OPERATORS, UNARY
 from .chains import Chain
 from .instructions import GIVEN, Instruction, Variable, bare, variables
+from .literals import literal, slice_text
 from .program import ALIGNMENT, SHAPING, Program, may_diverge
 
 SYMBOLS = {
@@ -362,7 +362,7 @@ class Text:
 
     def _index(self, index: Any) -> str:
         parts = index if type(index) is tuple else (index,)
-        text = ", ".join(_slice(part, self._term) if type(part) is slice else self._term(part) for part in parts)
+        text = ", ".join(slice_text(part, self._term) if type(part) is slice else self._term(part) for part in parts)
         return f"{text}," if type(index) is tuple and len(parts) == 1 else text or "()"
 
     def _release(self, i: int) -> None:
@@ -386,35 +386,3 @@ class Text:
 def _out(ufunc: str, out: str) -> str:
     """The argument for the result: by position, which is faster, but where NumPy wants a keyword."""
     return f"out={out}" if ufunc in ("maximum", "minimum") else out
-
-
-def literal(value: Any, term: Any = None) -> str:
-    """A constant as Python text."""
-    term = term or literal
-    if isinstance(value, float) and not isinstance(value, np.generic):
-        return repr(value) if math.isfinite(value) else f"np.{value}" if not value < 0 else "-np.inf"
-    if value is ...:
-        return "..."
-    if isinstance(value, slice):
-        return f"slice({', '.join(term(x) for x in (value.start, value.stop, value.step))})"
-    if isinstance(value, np.dtype):
-        if value.char == BFLOAT16:
-            return "np.dtype('bfloat16')"
-        return f"np.{value.name}" if value.isnative else repr(value.str)
-    if isinstance(value, type):
-        return f"np.{value.__name__}" if issubclass(value, np.generic) else value.__name__
-    if isinstance(value, np.generic):
-        inner = literal(value.item())
-        return f"np.{type(value).__name__}({inner})"
-    if isinstance(value, list):
-        return f"[{', '.join(map(term, value))}]"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(term, value))}{',' * (len(value) == 1)})"
-    if value is np:
-        return "np"
-    return repr(value)
-
-
-def _slice(part: slice, term: Any) -> str:
-    start, stop = ("" if x is None else term(x) for x in (part.start, part.stop))
-    return f"{start}:{stop}" + ("" if part.step is None else f":{term(part.step)}")
