@@ -884,8 +884,10 @@ def test_saving_names_what_it_can_not_do(tmp_path: Path) -> None:
             kernel(np.ones(20000, np.float32))
         with pytest.raises(CaptureError, match=r"compiled kernel.*save\(path, x\)"):
             kernel.save(tmp_path / "kernel.py")
-        with pytest.raises(CaptureError, match="the arguments"):
+        with pytest.raises(CaptureError, match="unlike the recorded one in the arguments"):
             kernel.save(tmp_path / "kernel.py", np.ones(10, np.float32))
+    with pytest.raises(CaptureError, match=r"unlike the recorded one in mg\.kernels"):
+        kernel.save(tmp_path / "kernel.py", np.ones(20000, np.float32))
     assert not list(tmp_path.iterdir())
 
 
@@ -913,6 +915,20 @@ def test_a_step_by_compiled_kernels_is_saved_with_numpys_functions(
     assert "numba" not in (tmp_path / f"kept_{optimizer}.py").read_text()
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
     assert step.recordings[0].calls == 7
+
+
+def test_a_step_without_arguments_is_saved_with_numpys_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    x = np.random.default_rng(0).standard_normal((50, 40), np.float32)
+    with mg.kernels("numba"):
+        step = mg.capture(lambda: mg.gelu(x))
+        for _ in range(3):
+            step()
+        step.save(tmp_path / "without_arguments.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    np.testing.assert_allclose(importlib.import_module("without_arguments").step(), mg.gelu(x).data, rtol=1e-5)
 
 
 def test_recording_and_verifying_take_the_memory_of_the_step_and_of_what_it_changes() -> None:

@@ -157,6 +157,19 @@ def test_what_is_changed_is_read_before_or_after_as_in_the_step() -> None:
     assert LOOP in captured.source
 
 
+def test_what_can_be_no_member_ends_a_chain_and_not_those_after_it() -> None:
+    w = mg.tensor(normal(256, 8))
+
+    def step(x: Any) -> mg.Tensor:
+        w.data -= w.data[::-1]
+        return (mg.tensor(x) * 2 + 1) * w - 3
+
+    captured = mg.capture(step)
+    for _ in range(3):
+        captured(normal(256, 8))
+    assert captured.source.count(LOOP) == 1
+
+
 def test_an_argument_may_be_a_part_of_what_is_changed() -> None:
     """A row is changed before the next block would read it."""
 

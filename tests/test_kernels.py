@@ -597,12 +597,34 @@ def test_layer_norm_of_huge_constant_rows(threads: str) -> None:
         close(ours, reference)
 
 
+@pytest.mark.parametrize("rows", [(4,), (3, 50), (300,)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_gelu(bias: bool, threads: str) -> None:
-    arrays = [normal(3, 50, 60), normal(60, 90, seed=1, scale=0.3), *([normal(90, seed=2)] if bias else [])]
-    close(*both(mg.linear_gelu, *arrays), 5e-6)
-    with pytest.raises(ValueError, match="linear_gelu: weight must have two axes"):
-        mg.linear_gelu(arrays[0], arrays[1], normal(1))
+@pytest.mark.parametrize("name", ["linear_gelu", "linear_relu"])
+def test_linear_and_activation(name: str, bias: bool, rows: tuple[int, ...], threads: str) -> None:
+    f = getattr(mg, name)
+    arrays = [normal(*rows, 60), normal(60, 90, seed=1, scale=0.3), *([normal(90, seed=2)] if bias else [])]
+    close(*both(f, *arrays), 5e-6)
+    with pytest.raises(ValueError, match=f"{name}: weight must have two axes"):
+        f(arrays[0], arrays[1], normal(1))
+
+
+@pytest.mark.parametrize("name", ["linear_gelu", "linear_relu"])
+def test_products_without_elements(name: str) -> None:
+    for shapes in (((300, 32), (32, 0)), ((0, 5), (5, 4)), ((300, 0), (0, 400))):
+        x, weight = (mg.tensor(np.ones(shape, np.float32), requires_grad=True) for shape in shapes)
+        out = getattr(mg, name)(x, weight)
+        out.sum().backward()
+        assert out.shape == (shapes[0][0], shapes[1][1])
+        for t in (x, weight):
+            np.testing.assert_array_equal(t.grad.data, np.zeros(t.shape))  # type: ignore[union-attr]
+
+
+def test_relu_of_infinity_and_nan() -> None:
+    x = normal(300, 4)
+    x[3], x[5], x[7] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        ours, reference = (mg.linear_relu(y, np.eye(4, dtype=y.dtype) * 0.5).data for y in (x, x.astype(np.float64)))
+    np.testing.assert_allclose(ours, reference, rtol=1e-6)
 
 
 def test_swiglu(threads: str) -> None:

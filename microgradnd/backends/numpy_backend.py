@@ -211,6 +211,7 @@ _ours["scatter_add"] = functools.partial(scatter_add, np)
 class _Namespace(SimpleNamespace):
     @property
     def SMALL(self) -> int:
+        """As for kernels: it changes with mg.kernels."""
         return small()
 
 

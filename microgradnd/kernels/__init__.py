@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 CHOICES = ("numpy", "numba", "auto")
-# Up to so many elements NumPy computes: where kernels win in tests/benchmarks/kernels.py; but a program that has only
-# small arrays shall not wait for Numba, which takes half a second to load, unless it has asked for it.
+# Arrays of up to so many elements stay with NumPy. Kernels win from 256 on (tests/benchmarks/kernels.py), but Numba
+# takes half a second to load: only who asks for it gets them for small arrays. With "numpy" there are none.
 SMALL = {"numba": 1 << 8, "auto": 1 << 13, "numpy": 1 << 13}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,44 +55,53 @@ def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> An
 
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
-    x_rows = rows(x)
-    fast = compiled(x, weight, bias) if x.size > xp.SMALL else None
-    out = affine(xp, x_rows, weight, bias, add_bias=fast is None)
+    fast = _compiled_for_product(xp, x, weight, bias)
+    out = affine(xp, rows(x), weight, bias, add_bias=fast is None)
     if fast is not None:
-        out, relu_gradient = fast.bias_relu(out, bias)
+        out, gradient = fast.bias_relu(out, bias)
     else:
         out = xp.relu(out, out=out)
 
-        def relu_gradient(g: Any) -> tuple[Any, Any]:
+        def gradient(g: Any) -> tuple[Any, Any]:
             g = xp.relu_gradient(g, out)
             return g, lambda: xp.sum(g, axis=0)
 
-    def pullback(g: Any) -> tuple[Any, ...]:
-        g, bias_gradient = relu_gradient(rows(g))
-        return lambda: product(xp, g, weight.T).reshape(x.shape), lambda: product(xp, x_rows.T, g), bias_gradient
-
-    return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
+    return _of_product(xp, x, weight, out, gradient)
 
 
 def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
-    x_rows = rows(x)
-    fast = compiled(x, weight, bias) if x.size > xp.SMALL else None
+    fast = _compiled_for_product(xp, x, weight, bias)
     if fast is not None and approximate not in fast.BIAS_GELU:
         fast = None
-    inner = affine(xp, x_rows, weight, bias, add_bias=fast is None)
+    inner = affine(xp, rows(x), weight, bias, add_bias=fast is None)
     if fast is not None:
-        out, gelu_gradient = fast.bias_gelu(inner, bias, approximate)
+        out, gradient = fast.bias_gelu(inner, bias, approximate)
     else:
         out, gelu_pullback = gelu(xp, inner, approximate)
 
-        def gelu_gradient(g: Any) -> tuple[Any, Any]:
+        def gradient(g: Any) -> tuple[Any, Any]:
             (g,) = gelu_pullback(g)
             return g, lambda: xp.sum(g, axis=0)
 
+    return _of_product(xp, x, weight, out, gradient)
+
+
+def _compiled_for_product(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
+    """The module of compiled functions, if they are chosen and made for what comes after x weight."""
+    large = weight.ndim == 2 and math.prod(x.shape[:-1]) * weight.shape[1] > xp.SMALL
+    return compiled(x, weight, bias) if large else None
+
+
+def _of_product(xp: Any, x: Any, weight: Any, out: Any, gradient: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The result ``out`` (rows, n) of a function of x weight + bias in the shape of x, and its pullback.
+
+    ``gradient`` gives, for one of ``out``, that of the product, and a function for that of the bias.
+    """
+
     def pullback(g: Any) -> tuple[Any, ...]:
-        g, bias_gradient = gelu_gradient(rows(g))
-        return lambda: product(xp, g, weight.T).reshape(x.shape), lambda: product(xp, x_rows.T, g), bias_gradient
+        g, bias_gradient = gradient(rows(g))
+        return lambda: product(xp, g, weight.T).reshape(x.shape), lambda: product(xp, rows(x).T, g), bias_gradient
 
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 

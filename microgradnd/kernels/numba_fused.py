@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Onto
+from ..backends import numpy_backend
 from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
@@ -18,10 +19,10 @@ from . import numba_optimisers as optimisers
 from .numba_compiler import contiguous
 from .numba_threads import SHARE
 
-PARTS = 16  # at most, in which sums over all rows are added up
-FEW_ROWS = 64  # for which one sum is as good as several
+PARTS = 16  # in which what is summed over all rows, or over all gradients, is added up; of few rows there are fewer
+FEW_ROWS = 64  # that one float32 sum may have; more are added up in several, which rounds less
 BIAS_GELU = ("none",)  # what bias_gelu knows
-TAKES_FLAT_INDEX = True  # cross_entropy, which reads where it points to: what makes it has checked the labels
+TAKES_FLAT_INDEX = True  # cross_entropy reads wherever its index points to; whoever makes that checks the labels
 
 product = numba_matmul.product
 
@@ -86,6 +87,7 @@ def _sums(x: Any, number: int = 1) -> tuple[list[Any], list[Any]]:
     """Memory for sums over all rows of x, (parts, n), or (n,) for a single part; the same as matrices.
 
     A part is of neighbouring rows. Their number depends on the shape alone, and so do results, not on the threads.
+    A single one is the gradient itself, which a captured step can keep in a buffer.
     """
     count, n = x.shape
     parts = max(1, min(PARTS, count, max(x.size // SHARE, count // FEW_ROWS)))
@@ -99,12 +101,16 @@ def _total(x: Any) -> Any:
 
 
 def bias_relu(inner: Any, bias: Any) -> tuple[Any, Any]:
-    """max(inner + bias, 0), in the memory of ``inner``, a matrix, and what bias_gelu gives."""
+    """max(inner + bias, 0), in the memory of ``inner``, a matrix.
+
+    And a function of g that gives the gradient of inner and a function for that of the bias.
+    """
     bias = np.zeros(inner.shape[1], np.float32) if bias is None else contiguous(bias)
     kernels.bias_relu(*inner.shape, inner, bias)
 
     def gradient(g: Any) -> tuple[Any, Any]:
-        gx, ((total,), (parts,)) = np.empty_like(inner), _sums(inner)
+        gx = np.empty_like(inner)
+        (total,), (parts,) = _sums(inner)
         kernels.relu_gradient(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
         return gx, lambda: _total(total)
 
@@ -119,7 +125,8 @@ def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, An
     kernels.bias_gelu(count, n, inner, bias, out)
 
     def gradient(g: Any) -> tuple[Any, Any]:
-        gx, ((total,), (parts,)) = np.empty_like(inner), _sums(inner)
+        gx = np.empty_like(inner)
+        (total,), (parts,) = _sums(inner)
         kernels.bias_gelu_gradient(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
         return gx, lambda: _total(total)
 
@@ -211,7 +218,7 @@ def _norm_gradients(kernel: Any, g: Any, x: Any, given: tuple[Any, ...], sums: i
 
 
 def cross_entropy(logits: Any, index: Any) -> tuple[Any, Any]:
-    """For the places of each row's class among all elements: nobody else has this array, which backward needs."""
+    """Mean loss of rows whose classes are at ``index`` (rows,), places among all logits; it is kept for backward."""
     x, count = _rows(logits), len(index)
     loss, largest, total = (np.empty(count, np.float32, like=x) for _ in range(3))
     kernels.cross_entropy(*x.shape, x, index, loss, largest, total)
@@ -221,7 +228,7 @@ def cross_entropy(logits: Any, index: Any) -> tuple[Any, Any]:
         kernels.cross_entropy_gradient(*x.shape, g / np.float32(count), x, index, largest, total, gx)
         return (gx.reshape(logits.shape),)
 
-    return loss.dot(np.ones(count, np.float32, like=x)) / np.float32(count), pullback
+    return numpy_backend.sum(loss) / np.float32(count), pullback
 
 
 def attention_weights(scores: Any, first: int) -> tuple[Any, Any, Any]:
@@ -251,39 +258,31 @@ def add_rows(out: Any, index: Any, x: Any) -> None:
     kernels.add_rows(-(-x.shape[-1] // kernels.COLUMNS), index.size * kernels.COLUMNS, index, _rows(x), out)
 
 
-def _updating(kernel: Any) -> Callable[[Any], Any]:
-    """A decorator for the step of an optimiser by this kernel."""
+def _optimiser(kernel: Any) -> Any:
+    """The step of an optimiser by this kernel, for rows of a parameter's arrays: (work, *settings of the kernel)."""
 
-    def decorate(function: Any) -> Any:
-        def bound(work: Sequence[tuple[Any, ...]]) -> Callable[..., None]:
-            """The same for arrays that stay where they are: they are looked at once."""
-            rows = _changing(work)
-            if any(x is not y for row, given in zip(rows, work, strict=True) for x, y in zip(row, given, strict=True)):
-                return functools.partial(function, work)  # some have to be copied each time
-            update: Any = kernel.on(*_prepared(rows))
-            update.arrays = rows  # held
-            return update
+    def update(work: Sequence[tuple[Any, ...]], *settings: float) -> None:
+        _run(kernel, _checked(work), None, *settings)
 
-        return noted(writes=lambda work, *settings: [x for p, _, *rest in work for x in (p, *rest)], bound=bound)(
-            function
-        )
+    def bound(work: Sequence[tuple[Any, ...]]) -> Callable[..., None]:
+        """The same for arrays that stay where they are: they are looked at once."""
+        rows = _checked(work)
+        if any(x is not y for row, given in zip(rows, work, strict=True) for x, y in zip(row, given, strict=True)):
+            return functools.partial(update, work)  # some have to be copied each time
+        step: Any = kernel.bind(*_prepared(rows))
+        step.arrays = rows  # the kernel knows their addresses alone
+        return step
 
-    return decorate
-
-
-@_updating(optimisers.adam_all)
-def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> None:
-    """A step of all (p, g, m, v) in place. The settings are those of the kernel, in its order."""
-    _run(optimisers.adam_all, _changing(work), None, *settings)
+    update.__name__ = kernel.__name__
+    return noted(writes=lambda work, *settings: [x for p, _, *rest in work for x in (p, *rest)], bound=bound)(update)
 
 
-@_updating(optimisers.sgd_all)
-def sgd_all(work: Sequence[tuple[Any, ...]], decay: float, momentum: float, lr: float) -> None:
-    """A step of all (p, g) in place; of all (p, g, v) with momentum."""
-    _run(optimisers.sgd_all, _changing(work), None, decay, momentum, lr)
+adam_all = _optimiser(optimisers.adam_all)  # (p, g, m, v)
+sgd_all = _optimiser(optimisers.sgd_all)  # (p, g), with momentum (p, g, v)
 
 
-def _changing(work: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _checked(work: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The same rows; all but the gradients have to be arrays that can be changed in place."""
     # The gradient of a 0-d parameter may be a number.
     return [(_changed(p), np.asarray(g, np.float32, order="C"), *map(_changed, rest)) for p, g, *rest in work]
 
@@ -294,7 +293,7 @@ def _run(kernel: Any, rows: Sequence[tuple[Any, ...]], parts: int | None, *args:
 
 
 def _prepared(rows: Sequence[tuple[Any, ...]], parts: int | None = None) -> tuple[int, int, Any, Any]:
-    """Its first arguments. It gets the ids alone of the arrays, which are contiguous: somebody has to hold them."""
+    """Count, width, ids and edges: the kernel's first arguments. The caller has to hold the arrays, contiguous ones."""
     return _counted(tuple([tuple(map(id, row)) for row in rows]), tuple([row[0].size for row in rows]), parts)
 
 

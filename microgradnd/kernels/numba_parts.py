@@ -76,14 +76,14 @@ class Kernel:
         """
         count, width, *_ = args
         changing = any(x.__class__ is float and y is not x for x, y in zip(real, args, strict=True))  # into float32
-        if changing or count * width >= 2 * numba_threads.SHARE:
+        if changing or numba_threads.is_worth_sharing(count, width):
             return self.run, args
         self.run(0, 1, *real[2:])  # compiled
         return self._call, (count, 1, 0, *_in_float32(args[2:]))
 
-    def on(self, count: int, width: int, *args: Any) -> Callable[..., None]:
+    def bind(self, count: int, width: int, *args: Any) -> Callable[..., None]:
         """For a kernel with a signature: a function of the remaining arguments, numbers, that does the same as run."""
-        if count * width >= 2 * numba_threads.SHARE:
+        if numba_threads.is_worth_sharing(count, width):
             return functools.partial(self.run, count, width, *args)
         return functools.partial(self._call or self._compile(), count, 1, 0, *args)
 
@@ -107,8 +107,8 @@ class Kernel:
         return self._call
 
 
-def _in_float32(args: tuple[Any, ...], convert: Any = np.float32) -> tuple[Any, ...]:
-    return tuple([convert(x) if x.__class__ is float else x for x in args])
+def _in_float32(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple([np.float32(x) if x.__class__ is float else x for x in args])
 
 
 def _while_compiling(error: BaseException) -> bool:

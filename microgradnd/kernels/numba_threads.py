@@ -30,6 +30,11 @@ PATIENCE_TURNS = 10_000  # in which a worker looks for the next part before it s
 OPENBLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 
 
+def is_worth_sharing(count: int, width: int) -> bool:
+    """Whether count * width elements are worth two threads."""
+    return count * width >= 2 * SHARE
+
+
 class Team:
     """So many threads, that of the caller among them; the others, workers, start with the first call that has parts."""
 
@@ -46,8 +51,8 @@ class Team:
 
     def run(self, function: Callable[..., None], count: int, width: int, args: tuple[Any, ...]) -> None:
         """``function(count, parts, board, *args)``, compiled, in as many parts as count * width elements are worth."""
-        parts = count * width // SHARE
-        if parts < 2 or (parts := min(self.size, count, parts)) < 2:
+        parts = min(self.size, count, count * width // SHARE)
+        if parts < 2:
             return function(count, 1, self._address, *args)
         if len(self._workers) < self.size - 1:
             self._start()

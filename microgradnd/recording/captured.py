@@ -111,17 +111,20 @@ class Captured(Generic[P, R]):
 
         The module's ``step`` goes on from the parameters, optimiser state and random generators of this moment, takes
         the arguments of this one and returns arrays. Where the recording calls compiled kernels, hand over the
-        arguments of a call too: it is recorded with NumPy's functions, and what it changes is put back. Raises
-        CaptureError without them, and where they are unlike those that were recorded.
+        arguments of a call too, under the same settings: the step runs with them three times, to be recorded with
+        NumPy's functions, and what it changes is put back. Raises CaptureError without them, and where the call is
+        unlike the recorded one.
         """
         recording = self._recorded()
-        save(self._recorded_with_numpy(recording, args, kwargs) if args or kwargs else recording, path)
+        if args or kwargs or not recording.parameters:
+            recording = self._recorded_with_numpy(recording, args, kwargs)
+        save(recording, path)
 
     def _recorded_with_numpy(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
         with self._lock:
             reason = recording.why_not(args, kwargs)
             if reason is not None:
-                raise CaptureError(f"save: not what was recorded: {reason}")
+                raise CaptureError(f"save: this call is unlike the recorded one in {reason}")
             given = leaves(args, kwargs)
             before = State(recording.reach, recording.generators, recording.changed_arrays(given))
             other: Captured[..., Any] = Captured(self._step)
@@ -133,7 +136,9 @@ class Captured(Generic[P, R]):
                     before.put_back()
                     for place, _ in recording.sets:
                         place.set(place.value)
-            return other._recorded()
+            if not (other.recordings and other.recordings[0].verified):
+                raise CaptureError("save: with NumPy's functions the step is another one in each of three calls")
+            return other.recordings[0]
 
     def _recorded(self) -> Recording:
         if not self.recordings:

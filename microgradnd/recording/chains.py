@@ -46,8 +46,11 @@ class Chain:
     def last(self) -> int:
         return self.members[-1]
 
-    def takes(self, i: int, x: Instruction) -> bool:
-        """Let the instruction at a position be a member, if rows of what it uses depend on those rows alone."""
+    def add(self, i: int, x: Instruction) -> bool:
+        """Let the instruction at a position be a member; False, with nothing changed, where rows depend on others.
+
+        What shares memory has one root, but for arguments, and for arrays of one buffer that NumPy does not know of.
+        """
         used = self._used | {v for v in (*x.reads(), *x.results) if v.shape}
         changed = self._changed | {v.root for v in (*x.results, *x.writes)}
         given = {v.root for v in used if v.root.kind in GIVEN}
@@ -92,11 +95,12 @@ def chains(
         if computes_nothing(x):
             continue
         shape = _shape(x, can_write)
-        if current is not None and shape == current.shape and current.takes(i, x):
+        if current is not None and shape == current.shape and current.add(i, x):
             continue
-        current = None if shape is None else Chain(shape)
-        if current is not None and current.takes(i, x):
-            found.append(current)
+        current = None
+        if shape is not None and (new := Chain(shape)).add(i, x):
+            found.append(new)
+            current = new
     found = [chain for chain in found if len(chain.members) > 1]
     for chain in found:
         _share_memory(chain, body, last, leaving)
@@ -120,7 +124,8 @@ def _share_memory(chain: Chain, body: list[Instruction], last: dict[Variable, in
 def _step(shape: tuple[int, ...]) -> int:
     """How many rows make a block; 0 if none do."""
     row = math.prod(shape[1:])
-    return next((n for n in range(BLOCK // row, 0, -1) if n * row % VECTORS == 0), 0)
+    unit = VECTORS // math.gcd(row, VECTORS)
+    return BLOCK // row // unit * unit
 
 
 def _shape(x: Instruction, can_write: Callable[[Instruction, Variable], bool]) -> tuple[int, ...] | None:
@@ -147,7 +152,10 @@ def _is_elementwise(x: Instruction) -> bool:
 
 
 def _is_by_rows(v: Variable) -> bool:
-    """Whether it is a number, or an array on the host whose last axis is contiguous, or repeats one element."""
+    """Whether it is a number, or an array on the host whose last axis is contiguous, or repeats one element.
+
+    Of others, such as a transpose, NumPy chooses a better order for the whole than rows are.
+    """
     if not v.shape:
         return True
     return not v.is_on_device and (v.shape[-1] == 1 or v.strides[-1] in (0, v.dtype.itemsize))

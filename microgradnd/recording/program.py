@@ -108,12 +108,12 @@ class Program:
     def _plan(self) -> None:
         """A place in memory for each array that an instruction can write into, free again after its last use.
 
-        Of a chain, whose operations are done by turns, all that it uses is free after the last one. The result of one
+        Of a chain, which is done block by block, all that it uses is free after the last operation. The result of one
         may still take the place of what that one is the last to read, since they lie alike.
         """
         ends, leaving, kept = self.ending, self.leaving, self.kept
         chain: Chain | None = None
-        left: list[Variable] = []  # by the operations of a chain
+        dying_later: list[Variable] = []  # at the end of the chain
         free = {False: _Free(), True: _Free()}  # of the host, and of a device
         root: Variable | None
         for i, x in enumerate(self.body):
@@ -138,12 +138,12 @@ class Program:
             unread = root is not None and root in ends.get(i, []) and self.planned.get(root) is not None
             if root is not None and unread and root not in leaving and root not in dying:
                 dying.append(root)
-            left += dying
+            dying_later += dying
             if chain is not None and i < chain.last:
                 continue
-            for dead in left:
+            for dead in dying_later:
                 free[dead.is_on_device].give(self.planned[dead], _size(dead))
-            chain, left = None, []
+            chain, dying_later = None, []
         self.memory, self.device_memory = free[False].end, free[True].end
 
     def _in_place(self, x: Instruction, root: Variable, dying: list[Variable]) -> Variable | None:

@@ -71,7 +71,7 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
     definitions: dict[str, str] = {}
     imports: set[str] = set()
     for name, function in recording.functions.items():
-        if ".kernels.numba_" in inspect.unwrap(function).__module__ or hasattr(function, "__self__"):
+        if ".kernels.numba_" in inspect.unwrap(function).__module__:
             raise CaptureError(
                 f"save: the recording calls {name}, a compiled kernel; hand over the arguments of a call too, "
                 f"save(path, {', '.join(recording.parameters) or '...'}), for one with NumPy's functions"

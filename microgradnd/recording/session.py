@@ -340,11 +340,10 @@ def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator
 
 def _call(name: str, function: Any, args: tuple[Any, ...], writes: Sequence[Any] = ()) -> Any:
     """A call of a function that is noted as a whole, or of a kernel, which writes into some of its arguments."""
-    is_kernel = hasattr(function, "replayed")
+    kind = "kernel" if hasattr(function, "replayed") else "whole"
     if not any(type(x) in HANDLES for x in flat(args)):
-        return function.run(*args) if is_kernel else function(*args)
-    kind = "kernel" if is_kernel else "whole"
-    if is_kernel:
+        return function.run(*args) if kind == "kernel" else function(*args)
+    if kind == "kernel":
         function, args = function.replayed(args, recorder().unwrapped(args)[0])
     return recorder().call(kind, name, function, args, writes=tuple(map(to_write, writes)))
 

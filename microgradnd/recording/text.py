@@ -77,7 +77,7 @@ class Text:
             self._name(variable, variable.name)
         self._in_blocks: dict[Variable, str] = {}  # what arrays are called within the loop that is being written
         self._blocks: dict[Any, str] = {}  # memory for what only a chain uses
-        self._turn: tuple[str, str] | None = None  # what counts the rows in loops, and the rows of a turn
+        self._loop_names: tuple[str, str] | None = None  # what counts the rows in loops, and the rows of a turn
         self._setup: list[str] = []
         self._lines: list[str] = []
         self._first_change = 1 << 30
@@ -219,8 +219,8 @@ class Text:
             self._note = x.note
             if x.note:
                 self._line(f"# {x.note}")
-        whole = [] if self._in_blocks else x.results
-        shapes = ", ".join(str(v.shape) for v in whole if v.shape is not None and v.root is v)
+        shown = [] if self._in_blocks else x.results  # blocks are of other shapes
+        shapes = ", ".join(str(v.shape) for v in shown if v.shape is not None and v.root is v)
         for line in text.split("\n"):
             self._line(line, shapes)
             shapes = ""
@@ -235,8 +235,8 @@ class Text:
         if any(v.root.kind in GIVEN for x in operations for v in x.writes):
             self._changes()  # in the first turn: in the second one what comes before it follows
         count, step = chain.shape[0], chain.step
-        self._turn = self._turn or (self._unused("i"), self._unused("rows"))
-        turn, rows = self._turn
+        self._loop_names = self._loop_names or (self._unused("i"), self._unused("rows"))
+        turn, rows = self._loop_names
         for x in operations:
             for v in x.results:
                 self._name(v, self._wish(x, v))
@@ -350,15 +350,19 @@ class Text:
         keywords = [f"{k}={self._term(v)}" for k, v in x.kwargs.items()]
         if x.kind in ("method", "draw"):
             return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords])})"
-        name = self._function(x) if x.kind in ("whole", "kernel") else x.name
-        if x.kind == "whole" and getattr(x.function, "bound", None) and self._is_static(x.args[0]):
-            self.functions[f"{name}_for"], short = x.function.bound, self._unused(name.removesuffix("_all"))
-            self._setup.append(f"{short} = {name}_for({args.pop(0)})")
-            name = short
-        return f"{name}({', '.join([*args, *keywords])})"
+        if x.kind not in ("whole", "kernel"):
+            return f"{x.name}({', '.join([*args, *keywords])})"
+        bound = getattr(x.function, "bound", None)
+        if bound is None or not all(map(self.program.is_static, variables(x.args[0]))):
+            return f"{self._function(x)}({', '.join(args)})"
+        return f"{self._bound(self._function(x), bound, args[0])}({', '.join(args[1:])})"
 
-    def _is_static(self, value: Any) -> bool:
-        return all(map(self.program.is_static, variables(value)))
+    def _bound(self, name: str, bound: Any, first: str) -> str:
+        """The name of a function of ours that has its first argument, the same in every replay, from the beginning."""
+        maker, short = self._unused(f"{name}_for"), self._unused(name.removesuffix("_all"))
+        self.functions[maker] = bound
+        self._setup.append(f"{short} = {maker}({first})")
+        return short
 
     def _index(self, index: Any) -> str:
         parts = index if type(index) is tuple else (index,)
