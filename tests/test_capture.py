@@ -917,6 +917,30 @@ def test_a_step_by_compiled_kernels_is_saved_with_numpys_functions(
     assert step.recordings[0].calls == 7
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_parameters_of_one_element(optimizer: str, shape: tuple[int, ...]) -> None:
+    weights = []
+    for capture in (False, True):
+        w = mg.tensor(np.random.default_rng(0).standard_normal((4, 3), np.float32), requires_grad=True)
+        z = mg.tensor(np.full(shape, 0.5, np.float32), requires_grad=True)
+        updates = OPTIMIZERS[optimizer]([w, z])
+
+        def step(x: Any, w: mg.Tensor = w, z: mg.Tensor = z, updates: nn.Optimizer = updates) -> mg.Tensor:
+            updates.zero_grad()
+            loss = ((w * z + x) ** 2).mean() * z.sum()
+            loss.backward()
+            updates.step()
+            return loss
+
+        call: Any = mg.capture(step) if capture else step
+        for seed in range(6):
+            call(np.random.default_rng(seed).standard_normal((4, 3), np.float32))
+        weights.append(bits(w, z))
+        assert not capture or replays(call) >= 3
+    assert weights[0] == weights[1]
+
+
 def test_a_step_without_arguments_is_saved_with_numpys_functions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,88 @@ def test_what_is_changed_is_read_before_or_after_as_in_the_step() -> None:
     assert LOOP in captured.source
 
 
+def reading_an_element() -> tuple[Any, Any]:
+    w, a = mg.tensor(normal(256, 8)), mg.tensor(normal(256, 8, seed=1))
+
+    def step(rate: float) -> mg.Tensor:
+        y = a * w[0, 0, ...]  # a view of no axes
+        w.data -= rate
+        return y
+
+    return w, step
+
+
+def reading_an_element_of_a_result() -> tuple[Any, Any]:
+    w = mg.tensor(normal(256, 8))
+
+    def step(rate: float) -> tuple[mg.Tensor, mg.Tensor]:
+        b = w * rate + 1
+        return w * b[0, 0, ...] + 1, b + 2
+
+    return w, step
+
+
+def parameters_that_overlap(base: Callable[[Any], Any]) -> Callable[[], tuple[Any, Any]]:
+    def make() -> tuple[Any, Any]:
+        memory = normal(257, 8)
+        p, q = mg.tensor(normal(256, 8)), mg.tensor(normal(256, 8))
+        p.data, q.data = base(memory)[:256], base(memory)[1:]
+
+        def step(rate: float) -> mg.Tensor:
+            q.data -= p.data * rate
+            p.data -= q.data * rate
+            return q.sum()
+
+        return q, step
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        reading_an_element,
+        reading_an_element_of_a_result,
+        parameters_that_overlap(lambda x: x),
+        parameters_that_overlap(lambda x: np.frombuffer(memoryview(x).cast("B"), np.float32).reshape(x.shape)),
+    ],
+)
+def test_other_rows_are_seen_as_the_step_sees_them(make: Callable[[], tuple[Any, Any]]) -> None:
+    """Also where the first replay, which is compared, would not show it."""
+    (w, plain), (v, step) = make(), make()
+    captured = mg.capture(step)
+    for rate in (0.0, 0.0, 0.0, 0.0, 0.5, 0.25):
+        expected, found = plain(rate), captured(rate)
+        for x, y in zip(*(r if isinstance(r, tuple) else (r,) for r in (expected, found)), strict=True):
+            assert x.data.tobytes() == y.data.tobytes()
+        assert w.data.tobytes() == v.data.tobytes()
+    assert captured.recordings[0].calls == 4
+
+
+def test_parameters_that_come_to_overlap() -> None:
+    """Recorded with arrays of their own: with others there is another recording."""
+    weights = []
+    for captured in (False, True):
+        p, q = mg.tensor(normal(256, 8)), mg.tensor(normal(256, 8, seed=1))
+
+        def step(rate: float, p: mg.Tensor = p, q: mg.Tensor = q) -> mg.Tensor:
+            q.data -= p.data * rate
+            p.data -= q.data * rate
+            return q.sum()
+
+        call: Any = mg.capture(step) if captured else step
+        for _ in range(4):
+            call(0.5)
+        if captured:
+            assert LOOP in call.source
+        memory = normal(257, 8, seed=2)
+        p.data, q.data = memory[:256], memory[1:]
+        for _ in range(4):
+            call(0.5)
+        weights.append(memory.tobytes())
+    assert weights[0] == weights[1]
+
+
 def test_what_can_be_no_member_ends_a_chain_and_not_those_after_it() -> None:
     w = mg.tensor(normal(256, 8))
 

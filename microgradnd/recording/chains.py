@@ -7,7 +7,8 @@ neighbouring rows, parts along the first axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -47,27 +48,27 @@ class Chain:
         return self.members[-1]
 
     def add(self, i: int, x: Instruction) -> bool:
-        """Let the instruction at a position be a member; False, with nothing changed, where rows depend on others.
-
-        What shares memory has one root, but for arguments, and for arrays of one buffer that NumPy does not know of.
-        """
-        used = self._used | {v for v in (*x.reads(), *x.results) if v.shape}
+        """Let the instruction at a position be a member; False, with nothing changed, where rows depend on others."""
+        used = self._used | {v for v in (*x.reads(), *x.results) if v.shape is not None}
         changed = self._changed | {v.root for v in (*x.results, *x.writes)}
-        given = {v.root for v in used if v.root.kind in GIVEN}
-        for v in used:
-            if v.root in changed and not (v.shape == self.shape and _is_whole(v)):
-                return False
-            # An argument may be a part of anything that was there before.
-            if v.root.kind in GIVEN and any("argument" in (v.root.kind, w.kind) for w in changed & given - {v.root}):
-                return False
+        if any(v.root in changed and not self._lies_alike(v) for v in used) or not _are_apart(used, changed, {}):
+            return False
         self._used, self._changed = used, changed
         self.members.append(i)
         return True
 
+    def holds_for(self, arrays: Mapping[Variable, Any]) -> bool:
+        """Whether it may still be done block by block where inputs are these arrays."""
+        return _are_apart(self._used, self._changed, arrays)
+
+    def _lies_alike(self, v: Variable) -> bool:
+        """Whether an array has the shape of the results and goes through all of its root, as they do."""
+        return v.shape == self.shape and _is_whole(v)
+
     @property
     def across(self) -> set[Variable]:
         """The roots of arrays that lie otherwise than the results: of other rows, or of parts of some."""
-        return {v.root for v in self._used if not (v.shape == self.shape and _is_whole(v))}
+        return {v.root for v in self._used if not self._lies_alike(v)}
 
     def is_split(self, v: Variable) -> bool:
         """Whether a block has its own rows of an array, rather than all of it."""
@@ -105,6 +106,19 @@ def chains(
     for chain in found:
         _share_memory(chain, body, last, leaving)
     return {chain.first: chain for chain in found}
+
+
+def _are_apart(used: set[Variable], changed: set[Variable], arrays: Mapping[Variable, Any]) -> bool:
+    """Whether none of the arrays that were there before the step lies across one that is changed.
+
+    What NumPy knows to share memory has one root. An argument may be a part of anything.
+    """
+    given = {v.root for v in used if v.root.kind in GIVEN}
+    for v in changed & given:
+        for w in given - {v}:
+            if "argument" in (v.kind, w.kind) or np.may_share_memory(arrays.get(v, v.array), arrays.get(w, w.array)):
+                return False
+    return True
 
 
 def _share_memory(chain: Chain, body: list[Instruction], last: dict[Variable, int], leaving: set[Variable]) -> None:
@@ -163,7 +177,10 @@ def _is_by_rows(v: Variable) -> bool:
 
 def _is_whole(v: Variable) -> bool:
     """Whether an array on the host goes through all the memory of its root, in the order of its indices."""
-    if v.is_on_device or v.dtype.itemsize != v.root.dtype.itemsize or math.prod(v.shape) != math.prod(v.root.shape):
+    root = v.root
+    if v.is_on_device or v.address != root.address or v.dtype.itemsize != root.dtype.itemsize:
+        return False
+    if math.prod(v.shape) != math.prod(root.shape):
         return False
     expected = v.dtype.itemsize
     for n, stride in zip(reversed(v.shape), reversed(v.strides), strict=True):

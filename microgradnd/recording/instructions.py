@@ -52,7 +52,7 @@ def bare(name: str) -> str:
 class Variable:
     """A value that a step computes or gets: what is known of it before it is computed."""
 
-    __slots__ = ("array", "array_type", "dtype", "kind", "name", "root", "shape", "strides")
+    __slots__ = ("address", "array", "array_type", "dtype", "kind", "name", "root", "shape", "strides")
 
     def __init__(self, value: Any, kind: str, name: str, root: Variable | None = None) -> None:
         has_shape = is_array(value)
@@ -66,6 +66,7 @@ class Variable:
         self.dtype: Any = value.dtype if has_shape else None
         self.array_type: Any = type(value) if has_shape else None
         self.array: Any = None  # of inputs and constants, the array itself
+        self.address = value.ctypes.data if isinstance(value, np.ndarray) else None  # in the recording, on the host
 
     @property
     def is_on_device(self) -> bool:

@@ -234,6 +234,8 @@ class Recording:
         for places in self._by_variable.values() if rebind else ():
             if any(place.get() is not places[0].get() for place in places):
                 return places[0].path
+        if rebind and not self._chains_hold():
+            return "the memory of arrays, which lie across one another"
         for place, none in zip(self._leaves, self._was_none, strict=True):
             if (place.owner.grad is None) != none:
                 return f"the gradient of {place.path}"
@@ -252,6 +254,11 @@ class Recording:
         if rebind or any(n > m + h for n, m, h in zip(counts, self._unheld, held, strict=False)):
             self.release()
         return None
+
+    def _chains_hold(self) -> bool:
+        """Whether operations may be done block by block with the arrays that are there now."""
+        arrays = {variable: places[0].get() for variable, places in self._by_variable.items()}
+        return all(chain.holds_for(arrays) for chain in self.program.chains.values())
 
     def release(self) -> None:
         """Give back the buffers, which lie in cycles of functions and their variables."""

@@ -187,6 +187,8 @@ class Session:
                 if isinstance(value, Tensor) and value._node is not None:
                     raise CaptureError(f"capture: the gradient of {place.path} can be differentiated; clear it before")
                 array = value._data if isinstance(value, Tensor) else value
+                # That of a 0-d parameter may be a number.
+                array = np.asarray(array) if isinstance(array, np.generic) else array
                 handle = self._recorder.argument(array, f"grad_{name}")
             elif place.role == "generator":
                 handle = self._generator(value, name)

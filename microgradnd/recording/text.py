@@ -318,7 +318,7 @@ class Text:
             return f"{out}[...] = {args[0]}"
         if x.name in SHAPING or x.name == "np.reshape":
             source = x.args[0]
-            if source.shape != root.shape:
+            if source.shape not in (None, root.shape):  # of a number there is nothing to reshape
                 view = f"{out}_as_{'_'.join(map(str, source.shape))}"
                 if view not in self._taken:
                     self._taken.add(view)
