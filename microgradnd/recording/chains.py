@@ -15,7 +15,7 @@ import numpy as np
 from .instructions import GIVEN, Instruction, Variable, bare
 
 BLOCK = 1 << 15  # elements: of 2^12 to 2^16 the best for float32, where the second cache has 2 MB
-LARGE = 1 << 17  # so many elements are worth it
+LARGE = 1 << 18  # so many elements are worth it; the blocks of an optimiser by NumPy are smaller
 VECTORS = 64  # a block has a multiple of so many elements: at the end of an array NumPy may give NaN another sign
 
 
