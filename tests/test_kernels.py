@@ -306,7 +306,7 @@ def test_a_number_as_a_parameter_beside_a_large_one() -> None:
 def test_small_parameters_beside_a_large_one(size: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled kernel takes all three at once, or NumPy does."""
     calls = []
-    monkeypatch.setattr(numba_parts.Kernel, "run", lambda self, *args: calls.append(args))
+    monkeypatch.setattr(numba_parts.Kernel, "bind", lambda self, *args: lambda *settings: calls.append(args))
     parameters = [mg.tensor(normal(n), requires_grad=True) for n in (10, size, 1)]
     for p in parameters:
         p.grad = mg.tensor(p.data)

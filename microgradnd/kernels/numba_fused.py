@@ -262,7 +262,8 @@ def _optimiser(kernel: Any) -> Any:
     """The step of an optimiser by this kernel, for rows of a parameter's arrays: (work, *settings of the kernel)."""
 
     def update(work: Sequence[tuple[Any, ...]], *settings: float) -> None:
-        _run(kernel, _checked(work), None, *settings)
+        rows = _checked(work)
+        kernel.bind(*_prepared(rows))(*settings)
 
     def bound(work: Sequence[tuple[Any, ...]]) -> Callable[..., None]:
         """The same for arrays that stay where they are: they are looked at once."""
@@ -284,7 +285,15 @@ sgd_all = _optimiser(optimisers.sgd_all)  # (p, g), with momentum (p, g, v)
 def _checked(work: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """The same rows; all but the gradients have to be arrays that can be changed in place."""
     # The gradient of a 0-d parameter may be a number.
-    return [(_changed(p), np.asarray(g, np.float32, order="C"), *map(_changed, rest)) for p, g, *rest in work]
+    return [(_changed(p), _contiguous(g), *map(_changed, rest)) for p, g, *rest in work]
+
+
+def _contiguous(g: Any) -> Any:
+    return g if g.__class__ is np.ndarray and _lies_as_kernels_expect(g) else np.asarray(g, np.float32, order="C")
+
+
+def _lies_as_kernels_expect(x: Any) -> bool:
+    return x.dtype.char == "f" and x.dtype.isnative and x.flags.c_contiguous
 
 
 def _run(kernel: Any, rows: Sequence[tuple[Any, ...]], parts: int | None, *args: Any) -> None:
@@ -306,7 +315,7 @@ def _counted(ids: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], parts: in
 
 
 def _changed(x: Any) -> Any:
-    if not x.flags.c_contiguous or x.dtype != np.float32:
+    if not _lies_as_kernels_expect(x):
         raise ValueError("expected a float32 array in contiguous memory, to be changed in place")
     return x
 

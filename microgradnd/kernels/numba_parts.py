@@ -108,6 +108,8 @@ class Kernel:
 
 
 def _in_float32(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if float not in map(type, args):
+        return args
     return tuple([np.float32(x) if x.__class__ is float else x for x in args])
 
 
