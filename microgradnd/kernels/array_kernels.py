@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,8 +54,8 @@ def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> An
 
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
-    fast = _compiled_for_product(xp, x, weight, bias)
-    out = affine(xp, rows(x), weight, bias, add_bias=fast is None)
+    x_rows, fast = rows(x), _compiled_for_product(xp, x, weight, bias)
+    out = affine(xp, x_rows, weight, bias, add_bias=fast is None)
     if fast is not None:
         out, gradient = fast.bias_relu(out, bias)
     else:
@@ -66,15 +65,19 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
             g = xp.relu_gradient(g, out)
             return g, lambda: xp.sum(g, axis=0)
 
-    return _of_product(xp, x, weight, out, gradient)
+    def pullback(g: Any) -> tuple[Any, ...]:
+        g, bias_gradient = gradient(rows(g))
+        return lambda: product(xp, g, weight.T).reshape(x.shape), lambda: product(xp, x_rows.T, g), bias_gradient
+
+    return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 
 
 def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
-    fast = _compiled_for_product(xp, x, weight, bias)
+    x_rows, fast = rows(x), _compiled_for_product(xp, x, weight, bias)
     if fast is not None and approximate not in fast.BIAS_GELU:
         fast = None
-    inner = affine(xp, rows(x), weight, bias, add_bias=fast is None)
+    inner = affine(xp, x_rows, weight, bias, add_bias=fast is None)
     if fast is not None:
         out, gradient = fast.bias_gelu(inner, bias, approximate)
     else:
@@ -84,26 +87,17 @@ def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tu
             (g,) = gelu_pullback(g)
             return g, lambda: xp.sum(g, axis=0)
 
-    return _of_product(xp, x, weight, out, gradient)
+    def pullback(g: Any) -> tuple[Any, ...]:
+        g, bias_gradient = gradient(rows(g))
+        return lambda: product(xp, g, weight.T).reshape(x.shape), lambda: product(xp, x_rows.T, g), bias_gradient
+
+    return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 
 
 def _compiled_for_product(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
     """The module of compiled functions, if they are chosen and made for what comes after x weight."""
     large = weight.ndim == 2 and math.prod(x.shape[:-1]) * weight.shape[1] > xp.SMALL
     return compiled(x, weight, bias) if large else None
-
-
-def _of_product(xp: Any, x: Any, weight: Any, out: Any, gradient: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """The result ``out`` (rows, n) of a function of x weight + bias in the shape of x, and its pullback.
-
-    ``gradient`` gives, for one of ``out``, that of the product, and a function for that of the bias.
-    """
-
-    def pullback(g: Any) -> tuple[Any, ...]:
-        g, bias_gradient = gradient(rows(g))
-        return lambda: product(xp, g, weight.T).reshape(x.shape), lambda: product(xp, rows(x).T, g), bias_gradient
-
-    return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
 
 
 def silu(xp: Any, x: Any) -> tuple[Any, Any]:
