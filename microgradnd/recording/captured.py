@@ -112,15 +112,16 @@ class Captured(Generic[P, R]):
         The module's ``step`` goes on from the parameters, optimiser state and random generators of this moment, takes
         the arguments of this one and returns arrays. Where the recording calls compiled kernels, hand over the
         arguments of a call too, under the same settings: the step runs with them three times, to be recorded with
-        NumPy's functions, and what it changes is put back. Raises CaptureError without them, and where the call is
-        unlike the recorded one.
+        NumPy's functions, and what it changes is put back; else they are not looked at. Raises CaptureError without
+        them, and where the call is unlike the recorded one.
         """
         recording = self._recorded()
-        if args or kwargs or not recording.parameters:
+        if recording.kernels and (args or kwargs or not recording.parameters):
             recording = self._recorded_with_numpy(recording, args, kwargs)
         save(recording, path)
 
     def _recorded_with_numpy(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+        """A recording, without compiled kernels, of a call for which this one holds; all is as it was before."""
         with self._lock:
             reason = recording.why_not(args, kwargs)
             if reason is not None:

@@ -180,11 +180,4 @@ def _is_whole(v: Variable) -> bool:
     root = v.root
     if v.is_on_device or v.address != root.address or v.dtype.itemsize != root.dtype.itemsize:
         return False
-    if math.prod(v.shape) != math.prod(root.shape):
-        return False
-    expected = v.dtype.itemsize
-    for n, stride in zip(reversed(v.shape), reversed(v.strides), strict=True):
-        if n != 1 and stride != expected:
-            return False
-        expected *= n
-    return True
+    return math.prod(v.shape) == math.prod(root.shape) and v.is_in_order

@@ -69,6 +69,16 @@ class Variable:
         self.address = value.ctypes.data if isinstance(value, np.ndarray) else None  # in the recording, on the host
 
     @property
+    def is_in_order(self) -> bool:
+        """Whether the elements lie in memory, without gaps, in the order of their indices."""
+        expected = self.dtype.itemsize
+        for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if n != 1 and stride != expected:
+                return False
+            expected *= n
+        return True
+
+    @property
     def is_on_device(self) -> bool:
         return self.array_type is not None and not issubclass(self.array_type, np.ndarray)
 

@@ -231,11 +231,11 @@ def can_write(x: Instruction, root: Variable) -> bool:
     if x.kind == "method" and x.name in ("flatten", "ravel", "copy") and len(x.args) > 1:
         return False
     if x.kind == "method":
-        return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and _in_order(root))
+        return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and root.is_in_order)
     if x.kind == "draw":
-        return x.name in ("random", "standard_normal") and root.dtype.kind == "f" and _in_order(root)
+        return x.name in ("random", "standard_normal") and root.dtype.kind == "f" and root.is_in_order
     if bare(x.name) == "reshape":
-        return _in_order(root)
+        return root.is_in_order
     if bare(x.name) in ("asarray", "array") and not isinstance(x.args[0], Variable):
         return False
     return x.kind == "function" and bare(x.name) in WITH_OUT and "where" not in x.kwargs
@@ -246,7 +246,7 @@ def _can_write_on_device(x: Instruction, root: Variable) -> bool:
         # The operator ** does not give the bits of cupy.power; cupy.matmul takes its time with a place for the result.
         return x.name not in ("matmul", "pow") and "where" not in x.kwargs
     if x.kind == "method" and x.name == "dot":
-        return _in_order(root) and all(type(v) is Variable and len(v.shape) == 2 for v in x.args)
+        return root.is_in_order and all(type(v) is Variable and len(v.shape) == 2 for v in x.args)
     return x.kind == "create" and bare(x.name) == "empty"
 
 
@@ -263,16 +263,6 @@ def may_diverge(x: Instruction) -> bool:
     return (x.kind == "function" and bare(x.name) not in FIXED_SHAPE) or (
         x.kind == "method" and x.name in ("nonzero", "repeat")
     )
-
-
-def _in_order(variable: Variable) -> bool:
-    """Whether the elements lie in memory in the order of their indices."""
-    expected = variable.dtype.itemsize
-    for stride, n in zip(reversed(variable.strides), reversed(variable.shape), strict=True):
-        if n != 1 and stride != expected:
-            return False
-        expected *= n
-    return True
 
 
 def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[Instruction]:

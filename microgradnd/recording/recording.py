@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import re
 import sys
@@ -334,6 +335,11 @@ class Recording:
     def gives_new_arrays(self) -> bool:
         """Whether replays read or leave arrays that are others each time."""
         return bool(self.loaded or self._assigned or self._given_gradients)
+
+    @property
+    def kernels(self) -> list[str]:
+        """The compiled kernels that the program calls."""
+        return [x for x, f in self.functions.items() if ".kernels.numba_" in inspect.unwrap(f).__module__]
 
     def inputs(self) -> dict[str, Any]:
         """The arrays that the program uses, by the names that they have in its text."""

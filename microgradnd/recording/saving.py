@@ -70,12 +70,12 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
         raise CaptureError("save: some of the arrays share memory, which those in a file do not")
     definitions: dict[str, str] = {}
     imports: set[str] = set()
+    if recording.kernels:
+        raise CaptureError(
+            f"save: the recording calls {recording.kernels[0]}, a compiled kernel; hand over the arguments of a call "
+            f"too, save(path, {', '.join(recording.parameters)}), for one with NumPy's functions"
+        )
     for name, function in recording.functions.items():
-        if ".kernels.numba_" in inspect.unwrap(function).__module__:
-            raise CaptureError(
-                f"save: the recording calls {name}, a compiled kernel; hand over the arguments of a call too, "
-                f"save(path, {', '.join(recording.parameters) or '...'}), for one with NumPy's functions"
-            )
         _define(name, function, definitions, imports)
     lines = [HEADER.format(arrays=arrays, module=module, arguments=", ".join(recording.parameters))]
     lines[0] = lines[0].replace("import numpy as np\n", "\n".join([*sorted(imports), "import numpy as np\n"]))

@@ -203,8 +203,6 @@ class Text:
         self._setup.append(f"{name} = np.ndarray({shape}, {dtype}, {memory}, {offset or 0}{strides})")
 
     def _write(self, x: Instruction) -> None:
-        if x.kind in ("whole", "kernel"):
-            self.functions[self._function(x)] = x.function
         for variable in x.results:
             self._name(variable, self._wish(x, variable))
         text = self._statement(x)
@@ -354,6 +352,7 @@ class Text:
             return f"{x.name}({', '.join([*args, *keywords])})"
         bound = getattr(x.function, "bound", None)
         if bound is None or not all(map(self.program.is_static, variables(x.args[0]))):
+            self.functions[self._function(x)] = x.function
             return f"{self._function(x)}({', '.join(args)})"
         return f"{self._bound(self._function(x), bound, args[0])}({', '.join(args[1:])})"
 
