@@ -905,16 +905,17 @@ def test_a_step_by_compiled_kernels_is_saved_with_numpys_functions(
         X, y = rng.standard_normal((32, 24), np.float32), rng.integers(0, 5, 32)
         for _ in range(4):
             step(X, y)
-        before = state(model, updates)
+        before, calls = state(model, updates), replays(step)  # one less where the step is the first to need a kernel
+        assert calls >= 1
         step.save(tmp_path / f"kept_{optimizer}.py", X, y)
         assert state(model, updates) == before
-        assert step.recordings[0].calls == 2
+        assert replays(step) == calls
         monkeypatch.syspath_prepend(tmp_path)
         kept = importlib.import_module(f"kept_{optimizer}")
         losses = [(float(kept.step(X, y)), step(X, y).item()) for _ in range(5)]
     assert "numba" not in (tmp_path / f"kept_{optimizer}.py").read_text()
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
-    assert step.recordings[0].calls == 7
+    assert replays(step) == calls + 5
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
