@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Onto
-from ..backends import numpy_backend
 from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
@@ -228,7 +227,9 @@ def cross_entropy(logits: Any, index: Any) -> tuple[Any, Any]:
         kernels.cross_entropy_gradient(*x.shape, g / np.float32(count), x, index, largest, total, gx)
         return (gx.reshape(logits.shape),)
 
-    return numpy_backend.sum(loss) / np.float32(count), pullback
+    out = np.empty(1, np.float32, like=x)
+    kernels.mean(1, count, loss.reshape(1, count), out)
+    return out.reshape(()), pullback
 
 
 def attention_weights(scores: Any, first: int) -> tuple[Any, Any, Any]:

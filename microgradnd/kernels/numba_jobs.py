@@ -29,6 +29,8 @@ from numba.extending import intrinsic
 ASLEEP, READY, OFFERED, TAKEN = range(4)  # the states of a worker
 STATE, FUNCTION, ARGUMENTS, BEGIN, END, FAILED, PATIENCE = range(0, 56, 8)  # where in its row, in bytes
 OWNED = 0  # in the first row, that of callers: whether somebody has the board
+CALLED, COUNT, GIVEN = range(0, 24, 8)  # where in a call that is kept: the function, how often, arguments
+KEPT = 128  # bytes for each of these: an array of 5 axes has 15 numbers
 ROW = 128  # bytes: two lines of the cache, which processors fetch together
 
 INT, BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
@@ -112,6 +114,32 @@ def job(typingctx, kernel, arguments):
         return context.make_tuple(builder, signature.return_type, addresses)
 
     return types.UniTuple(int64, 2)(kernel, arguments), generate
+
+
+@intrinsic
+def keep(typingctx, place, function, count, arguments):
+    """Leave a call of a PART at an address, to be done later: see CALL. Somebody has to hold its arrays until then."""
+    kinds = arguments.types
+
+    def generate(context: Any, builder: Any, signature: Any, values: tuple[Any, ...]) -> Any:
+        place, function, count, given = values
+        kept = []
+        for kind, x in zip(kinds, cgutils.unpack_tuple(builder, given), strict=True):
+            if isinstance(kind, types.Array):
+                array = context.make_array(kind)(context, builder, x)
+                for owner in ("meminfo", "parent"):  # whose references end when this function returns
+                    setattr(array, owner, cgutils.get_null_value(getattr(array, owner).type))
+                x = array._getvalue()
+            kept.append(x)
+        whole = context.make_tuple(builder, arguments, kept)
+        if context.get_abi_sizeof(whole.type) > KEPT * len(kinds):
+            raise NotImplementedError("arguments of a kernel take more memory than is made for them")
+        for x, offset in ((function, CALLED), (count, COUNT), (whole, GIVEN)):
+            target = builder.add(place, ir.Constant(INT, offset))
+            builder.store(x, builder.inttoptr(target, x.type.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return void(int64, int64, int64, arguments), generate
 
 
 @intrinsic

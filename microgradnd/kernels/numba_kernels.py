@@ -7,7 +7,7 @@ matrices (rows, n), or of what their docstring says. Inputs come first, results,
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, int64, types, void
+from numba import float32, float64, int64, types, void
 
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 from .numba_parts import Kernel
@@ -41,6 +41,16 @@ def add_bias(begin, end, x, bias):
     for r in range(begin, end):
         for i in range(x.shape[1]):
             x[r, i] += bias[i]
+
+
+@Kernel
+def mean(begin, end, x, out):
+    """The mean of row ``begin`` of x, and of those up to ``end``, added up in float64."""
+    for r in range(begin, end):
+        total = 0.0
+        for i in range(x.shape[1]):
+            total += float64(x[r, i])
+        out[r] = f4(total / x.shape[1])
 
 
 @Kernel

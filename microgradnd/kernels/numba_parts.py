@@ -17,7 +17,7 @@ from numba import int64, void
 from ..noting import hook
 from . import numba_threads
 from .numba_compiler import DAMAGED, SOURCES, SUMS, compiled
-from .numba_jobs import job, share
+from .numba_jobs import job, keep, share
 
 
 class Kernel:
@@ -63,7 +63,7 @@ class Kernel:
         """The same, unnoticed by a recording. A part that finds no memory raises MemoryError when all are done."""
         args = _in_float32(args)
         try:
-            numba_threads.team.run(self._call or self._compile(), count, width, args)
+            numba_threads.team.run(self.compiled, count, width, args)
         except DAMAGED as error:
             if not _while_compiling(error):
                 raise
@@ -79,16 +79,21 @@ class Kernel:
         if changing or numba_threads.is_worth_sharing(count, width):
             return self.run, args
         self.run(0, 1, *real[2:])  # compiled
-        return self._call, (count, 1, 0, *_in_float32(args[2:]))
+        return self.compiled, (count, 1, 0, *_in_float32(args[2:]))
+
+    @property
+    def compiled(self) -> Callable[..., None]:
+        """What is called: (count, parts, board, *arrays), see CALL; with a signature, or after a call."""
+        return self._call or self._compile()
 
     def bind(self, count: int, width: int, *args: Any) -> Callable[..., None]:
         """For a kernel with a signature: a function of the remaining arguments, numbers, that does the same as run."""
         if numba_threads.is_worth_sharing(count, width):
             return functools.partial(self.run, count, width, *args)
-        return functools.partial(self._call or self._compile(), count, 1, 0, *args)
+        return functools.partial(self.compiled, count, 1, 0, *args)
 
     def _compile(self, cache: bool = True) -> Callable[..., None]:
-        """A function (count, parts, board, *arrays) that does all parts of a call.
+        """A function (count, parts, board, *arrays) that does all parts of a call, or of none keeps it at ``board``.
 
         Its text has the kernel as a global, since Numba keeps on disk what its file, name and code stand for: of a
         closure it compares the contents, and a compiled function is another in every process.
@@ -96,7 +101,12 @@ class Kernel:
         function = self._function
         name, *names = function.__code__.co_name, *function.__code__.co_varnames[2 : function.__code__.co_argcount]
         text = CALL.format(name=name, arguments=", ".join(names))
-        scope = {"kernel": numba.njit(fastmath=SUMS, error_model="numpy")(function), "job": job, "share": share}
+        scope = {
+            "kernel": numba.njit(fastmath=SUMS, error_model="numpy")(function),
+            "job": job,
+            "keep": keep,
+            "share": share,
+        }
         exec(compile(text, function.__code__.co_filename, "exec"), scope)
         call = scope[name]
         call.__module__, call.__qualname__ = function.__module__, f"{function.__qualname__}_{SOURCES}"
@@ -124,6 +134,8 @@ def _while_compiling(error: BaseException) -> bool:
 CALL = """
 def {name}(count, parts, board, {arguments}):
     function, arguments = job(kernel, ({arguments},))
-    if share(function, arguments, count, parts, board) != 0:
+    if parts == 0:
+        keep(board, function, count, ({arguments},))
+    elif share(function, arguments, count, parts, board) != 0:
         raise MemoryError("a compiled kernel has found no memory")
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,12 +71,27 @@ class Variable:
     @property
     def is_in_order(self) -> bool:
         """Whether the elements lie in memory, without gaps, in the order of their indices."""
+        return self._is_ordered(reversed(self.shape), reversed(self.strides))
+
+    @property
+    def is_in_columns(self) -> bool:
+        """The same for its transpose."""
+        return self._is_ordered(self.shape, self.strides)
+
+    def _is_ordered(self, shape: Iterable[int], strides: Iterable[int]) -> bool:
         expected = self.dtype.itemsize
-        for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+        for n, stride in zip(shape, strides, strict=True):
             if n != 1 and stride != expected:
                 return False
             expected *= n
         return True
+
+    def twin(self) -> Variable:
+        """Another one for an array like this one, which a step makes."""
+        other = Variable(None, "made", self.name)
+        for name in ("shape", "strides", "dtype", "array_type", "address"):
+            setattr(other, name, getattr(self, name))
+        return other
 
     @property
     def is_on_device(self) -> bool:

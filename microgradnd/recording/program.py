@@ -14,6 +14,7 @@ from .arrays import OPERATORS
 from .chains import Chain, chains
 from .copies import without_copies
 from .instructions import GIVEN, CaptureError, Instruction, Variable, bare
+from .sequences import arranged, sequences
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -44,6 +45,7 @@ class Program:
         planned: roots with a buffer of their own: (offset in the memory that they share, or None). On a device only
             what elementwise functions and products of matrices give; for the rest CuPy's pool serves every call.
         chains: elementwise operations that replays do block by block, by the position of the first one.
+        sequences: calls of kernels that replays do by one call, by the position of the first one.
         memory: bytes of the memory that is shared; ``device_memory`` of that on a device.
         last: the position in ``body`` of the last instruction that uses a root.
     """
@@ -54,6 +56,7 @@ class Program:
         alone = _numbers_alone(needed)
         self.first = [x for x in needed if x in alone]
         self.body = [x for x in needed if x not in alone]
+        self.body = arranged(self.body, (*outputs, *kept), can_write, may_diverge)
         _refuse_late_branches(self.body)
         self.draws_before_branch = _draws_before_branch(self.body)
         self.constant = _constant(self.body, outputs)
@@ -61,7 +64,7 @@ class Program:
         self.last = {
             variable.root: i for i, x in enumerate(self.body) for variable in (*x.reads(), *x.results, *x.writes)
         }
-        self.used = {variable for x in needed for variable in x.reads()} | set(outputs)
+        self.used = {variable for x in (*self.first, *self.body) for variable in x.reads()} | set(outputs)
         self.ending: dict[int, list[Variable]] = {}  # by the position of the last instruction that uses them
         for root, i in self.last.items():
             self.ending.setdefault(i, []).append(root)
@@ -70,6 +73,7 @@ class Program:
         self.chains = chains(self.body, self.last, self.leaving | kept, self.computes_nothing, can_write)
         self.memory = self.device_memory = 0
         self._plan()
+        self.sequences = sequences(self.body, self._takes_no_time, self.is_static)
 
     def is_static(self, variable: Variable) -> bool:
         """Whether the array is the same object in every replay, so that views of it can be made beforehand."""
@@ -104,6 +108,12 @@ class Program:
     def computes_nothing(self, x: Instruction) -> bool:
         """Whether an instruction gives a view, or is run before all replays."""
         return self.is_view(x) or self.is_hoisted(x)
+
+    def _takes_no_time(self, x: Instruction) -> bool:
+        """The same, or it gives memory that has been planned."""
+        return self.computes_nothing(x) or (
+            x.kind == "create" and bare(x.name) == "empty" and x.results[0] in self.planned
+        )
 
     def _plan(self) -> None:
         """A place in memory for each array that an instruction can write into, free again after its last use.

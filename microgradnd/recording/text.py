@@ -15,6 +15,7 @@ from .chains import Chain
 from .instructions import GIVEN, Instruction, Variable, bare, variables
 from .literals import literal, slice_text
 from .program import ALIGNMENT, SHAPING, Program, may_diverge
+from .sequences import Sequence, in_one_call
 
 SYMBOLS = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
@@ -72,7 +73,10 @@ class Text:
         self._own: dict[Any, str] = {}  # what functions of ours are called
         for x in program.body:
             if x.kind in ("whole", "kernel"):
-                self._taken.add(self._function(x))
+                self._taken.add(self._function(x.function, x.name))
+        for row in program.sequences.values():
+            self._taken.update(self._function(function, name) for name, function, _ in row.calls.values())
+            self._taken.add(self._function(in_one_call, "in_one_call"))
         for variable in (*arguments, *numbers):
             self._name(variable, variable.name)
         self._in_blocks: dict[Variable, str] = {}  # what arrays are called within the loop that is being written
@@ -91,13 +95,16 @@ class Text:
         pending = {place: (variable, program.depending_on(variable)) for place, variable in written_numbers.items()}
         end = -1  # of the chain that has been written
         for i, x in enumerate(program.body):
-            chain = program.chains.get(i)
+            chain, sequence = program.chains.get(i), program.sequences.get(i)
             reads = {v for y in program.body[i : i + 1 if chain is None else chain.last + 1] for v in y.reads()}
             for place in [place for place, (_, users) in pending.items() if users & reads]:
                 self._write_number(place, pending.pop(place)[0])  # when the optimiser does, should a later one fail
             if chain is not None:
                 self._write_chain(chain)
                 end = chain.last
+            elif sequence is not None:
+                self._write_sequence(sequence)
+                end = sequence.last
             elif i > end:
                 self._write(x)
             self._release(i)
@@ -138,15 +145,15 @@ class Text:
         self._taken.add(name)
         return name
 
-    def _function(self, x: Instruction) -> str:
+    def _function(self, function: Any, wish: str) -> str:
         """The name of a function of ours; of two with the same name one gets a number."""
-        if x.function not in self._own:
-            wish, i = x.name.strip("_"), 1
+        if function not in self._own:
+            wish, i = wish.strip("_"), 1
             name = wish
             while name in self._own.values() or name in RESERVED:
                 name, i = f"{wish}_{i}", i + 1
-            self._own[x.function] = name
-        return self._own[x.function]
+            self._own[function] = name
+        return self._own[function]
 
     def _wish(self, x: Instruction, variable: Variable) -> str:
         """What a result is called: by the operation that it belongs to."""
@@ -154,6 +161,10 @@ class Text:
             return self._wishes[variable]
         if x.kind == "create" and variable.root in self.program.constant:
             return bare(x.name)
+        if x.name == "copy" and not x.note:
+            original = x.args[0]
+            made = self.program.makers.get(original)
+            return f"{self._name(original, self._wish(made, original) if made else original.name)}_copy"
         source = next((v for v in x.reads() if v.root is variable.root and v in self.names), None)
         if source is not None and self.program.is_view(x):
             if bare(x.name) in ("T", "transpose", "swapaxes"):
@@ -251,6 +262,33 @@ class Text:
             self._write(x)
         self._in_blocks = {}
         self._lines[before:] = [f"    {line}" for line in self._lines[before:]]
+
+    def _write_sequence(self, sequence: Sequence) -> None:
+        """The calls as a list, made before all replays, and one call."""
+        body = self.program.body[sequence.first : sequence.last + 1]
+        lines: list[str] = []
+        notes: list[str] = []
+        for i, x in enumerate(body, sequence.first):
+            if i not in sequence.calls:
+                self._write(x)
+                continue
+            for v in x.results:
+                self._name(v, self._wish(x, v))
+            if not notes or x.note != notes[-1]:
+                notes.append(x.note)
+                lines.append(f"    # {x.note}")
+            wish, function, args = sequence.calls[i]
+            name = self._function(function, wish)
+            self.functions[name] = function
+            lines.append(f"    ({', '.join([name, *map(self._term, args)])}),")
+        maker, calls = self._function(in_one_call, "in_one_call"), self._unused("calls")
+        self.functions[maker] = in_one_call
+        self._setup += [f"{calls} = {maker}(", *lines, ")"]
+        if any(v.root.kind in GIVEN for x in body for v in x.writes):
+            self._changes()
+        self._note = ""
+        self._line(f"# {' to '.join(dict.fromkeys([notes[0], notes[-1]]))}")
+        self._line(f"{calls}()")
 
     def _block(self, v: Variable, shape: tuple[int, ...], number: int) -> str:
         """The name of memory for a block of a temporary, or of a view of it in another dtype."""
@@ -352,9 +390,9 @@ class Text:
             return f"{x.name}({', '.join([*args, *keywords])})"
         bound = getattr(x.function, "bound", None)
         if bound is None or not all(map(self.program.is_static, variables(x.args[0]))):
-            self.functions[self._function(x)] = x.function
-            return f"{self._function(x)}({', '.join(args)})"
-        return f"{self._bound(self._function(x), bound, args[0])}({', '.join(args[1:])})"
+            self.functions[self._function(x.function, x.name)] = x.function
+            return f"{self._function(x.function, x.name)}({', '.join(args)})"
+        return f"{self._bound(self._function(x.function, x.name), bound, args[0])}({', '.join(args[1:])})"
 
     def _bound(self, name: str, bound: Any, first: str) -> str:
         """The name of a function of ours that has its first argument, the same in every replay, from the beginning."""

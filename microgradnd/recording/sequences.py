@@ -1,0 +1,171 @@
+"""Compiled kernels in a row on small arrays: replays do all of them, and products between them, by one call.
+
+Python takes 1 to 2 us for a call, more than what is done by it where arrays have a few thousand elements. Arrays that
+are others in each replay are copied into memory that stays where it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any
+
+import numpy as np
+
+from .instructions import GIVEN, Instruction, Variable, bare, replaced
+
+SMALL = 1 << 16  # bytes: larger arrays are not copied
+
+# The name of a compiled function, itself, and its arguments: how often, and those after parts and board.
+Call = tuple[str, Any, tuple[Any, ...]]
+
+
+def in_one_call(*calls: tuple[Any, ...]) -> Callable[[], None]:
+    """See kernels.numba_sequences."""
+    return importlib.import_module("..kernels.numba_sequences", __package__).in_one_call(*calls)  # type: ignore[no-any-return]
+
+
+class Sequence:
+    """Calls by their positions; between the ``first`` and the ``last`` one is only what computes nothing."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Call] = {}
+
+    @property
+    def first(self) -> int:
+        return min(self.calls)
+
+    @property
+    def last(self) -> int:
+        return max(self.calls)
+
+
+def sequences(
+    body: list[Instruction],
+    computes_nothing: Callable[[Instruction], bool],
+    is_static: Callable[[Variable], bool],
+) -> dict[int, Sequence]:
+    """Those of at least two calls, by the position of the first one, where a kernel is called at all.
+
+    Args:
+        computes_nothing: whether an instruction gives a view or memory, or is run before all replays.
+        is_static: whether an array is the same object in every replay.
+    """
+    if not any(x.kind == "kernel" for x in body):
+        return {}
+    found: list[Sequence] = [Sequence()]
+    for i, x in enumerate(body):
+        if computes_nothing(x):
+            continue
+        call = call_of(x)
+        if call is not None and all(map(is_static, (*x.reads(), *x.results, *x.writes))):
+            found[-1].calls[i] = call
+        elif found[-1].calls:
+            found.append(Sequence())
+    return {x.first: x for x in found if len(x.calls) > 1}
+
+
+def call_of(x: Instruction) -> Call | None:
+    """What does the same as an instruction, bit for bit, as a call of a compiled function; None where nothing does."""
+    if x.kind == "kernel":
+        shared = isinstance(x.function, MethodType)  # Kernel.run, on several threads
+        return None if shared else (x.name, x.function, (x.args[0], *x.args[3:]))
+    arrays = [*x.args, *x.results, *x.kwargs.values()]
+    if not all(type(v) is Variable and v.array_type is np.ndarray and v.dtype == np.float32 for v in arrays):
+        return None
+    if any(1 in v.shape or 0 in v.shape for v in arrays) or not all(v.is_in_order or v.is_in_columns for v in arrays):
+        return None
+    if bare(x.name) == "dot" and len(x.args) == 2 and len(x.results) == 1 and not x.kwargs:
+        return _product(x.args[0], x.args[1], x.results[0])
+    if x.kind == "ufunc" and x.name == "np.add" and list(x.kwargs) == ["out"] and x.kwargs["out"] is x.args[0]:
+        return _sum(*x.args)
+    return None
+
+
+def _product(a: Variable, b: Variable, out: Variable) -> Call | None:
+    blas = importlib.import_module("..kernels.numba_blas", __package__)
+    if len(b.shape) != 2 or not out.is_in_order or a.root is b.root:
+        return None  # of a matrix and its own transpose NumPy computes a half
+    if len(a.shape) == 2 and blas.SGEMM:
+        return "dot", blas.dot, (1, a, b, out)
+    if len(a.shape) == 1 and b.is_in_order and blas.SGEMV:
+        return "vector_dot", blas.vector_dot, (1, a, b, out)
+    return None
+
+
+def _sum(x: Variable, bias: Variable) -> Call | None:
+    if len(x.shape) != 2 or bias.shape != x.shape[1:] or not x.is_in_order:
+        return None
+    kernels = importlib.import_module("..kernels.numba_kernels", __package__)
+    return "add_bias", kernels.add_bias.compiled, (x.shape[0], x, bias)
+
+
+def arranged(
+    body: list[Instruction],
+    fixed: Iterable[Variable],
+    can_write: Callable[[Instruction, Variable], bool],
+    may_diverge: Callable[[Instruction], bool],
+) -> list[Instruction]:
+    """The instructions with what depends on arguments alone first, and copies of small arrays that calls read.
+
+    Copied are arguments, and what is made anew in each replay; none of ``fixed``, which a step gives out or keeps, and
+    none that is written into. An argument may be a part of anything that was there before: what reads it after a
+    change of that stays where it is, and so does the argument.
+    """
+    if not any(x.kind == "kernel" and call_of(x) for x in body):
+        return body
+    unchanged = next((i for i, x in enumerate(body) if any(v.root.kind in GIVEN for v in x.writes)), len(body))
+    written = {v.root for x in body for v in x.writes}
+    owned = written | {v.root for v in fixed}
+    late = {v.root for x in body[unchanged:] for v in x.reads() if v.root.kind == "argument"}
+    read = {v.root for x in body if call_of(x) for v in x.reads()} - owned - late
+    buffers: dict[Variable, Variable] = {}
+    copies = [_copied(v, buffers) for v in read if v.kind == "argument" and _is_small(v)]
+    arrangement = sorted(copies, key=lambda x: str(x.args[0].name))
+    for x in (*_early_first(body[:unchanged], written, may_diverge), *body[unchanged:]):
+        x.args, x.kwargs = replaced(x.args, buffers), replaced(x.kwargs, buffers)
+        for v in x.results:
+            v.root = buffers.get(v.root, v.root)
+        arrangement.append(x)
+        arrangement += [
+            _copied(v, buffers)
+            for v in x.results
+            if v in read and v.root is v and v.kind == "made" and _is_small(v) and not can_write(x, v)
+        ]
+    return arrangement
+
+
+def _early_first(
+    body: list[Instruction], written: set[Variable], may_diverge: Callable[[Instruction], bool]
+) -> list[Instruction]:
+    """The instructions with those first that need nothing but arguments, which nobody writes into."""
+    known: set[Variable] = set()
+    early, late = [], []
+    for x in body:
+        if (
+            x.results
+            and not x.writes
+            and x.kind not in ("draw", "branch")
+            and not may_diverge(x)
+            and all((v.root.kind == "argument" and v.root not in written) or v.root in known for v in x.reads())
+            and all(v.root not in written and _is_small(v) for v in x.results)
+        ):
+            known.update(v.root for v in x.results)
+            early.append(x)
+        else:
+            late.append(x)
+    return early + late
+
+
+def _is_small(v: Variable) -> bool:
+    return v.array_type is np.ndarray and v.is_in_order and math.prod(v.shape) * v.dtype.itemsize <= SMALL
+
+
+def _copied(v: Variable, buffers: dict[Variable, Variable]) -> Instruction:
+    """A copy of an array, in whose place it is used from now on."""
+    buffers[v] = copy = v.twin()
+    instruction = Instruction("method", "copy", None, (v,), {}, "")
+    instruction.results.append(copy)
+    return instruction

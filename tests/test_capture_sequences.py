@@ -1,0 +1,205 @@
+"""Compiled kernels and products in a row, done by one call in replays: the same bits as one after another."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+
+if importlib.util.find_spec("numba") is None:
+    pytest.skip("Numba is not installed", allow_module_level=True)
+# The first one imports Numba, and makes settings if nobody else has done so before.
+from microgradnd.kernels import numba_compiler  # isort: split # noqa: F401
+from microgradnd.kernels import numba_blas, numba_kernels, numba_sequences
+
+
+@pytest.fixture(autouse=True)
+def numba_kernels_in_use() -> Iterator[None]:
+    with mg.kernels("numba"):
+        yield
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def bits(*arrays: Any) -> list[bytes]:
+    return [np.asarray(x.data if isinstance(x, mg.Tensor) else x).tobytes() for x in arrays]
+
+
+SHAPES = [(32, 64, 128), (2, 2, 2), (33, 7, 65), (128, 32, 10), (300, 3, 5)]
+
+
+@pytest.mark.skipif(not numba_blas.SGEMM, reason="NumPy's BLAS library is not found")
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_have_the_bits_of_numpy(shape: tuple[int, int, int], transposed: tuple[bool, bool]) -> None:
+    m, k, n = shape
+    a = normal(k, m, seed=1).T if transposed[0] else normal(m, k, seed=1)
+    b = normal(n, k, seed=2).T if transposed[1] else normal(k, n, seed=2)
+    out, sums = np.full((m, n), np.nan, np.float32), np.full(n, np.nan, np.float32)
+    rows = np.ascontiguousarray(b)
+    calls = numba_sequences.in_one_call(
+        (numba_blas.dot, 1, a, b, out), (numba_blas.vector_dot, 1, np.ones(k, np.float32), rows, sums)
+    )
+    calls()
+    assert bits(out, sums) == bits(a.dot(b), np.ones(k, np.float32).dot(rows))
+    b *= 2  # in place: the next time other numbers are read
+    calls()
+    assert bits(out) == bits(a.dot(b))
+
+
+def test_numpys_blas_library_is_found_where_it_is_the_one_of_its_wheels() -> None:
+    blas: Any = np.show_config(mode="dicts")
+    if blas["Build Dependencies"]["blas"]["name"] == "scipy-openblas":
+        assert numba_blas.SGEMM
+        assert numba_blas.SGEMV
+
+
+def test_calls_hold_their_arrays() -> None:
+    x, bias = normal(40, 50), normal(50, seed=1)
+    expected = np.maximum(x + bias, 0)
+    numba_kernels.bias_relu(0, 1, x, bias)
+    held = [x]
+    calls = numba_sequences.in_one_call((numba_kernels.bias_relu.compiled, 40, x, bias + 0))
+    del x
+    gc.collect()
+    calls()
+    np.testing.assert_array_equal(held[0], expected)
+
+
+def classifier(hidden: int = 40) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(16, hidden, rng=0), nn.ReLU(), nn.LayerNorm(hidden), nn.Linear(hidden, 12, rng=1))
+
+
+def training(model: Any, optimizer: Any) -> Callable[[Any, Any], mg.Tensor]:
+    def step(x: Any, y: Any) -> mg.Tensor:
+        optimizer.zero_grad()
+        loss = mg.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+@pytest.mark.parametrize("optimizer", [nn.SGD, nn.AdamW])
+def test_a_training_step_has_the_bits_of_the_eager_one(optimizer: Any) -> None:
+    models = [classifier() for _ in range(2)]
+    plain, other = (training(model, optimizer(model.parameters(), 0.01)) for model in models)
+    captured = mg.capture(other)
+    kept = []
+    for i in range(30):
+        x, y = normal(48, 16, seed=i), np.random.default_rng(i).integers(0, 12, 48)
+        expected, loss = plain(x, y), captured(x, y)
+        kept.append((loss, bits(expected)))
+        x[:] = y[:] = 0  # a copy of it is no view
+        assert bits(*models[0].parameters()) == bits(*models[1].parameters())
+    assert all(bits(loss) == was for loss, was in kept)
+    assert captured.recordings[0].calls > 20
+    source = captured.source
+    assert "(bias_relu, 48, linear_relu, " in source
+    if numba_blas.SGEMM:
+        assert source.count(" = in_one_call(") == 2  # between them the gradient of a weight is copied
+        assert source.count("    (dot, 1, ") == 5
+        assert "x_copy[...] = x  # (48, 16)" in source
+        assert "np.dot(" not in source
+        assert "np.add(" not in source
+
+
+def test_wrong_class_indices_leave_all_as_it_was() -> None:
+    model = classifier()
+    captured = mg.capture(training(model, nn.SGD(model.parameters(), 0.1)))
+    x, y = normal(48, 16), np.zeros(48, np.int64)
+    for _ in range(4):
+        captured(x, y)
+    before = bits(*model.parameters())
+    y[3] = 12
+    with pytest.raises(IndexError, match="to 11"):
+        captured(x, y)
+    assert bits(*model.parameters()) == before
+
+
+def test_parameters_in_other_memory_are_taken_up() -> None:
+    models = [classifier() for _ in range(2)]
+    plain, other = (training(model, nn.SGD(model.parameters(), 0.1)) for model in models)
+    captured = mg.capture(other)
+    x, y = normal(48, 16), np.arange(48) % 12
+    for i in range(8):
+        if i == 5:
+            for model in models:
+                for p in model.parameters():
+                    p.data = p.data + np.float32(0.25)
+            gc.collect()
+        assert bits(plain(x, y)) == bits(captured(x, y))
+    assert bits(*models[0].parameters()) == bits(*models[1].parameters())
+    assert captured.recordings[0].calls > 1
+
+
+def test_an_argument_that_is_read_after_a_change_is_read_then() -> None:
+    """It may be a part of what has been changed, if not in the recorded call."""
+    w, v = (mg.tensor(normal(32, 32), requires_grad=True) for _ in range(2))
+    weight, bias = normal(32, 48, seed=1), normal(48, seed=2)
+
+    def step_of(w: mg.Tensor) -> Callable[[Any], mg.Tensor]:
+        def step(x: Any) -> mg.Tensor:
+            first = mg.relu(mg.linear(mg.tensor(x), weight, bias))
+            w.data -= np.float32(0.5)
+            return mg.relu(mg.linear(mg.tensor(x), weight, bias)) + mg.relu(mg.linear(first, weight.T @ weight))
+
+        return step
+
+    plain, captured = step_of(v), mg.capture(step_of(w))
+    for i in range(8):
+        x = normal(32, 32, seed=i)
+        assert bits(plain(x if i % 2 == 0 else v.data)) == bits(captured(x if i % 2 == 0 else w.data))
+    assert bits(w) == bits(v)
+
+
+def test_what_lies_between_is_done_between() -> None:
+    """Functions of NumPy that no kernel stands for, a random number, and a branch."""
+    models = [nn.Sequential(nn.Linear(16, 40, rng=0), nn.GELU(), nn.Dropout(0.3, rng=2)) for _ in range(2)]
+    heads = [nn.Linear(40, 40, rng=1) for _ in range(2)]
+
+    def step_of(model: Any, head: Any) -> Callable[[Any, Any], mg.Tensor]:
+        def step(x: Any, target: Any) -> mg.Tensor:
+            model.zero_grad()
+            head.zero_grad()
+            h = mg.log_softmax(head(mg.tanh(model(x))))
+            if h.sum() < 0:
+                h = h * 2
+            loss = mg.mean((h - target) ** 2)
+            loss.backward()
+            return loss
+
+        return step
+
+    plain, captured = step_of(models[0], heads[0]), mg.capture(step_of(models[1], heads[1]))
+    for i in range(6):
+        x, target = normal(32, 16, seed=i), normal(32, 40, seed=i)
+        assert bits(plain(x, target)) == bits(captured(x, target))
+        for p, q in zip(
+            [*models[0].parameters(), *heads[0].parameters()],
+            [*models[1].parameters(), *heads[1].parameters()],
+            strict=True,
+        ):
+            assert bits(p.grad) == bits(q.grad)
+    assert captured.recordings[0].calls >= 3
+
+
+def test_a_small_transformer_has_the_bits_of_the_eager_one() -> None:
+    models = [nn.Transformer(20, 16, 2, 2, 12, rng=0) for _ in range(2)]
+    plain, other = (training(model, nn.AdamW(model.parameters(), 1e-3)) for model in models)
+    captured = mg.capture(other)
+    for i in range(8):
+        tokens = np.random.default_rng(i).integers(0, 20, (4, 13))
+        assert bits(plain(tokens[:, :-1], tokens[:, 1:])) == bits(captured(tokens[:, :-1], tokens[:, 1:]))
+    assert bits(*models[0].parameters()) == bits(*models[1].parameters())
+    assert "in_one_call(" in captured.source
