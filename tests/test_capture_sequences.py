@@ -16,7 +16,7 @@ import nn
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
-from microgradnd.kernels import numba_compiler  # isort: split # noqa: F401
+from microgradnd.kernels import numba_compiler  # isort: skip # noqa: F401
 from microgradnd.kernels import numba_blas, numba_kernels, numba_sequences
 
 
