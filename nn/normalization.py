@@ -69,11 +69,13 @@ class LayerNorm(_Norm):
         self.bias = self._parameter(0, dtype) if elementwise_affine and bias else None
         self.eps = float(eps)
 
-    def forward(self, x: mg.Tensor) -> mg.Tensor:
+    def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
+        """Of x + ``residual``, if there is one, of the shape of x."""
         weight = None if self.weight is None else self._flat(self.weight)
         bias = None if self.bias is None else self._flat(self.bias)
         x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
-        out = mg.layer_norm(self._flat(x), weight, bias, self.eps)
+        residual = None if residual is None else self._flat(residual)
+        out = mg.layer_norm(self._flat(x), weight, bias, self.eps, residual)
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)
 
 
@@ -101,10 +103,12 @@ class RMSNorm(_Norm):
         super().__init__(normalized_shape, elementwise_affine, dtype)
         self.eps = None if eps is None else float(eps)
 
-    def forward(self, x: mg.Tensor) -> mg.Tensor:
+    def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
+        """Of x + ``residual``, if there is one, of the shape of x."""
         x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
         weight = None if self.weight is None else self._flat(self.weight)
         dtype = np.result_type(x.dtype, np.float32) if is_floating(x.dtype) else np.float64
         eps = float(np.finfo(dtype).eps) if self.eps is None else self.eps
-        out = mg.rms_norm(self._flat(x), weight, eps)
+        residual = None if residual is None else self._flat(residual)
+        out = mg.rms_norm(self._flat(x), weight, eps, residual)
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)

@@ -19,7 +19,7 @@ from .embedding import Embedding, LearnedPositions, RotaryPositions, SinusoidalP
 from .init import lecun_normal, normal
 from .linear import Linear
 from .module import Module
-from .normalization import LayerNorm
+from .normalization import LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -151,9 +151,17 @@ class TransformerBlock(Module):
             x = self.dropout(attend(self.norm1(x)), residual=x)
             x = self.dropout(self.feed_forward(self.norm2(x)), residual=x)
         else:
-            x = self.norm1(self.dropout(attend(x), residual=x))
-            x = self.norm2(self.dropout(self.feed_forward(x), residual=x))
+            x = self._normed(self.norm1, attend(x), x)
+            x = self._normed(self.norm2, self.feed_forward(x), x)
         return x
+
+    def _normed(self, norm: Any, x: mg.Tensor, residual: mg.Tensor) -> mg.Tensor:
+        """The normalised sum, in one operation where there is one for the two."""
+        if norm.__class__ in (LayerNorm, RMSNorm) and not (self.dropout.p and self.training):
+            out: mg.Tensor = norm(x, residual)
+        else:
+            out = norm(self.dropout(x, residual=residual))
+        return out
 
 
 class Transformer(Module):

@@ -371,9 +371,9 @@ OPS = (
     # normalisation
     Op(
         "layer_norm",
-        lambda x, weight=1.0, bias=0.0, eps=1e-5: (
-            (x - x.mean(-1, keepdims=True))
-            / np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + eps)
+        lambda x, weight=1.0, bias=0.0, eps=1e-5, residual=0.0: (
+            ((x + residual) - (x + residual).mean(-1, keepdims=True))
+            / np.sqrt((((x + residual) - (x + residual).mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + eps)
             * weight
             + bias
         ),
@@ -384,24 +384,30 @@ OPS = (
             shapes((2, 1, 4)),
             shapes((3, 4), (4,)),
             shapes((0, 4), (4,), (4,)),
+            shapes((2, 3, 4), (4,), (4,), 1e-5, (2, 3, 4)),
         ),
-        differentiable=(0, 1, 2),
-        torch=lambda torch, x, weight=None, bias=None, eps=1e-5: torch.nn.functional.layer_norm(
-            x, x.shape[-1:], weight, bias, eps
+        differentiable=(0, 1, 2, 4),
+        torch=lambda torch, x, weight=None, bias=None, eps=1e-5, residual=0.0: torch.nn.functional.layer_norm(
+            x + residual, x.shape[-1:], weight, bias, eps
         ),
     ),
     Op(
         "rms_norm",
-        lambda x, weight=1.0, eps=1e-6: x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight,
+        lambda x, weight=1.0, eps=1e-6, residual=0.0: (
+            (x + residual) / np.sqrt(((x + residual) ** 2).mean(-1, keepdims=True) + eps) * weight
+        ),
         (
             shapes((3, 4), (4,)),
             shapes((2, 3, 5), (5,), eps=0.1),
             shapes((4,), (4,)),
             shapes((2, 1, 4)),
             shapes((0, 4), (4,)),
+            shapes((2, 3, 4), (4,), 1e-6, (2, 3, 4)),
         ),
-        differentiable=(0, 1),
-        torch=lambda torch, x, weight=None, eps=1e-6: torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps),
+        differentiable=(0, 1, 3),
+        torch=lambda torch, x, weight=None, eps=1e-6, residual=0.0: torch.nn.functional.rms_norm(
+            x + residual, x.shape[-1:], weight, eps
+        ),
     ),
     # attention
     Op(

@@ -203,3 +203,79 @@ def test_a_small_transformer_has_the_bits_of_the_eager_one() -> None:
         assert bits(plain(tokens[:, :-1], tokens[:, 1:])) == bits(captured(tokens[:, :-1], tokens[:, 1:]))
     assert bits(*models[0].parameters()) == bits(*models[1].parameters())
     assert "in_one_call(" in captured.source
+
+
+def replayed_like_eager(step: Callable[..., Any], calls: list[tuple[Any, ...]], most: int) -> None:
+    """The same bits for the same arguments, and no more than so many calls that are no replays."""
+    captured = mg.capture(step)
+    for args in calls:
+        expected, found = step(*args), captured(*args)
+        assert bits(*expected) == bits(*found)
+    assert sum(x.calls for x in captured.recordings) >= len(calls) - most
+    assert "in_one_call(" in captured.source
+
+
+def test_a_product_of_an_array_and_its_transpose() -> None:
+    """NumPy computes a half of it, where the two arguments are one array; in the recorded call they are not."""
+
+    def step(x: Any, y: Any) -> tuple[mg.Tensor, ...]:
+        x, y = mg.tensor(x), mg.tensor(y)
+        return mg.softmax(x @ y.T), mg.softmax(mg.gelu(x)), mg.gelu(mg.softmax(y))
+
+    calls = [(normal(48, 32, seed=i), normal(48, 32, seed=i + 100)) for i in range(4)]
+    replayed_like_eager(step, [*calls, *((x, x) for x, _ in calls)], 3)
+
+
+def test_a_parameter_becomes_the_transpose_of_another_one() -> None:
+    p = mg.tensor(normal(32, 32))
+    q = mg.tensor(np.asfortranarray(normal(32, 32, seed=1)))
+
+    def step() -> tuple[mg.Tensor, ...]:
+        return (mg.softmax(mg.softmax(p @ q)),)
+
+    captured = mg.capture(step)
+    for i in range(8):
+        if i == 5:
+            q.data = p.data.T
+        assert bits(*step()) == bits(*captured())
+
+
+@pytest.mark.parametrize("overlap", ["shifted", "the same", "a part"])
+def test_arguments_that_lie_across_one_another(overlap: str) -> None:
+    model = nn.Sequential(nn.Linear(32, 32, rng=0), nn.ReLU(), nn.LayerNorm(32))
+
+    def step(x: Any, y: Any) -> tuple[mg.Tensor, ...]:
+        h, t = mg.softmax(mg.tensor(x)), model(mg.tensor(y)[:40])
+        return mg.softmax(h[:40] @ t.T), mg.gelu(mg.softmax(mg.tensor(y).T))
+
+    series = [normal(100, 32, seed=i) for i in range(8)]
+    others = {"shifted": slice(1, 49), "the same": slice(48), "a part": slice(4, 48)}
+    replayed_like_eager(step, [(x[:48], x[others[overlap]]) for x in series], 2)
+
+
+def test_a_row_is_added_to_the_matrix_that_it_is_of() -> None:
+    w = normal(32, 32)
+
+    def step(x: Any) -> tuple[mg.Tensor, ...]:
+        h = mg.relu(mg.linear(mg.tensor(x), w, w[0])).data
+        np.add(h, h[0], out=h)
+        return (mg.softmax(mg.softmax(mg.tensor(h))),)
+
+    replayed_like_eager(step, [(normal(48, 32, seed=i),) for i in range(5)], 2)
+
+
+def test_what_may_fail_stays_behind_a_branch() -> None:
+    w, v = normal(16, 32), normal(32, 12, seed=1)
+
+    def step(x: Any, y: Any) -> tuple[mg.Tensor, ...]:
+        h = mg.log_softmax(mg.relu(mg.linear(mg.tensor(x), w)))
+        if mg.tensor(x).sum() < 0:
+            return (h.sum(),)
+        return (mg.cross_entropy(h @ v, y),)
+
+    captured, good, bad = mg.capture(step), np.arange(48) % 12, np.full(48, 99)
+    for i in range(12):
+        x = abs(normal(48, 16, seed=i))
+        for args in ((x, good), (-x, bad)):
+            assert bits(*step(*args)) == bits(*captured(*args))
+    assert captured.recordings[0].calls >= 5

@@ -224,6 +224,35 @@ def test_gradients_of_norms_are_added_to_those_of_residual_connections(norm: Any
 
 
 @pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
+@pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
+def test_norms_of_sums(norm: Any, shape: tuple[int, ...], threads: str) -> None:
+    """In one kernel, with the bits of the norm of a sum, and the gradient for both summands, which are used again."""
+    arrays = [normal(*shape), normal(*shape, seed=3, scale=0.5), normal(shape[-1], seed=2)]
+
+    def f(x: mg.Tensor, residual: mg.Tensor, weight: mg.Tensor, fused: bool = True) -> mg.Tensor:
+        y = norm(x, weight, residual=residual) if fused else norm(x + residual, weight)
+        return y * y + x * 3 + residual
+
+    ours, reference = both(f, *arrays)
+    apart, _ = both(lambda *xs: f(*xs, fused=False), *arrays)
+    assert ours[0].tobytes() == apart[0].tobytes()
+    if shape[-1] > 2:  # see test_values_and_gradients
+        close(ours, reference, 1e-5)
+    strided = np.repeat(arrays[0], 2, axis=-1)[..., ::2]
+    np.testing.assert_array_equal(
+        norm(strided, arrays[2], residual=arrays[1]).data, norm(*arrays[::2], residual=arrays[1]).data
+    )
+
+
+@pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
+@pytest.mark.parametrize("shape", [(96, 128), (128,), (1, 96, 128), (96, 1)])
+def test_norms_of_sums_refuse_other_shapes(norm: Any, shape: tuple[int, ...]) -> None:
+    x, residual = normal(97, 128), normal(*shape)
+    with pytest.raises(ValueError, match="residual must have the shape of x"):
+        norm(x, residual=residual)
+
+
+@pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
 def test_gradients_of_weights_alone(norm: Any, threads: str) -> None:
     x = normal(131, 70)
     close(*both(lambda weight: norm(x.astype(weight.dtype), weight), normal(70, seed=1)), 1e-5)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import Onto
 from ..dtypes import is_floating, is_narrow
 from . import compiled
 
@@ -185,9 +186,11 @@ def dropout(xp: Any, x: Any, residual: Any, kept: Any, p: float, seed: int) -> t
     return out, pullback
 
 
-def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
-    """The last axis with mean 0 and variance 1, scaled and shifted."""
+def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float, residual: Any = None) -> tuple[Any, Any]:
+    """The last axis of x + residual with mean 0 and variance 1, scaled and shifted."""
     n = _normalized(x, weight, bias)
+    if residual is not None:
+        return _of_sum(layer_norm, xp, x, residual, weight, bias, eps)
     if x.size > xp.SMALL and (fast := compiled(x, weight, bias)):
         return fast.layer_norm(x, weight, bias, eps)
     x_rows = _wide(rows(x))
@@ -214,9 +217,35 @@ def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any
     return _narrow(out, x, weight, bias).reshape(x.shape), pullback
 
 
-def rms_norm(xp: Any, x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
-    """The last axis with mean square 1, scaled."""
+def _of_sum(norm: Any, xp: Any, x: Any, residual: Any, *args: Any) -> tuple[Any, Any]:
+    """A norm of x + residual, whose gradient is that of both: a compiled kernel computes the sum on the way."""
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have the shape of x, {x.shape}")
+    fast = compiled(x, residual, *args[:-1]) if x.size > xp.SMALL and x.__class__ is np.ndarray else None
+    if fast is not None:
+        out, pullback = getattr(fast, norm.__name__)(x, *args, residual)
+    else:
+        out, pullback = norm(xp, x + residual, *args)
+
+    def pullback_of_both(g: Any) -> tuple[Any, ...]:
+        gx, *others = pullback(g)
+        found: list[Any] = []  # held until both have it: whoever changes it makes a copy
+
+        def gradient() -> Any:
+            if not found:
+                found.append(gx.compute(None) if gx.__class__ is Onto else gx())
+            return found[0]
+
+        return gradient, *others, gradient
+
+    return out, pullback_of_both
+
+
+def rms_norm(xp: Any, x: Any, weight: Any, eps: float, residual: Any = None) -> tuple[Any, Any]:
+    """The last axis of x + residual with mean square 1, scaled."""
     n = _normalized(x, weight)
+    if residual is not None:
+        return _of_sum(rms_norm, xp, x, residual, weight, eps)
     if x.size > xp.SMALL and (fast := compiled(x, weight)):
         return fast.rms_norm(x, weight, eps)
     x_rows = _wide(rows(x))

@@ -165,13 +165,17 @@ softmax = _rowwise(kernels.softmax, kernels.softmax_gradient)
 log_softmax = _rowwise(kernels.log_softmax, kernels.log_softmax_gradient)
 
 
-def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
+def layer_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any = None) -> tuple[Any, Any]:
     x_rows = _rows(x)
     count, n = x_rows.shape
     weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out, statistics = np.empty_like(x_rows), np.empty((3, count), np.float32, like=x_rows)
-    kernels.layer_norm(count, n, x_rows, weight, bias, eps, out, *statistics)
+    if residual is None:
+        kernels.layer_norm(count, n, x_rows, weight, bias, eps, out, *statistics)
+    else:
+        summands, x_rows = (x_rows, _rows(residual)), np.empty_like(x_rows)
+        kernels.layer_norm_of_sum(count, n, *summands, weight, bias, eps, x_rows, out, *statistics)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         return _norm_gradients(kernels.layer_norm_gradient, g, x, (x_rows, weight, *statistics), sums=2)
@@ -179,12 +183,16 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     return out.reshape(x.shape), pullback
 
 
-def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+def rms_norm(x: Any, weight: Any, eps: float, residual: Any = None) -> tuple[Any, Any]:
     x_rows = _rows(x)
     count, n = x_rows.shape
     weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
     out, scale = np.empty_like(x_rows), np.empty(count, np.float32, like=x_rows)
-    kernels.rms_norm(count, n, x_rows, weight, eps, out, scale)
+    if residual is None:
+        kernels.rms_norm(count, n, x_rows, weight, eps, out, scale)
+    else:
+        summands, x_rows = (x_rows, _rows(residual)), np.empty_like(x_rows)
+        kernels.rms_norm_of_sum(count, n, *summands, weight, eps, x_rows, out, scale)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         return _norm_gradients(kernels.rms_norm_gradient, g, x, (x_rows, weight, scale), sums=1)

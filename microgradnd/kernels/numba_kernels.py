@@ -7,14 +7,16 @@ matrices (rows, n), or of what their docstring says. Inputs come first, results,
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, float64, int64, types, void
+from numba import float32, float64, int64, njit, types, void
 
+from .numba_compiler import SUMS
 from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
 from .numba_parts import Kernel
 from .numba_products import element, numbers_at
 
 index = types.Array(int64, 1, "C", readonly=True)
 read, written = types.Array(float32, 2, "C", readonly=True), types.Array(float32, 2, "C")
+row, numbers = types.Array(float32, 1, "C", readonly=True), types.Array(float32, 1, "C")
 
 CUBIC = f4(0.044715)
 SLIGHT = f4(0.01)  # the share of a variance by which its shortcut may differ: two digits are lost then
@@ -36,7 +38,7 @@ def gelu_gradient(begin, end, g, x, out):
         out[i] = g[i] * gelu_slope(x[i])
 
 
-@Kernel
+@Kernel.of(void(int64, int64, written, row))
 def add_bias(begin, end, x, bias):
     for r in range(begin, end):
         for i in range(x.shape[1]):
@@ -214,35 +216,50 @@ def log_softmax_gradient(begin, end, g, log_p, out):
             out[r, i] = g[r, i] - exp(log_p[r, i]) * total
 
 
-@Kernel
-def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
-    """What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant.
+@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
+def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
+    """Row r with mean 0 and variance 1.
 
-    Where it is small beside the deviations their variance is had in the same pass.
+    What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant. Where
+    it is small beside the deviations their variance is had in the same pass.
     """
     n = x.shape[1]
-    for r in range(begin, end):
-        total = ZERO
+    total = ZERO
+    for i in range(n):
+        total += x[r, i]
+    m = total / f4(n)
+    total = squares = ZERO
+    for i in range(n):
+        z = x[r, i] - m
+        total += z
+        squares += z * z
+    left = total / f4(n)
+    variance = squares / f4(n) - left * left
+    if not left * left < SLIGHT * variance:  # the difference has lost its digits, or the squares were too large
+        squares = ZERO
         for i in range(n):
-            total += x[r, i]
-        m = total / f4(n)
-        total = squares = ZERO
-        for i in range(n):
-            z = x[r, i] - m
-            total += z
+            z = centred(x[r, i], m, left)
             squares += z * z
-        left = total / f4(n)
-        variance = squares / f4(n) - left * left
-        if not left * left < SLIGHT * variance:  # the difference has lost its digits, or the squares were too large
-            squares = ZERO
-            for i in range(n):
-                z = centred(x[r, i], m, left)
-                squares += z * z
-            variance = squares / f4(n)
-        s = ONE / np.sqrt(variance + eps)
-        for i in range(n):
-            out[r, i] = centred(x[r, i], m, left) * s * weight[i] + bias[i]
-        mean[r], rest[r], scale[r] = m, left, s
+        variance = squares / f4(n)
+    s = ONE / np.sqrt(variance + eps)
+    for i in range(n):
+        out[r, i] = centred(x[r, i], m, left) * s * weight[i] + bias[i]
+    mean[r], rest[r], scale[r] = m, left, s
+
+
+@Kernel.of(void(int64, int64, read, row, row, float32, written, numbers, numbers, numbers))
+def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
+    for r in range(begin, end):
+        normalize(x, r, weight, bias, eps, out, mean, rest, scale)
+
+
+@Kernel.of(void(int64, int64, read, read, row, row, float32, written, written, numbers, numbers, numbers))
+def layer_norm_of_sum(begin, end, x, residual, weight, bias, eps, sums, out, mean, rest, scale):
+    """Of x + residual, which is left in ``sums``."""
+    for r in range(begin, end):
+        for i in range(x.shape[1]):
+            sums[r, i] = x[r, i] + residual[r, i]
+        normalize(sums, r, weight, bias, eps, out, mean, rest, scale)
 
 
 @Kernel
@@ -275,17 +292,32 @@ def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, before, out
                     out[r, i] += before[r, i]
 
 
-@Kernel
-def rms_norm(begin, end, x, weight, eps, out, scale):
+@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
+def scale_by_squares(x, r, weight, eps, out, scale):
+    """Row r with mean square 1."""
     n = x.shape[1]
+    total = ZERO
+    for i in range(n):
+        total += x[r, i] * x[r, i]
+    s = ONE / np.sqrt(total / f4(n) + eps)
+    for i in range(n):
+        out[r, i] = x[r, i] * s * weight[i]
+    scale[r] = s
+
+
+@Kernel.of(void(int64, int64, read, row, float32, written, numbers))
+def rms_norm(begin, end, x, weight, eps, out, scale):
     for r in range(begin, end):
-        total = ZERO
-        for i in range(n):
-            total += x[r, i] * x[r, i]
-        s = ONE / np.sqrt(total / f4(n) + eps)
-        for i in range(n):
-            out[r, i] = x[r, i] * s * weight[i]
-        scale[r] = s
+        scale_by_squares(x, r, weight, eps, out, scale)
+
+
+@Kernel.of(void(int64, int64, read, read, row, float32, written, written, numbers))
+def rms_norm_of_sum(begin, end, x, residual, weight, eps, sums, out, scale):
+    """See layer_norm_of_sum."""
+    for r in range(begin, end):
+        for i in range(x.shape[1]):
+            sums[r, i] = x[r, i] + residual[r, i]
+        scale_by_squares(sums, r, weight, eps, out, scale)
 
 
 @Kernel

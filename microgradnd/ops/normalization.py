@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@fused(array_kernels.layer_norm, "x", "weight", "bias", conversion=in_float32)
-def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None = None, eps: float = 1e-5) -> Tensor:
+@fused(array_kernels.layer_norm, "x", "weight", "bias", "residual", conversion=in_float32)
+def layer_norm(
+    x: Operand,
+    weight: Operand | None = None,
+    bias: Operand | None = None,
+    eps: float = 1e-5,
+    residual: Operand | None = None,
+) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance of the last axis (Ba et al., 2016).
 
-    ``x`` is (..., n), ``weight`` and ``bias`` are (n,); the variance is the mean of the squared deviations.
+    ``x`` is (..., n), ``weight`` and ``bias`` are (n,); the variance is the mean of the squared deviations. With
+    ``residual``, (..., n) too, that of x + residual, by a compiled kernel in one pass over memory.
     Raises ValueError for other shapes.
     """
+    x = x if residual is None else x + residual
     deviation: Any = x - mean(x, axis=-1, keepdims=True)
     out: Any = deviation / sqrt(mean(deviation * deviation, axis=-1, keepdims=True) + eps)
     out = out if weight is None else out * weight
@@ -29,12 +37,14 @@ def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None =
     return out
 
 
-@fused(array_kernels.rms_norm, "x", "weight", conversion=in_float32)
-def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6) -> Tensor:
+@fused(array_kernels.rms_norm, "x", "weight", "residual", conversion=in_float32)
+def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6, residual: Operand | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, with the mean of the last axis (Zhang and Sennrich, 2019).
 
-    ``x`` is (..., n) and ``weight`` (n,). Raises ValueError for other shapes.
+    ``x`` is (..., n) and ``weight`` (n,). With ``residual``, (..., n) too, that of x + residual, by a compiled kernel
+    in one pass over memory. Raises ValueError for other shapes.
     """
+    x = x if residual is None else x + residual
     out: Any = x / sqrt(mean(x * x, axis=-1, keepdims=True) + eps)
     out = out if weight is None else out * weight
     return out

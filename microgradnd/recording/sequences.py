@@ -17,6 +17,7 @@ import numpy as np
 from .instructions import GIVEN, Instruction, Variable, bare, replaced
 
 SMALL = 1 << 16  # bytes: larger arrays are not copied
+PRODUCTS = ("dot", "matmul", "inner", "outer", "tensordot", "einsum", "vdot")  # that of x and x may have other bits
 
 # The name of a compiled function, itself, and its arguments: how often, and those after parts and board.
 Call = tuple[str, Any, tuple[Any, ...]]
@@ -86,8 +87,10 @@ def call_of(x: Instruction) -> Call | None:
 
 def _product(a: Variable, b: Variable, out: Variable) -> Call | None:
     blas = importlib.import_module("..kernels.numba_blas", __package__)
-    if len(b.shape) != 2 or not out.is_in_order or a.root is b.root:
-        return None  # of a matrix and its own transpose NumPy computes a half
+    if len(b.shape) != 2 or not out.is_in_order:
+        return None
+    if a.shape == b.shape[::-1] and a.strides == b.strides[::-1]:
+        return None  # if it is a matrix and its own transpose, now or in another replay, NumPy computes a half
     if len(a.shape) == 2 and blas.SGEMM:
         return "dot", blas.dot, (1, a, b, out)
     if len(a.shape) == 1 and b.is_in_order and blas.SGEMV:
@@ -98,6 +101,8 @@ def _product(a: Variable, b: Variable, out: Variable) -> Call | None:
 def _sum(x: Variable, bias: Variable) -> Call | None:
     if len(x.shape) != 2 or bias.shape != x.shape[1:] or not x.is_in_order:
         return None
+    if x.root.kind in GIVEN or x.root is bias.root:
+        return None  # they may lie across one another, or be read-only
     kernels = importlib.import_module("..kernels.numba_kernels", __package__)
     return "add_bias", kernels.add_bias.compiled, (x.shape[0], x, bias)
 
@@ -112,19 +117,23 @@ def arranged(
 
     Copied are arguments, and what is made anew in each replay; none of ``fixed``, which a step gives out or keeps, and
     none that is written into. An argument may be a part of anything that was there before: what reads it after a
-    change of that stays where it is, and so does the argument.
+    change of that stays where it is, and so does the argument. What may fail stays behind a branch.
     """
     if not any(x.kind == "kernel" and call_of(x) for x in body):
         return body
-    unchanged = next((i for i, x in enumerate(body) if any(v.root.kind in GIVEN for v in x.writes)), len(body))
+    unchanged = _first(body, lambda x: any(v.root.kind in GIVEN for v in x.writes))
+    before_branch = min(unchanged, _first(body, lambda x: x.kind == "branch" or may_diverge(x)))
     written = {v.root for x in body for v in x.writes}
-    owned = written | {v.root for v in fixed}
-    late = {v.root for x in body[unchanged:] for v in x.reads() if v.root.kind == "argument"}
-    read = {v.root for x in body if call_of(x) for v in x.reads()} - owned - late
+    fast = {v.root for x in body if call_of(x) for v in x.reads()}
+    kept = written | {v.root for v in fixed}
+    kept |= {v.root for x in body[unchanged:] for v in x.reads() if v.root.kind == "argument"}
+    kept |= _with_parts(body)
+    kept |= {v.root for x in body if bare(x.name) in PRODUCTS and not call_of(x) for v in x.reads()}
+    read = fast - kept
     buffers: dict[Variable, Variable] = {}
     copies = [_copied(v, buffers) for v in read if v.kind == "argument" and _is_small(v)]
     arrangement = sorted(copies, key=lambda x: str(x.args[0].name))
-    for x in (*_early_first(body[:unchanged], written, may_diverge), *body[unchanged:]):
+    for x in (*_early_first(body[:before_branch], written), *body[before_branch:]):
         x.args, x.kwargs = replaced(x.args, buffers), replaced(x.kwargs, buffers)
         for v in x.results:
             v.root = buffers.get(v.root, v.root)
@@ -137,9 +146,23 @@ def arranged(
     return arrangement
 
 
-def _early_first(
-    body: list[Instruction], written: set[Variable], may_diverge: Callable[[Instruction], bool]
-) -> list[Instruction]:
+def _with_parts(body: list[Instruction]) -> set[Variable]:
+    """Arrays of whose memory something else is seen too, that is no view of them: another argument, a parameter."""
+    views: set[Variable] = set()
+    found: set[Variable] = set()
+    for x in body:
+        for v in x.results:
+            if v.root is not v:
+                known = any(w is v.root or (w in views and w.root is v.root) for w in x.reads())
+                (views if known else found).add(v if known else v.root)
+    return found
+
+
+def _first(body: list[Instruction], holds: Callable[[Instruction], bool]) -> int:
+    return next((i for i, x in enumerate(body) if holds(x)), len(body))
+
+
+def _early_first(body: list[Instruction], written: set[Variable]) -> list[Instruction]:
     """The instructions with those first that need nothing but arguments, which nobody writes into."""
     known: set[Variable] = set()
     early, late = [], []
@@ -147,12 +170,11 @@ def _early_first(
         if (
             x.results
             and not x.writes
-            and x.kind not in ("draw", "branch")
-            and not may_diverge(x)
-            and all((v.root.kind == "argument" and v.root not in written) or v.root in known for v in x.reads())
-            and all(v.root not in written and _is_small(v) for v in x.results)
+            and x.kind != "draw"
+            and all(v in known or (v.kind == "argument" and v.root not in written) for v in x.reads())
+            and all(v.root not in written and (v.root is not v or _is_small(v)) for v in x.results)
         ):
-            known.update(v.root for v in x.results)
+            known.update(x.results)
             early.append(x)
         else:
             late.append(x)
