@@ -220,7 +220,7 @@ def test_a_product_of_an_array_and_its_transpose() -> None:
 
     def step(x: Any, y: Any) -> tuple[mg.Tensor, ...]:
         x, y = mg.tensor(x), mg.tensor(y)
-        return mg.softmax(x @ y.T), mg.softmax(mg.gelu(x)), mg.gelu(mg.softmax(y))
+        return mg.softmax(x @ y.T), mg.softmax(mg.gelu(x)), mg.gelu(mg.softmax(mg.gelu(y)))
 
     calls = [(normal(48, 32, seed=i), normal(48, 32, seed=i + 100)) for i in range(4)]
     replayed_like_eager(step, [*calls, *((x, x) for x, _ in calls)], 3)
