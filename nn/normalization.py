@@ -32,6 +32,7 @@ class _Norm(Module):
 
     def _flat(self, x: mg.Tensor) -> mg.Tensor:
         """The normalised axes as one. Raises ValueError if x has others."""
+        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
         shape, n = x.shape, len(self.normalized_shape)
         if shape[-n:] != self.normalized_shape:
             raise ValueError(
@@ -70,7 +71,7 @@ class LayerNorm(_Norm):
         self.eps = float(eps)
 
     def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
-        """Of x + ``residual``, if there is one, of the shape of x."""
+        """Of x + ``residual``, if there is one; raises ValueError unless that has the shape of x."""
         weight = None if self.weight is None else self._flat(self.weight)
         bias = None if self.bias is None else self._flat(self.bias)
         x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
@@ -104,7 +105,7 @@ class RMSNorm(_Norm):
         self.eps = None if eps is None else float(eps)
 
     def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
-        """Of x + ``residual``, if there is one, of the shape of x."""
+        """Of x + ``residual``, if there is one; raises ValueError unless that has the shape of x."""
         x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
         weight = None if self.weight is None else self._flat(self.weight)
         dtype = np.result_type(x.dtype, np.float32) if is_floating(x.dtype) else np.float64

@@ -157,7 +157,9 @@ class TransformerBlock(Module):
 
     def _normed(self, norm: Any, x: mg.Tensor, residual: mg.Tensor) -> mg.Tensor:
         """The normalised sum, in one operation where there is one for the two."""
-        if norm.__class__ in (LayerNorm, RMSNorm) and not (self.dropout.p and self.training):
+        layers = ((norm, (LayerNorm, RMSNorm)), (self.dropout, (Dropout,)))
+        plain = all(layer.__class__ in kinds and "forward" not in layer.__dict__ for layer, kinds in layers)
+        if plain and not (self.dropout.p and self.dropout.training):
             out: mg.Tensor = norm(x, residual)
         else:
             out = norm(self.dropout(x, residual=residual))

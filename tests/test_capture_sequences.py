@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,12 +68,14 @@ def test_calls_hold_their_arrays() -> None:
     x, bias = normal(40, 50), normal(50, seed=1)
     expected = np.maximum(x + bias, 0)
     numba_kernels.bias_relu(0, 1, x, bias)
-    held = [x]
-    calls = numba_sequences.in_one_call((numba_kernels.bias_relu.compiled, 40, x, bias + 0))
-    del x
+    calls, alive = numba_sequences.in_one_call((numba_kernels.bias_relu.compiled, 40, x, bias)), weakref.ref(bias)
+    del bias
     gc.collect()
     calls()
-    np.testing.assert_array_equal(held[0], expected)
+    np.testing.assert_array_equal(x, expected)
+    assert alive() is not None
+    del calls
+    assert alive() is None
 
 
 def classifier(hidden: int = 40) -> nn.Sequential:
@@ -239,6 +242,7 @@ def test_a_parameter_becomes_the_transpose_of_another_one() -> None:
         if i == 5:
             q.data = p.data.T
         assert bits(*step()) == bits(*captured())
+    assert captured.recordings[0].calls > 2
 
 
 @pytest.mark.parametrize("overlap", ["shifted", "the same", "a part"])
@@ -302,6 +306,27 @@ def test_arrays_that_are_changed_or_handed_out() -> None:
         assert np.shares_memory(found[3], y)
     assert captured.recordings[0].calls > 3
     assert "in_one_call(" in captured.source
+
+
+def test_a_kernel_alone_is_called_with_the_argument_itself() -> None:
+    captured = mg.capture(lambda x: mg.exp(mg.softmax(x)))
+    for i in range(4):
+        captured(normal(48, 16, seed=i))
+    assert "_copy" not in captured.source
+    assert "softmax(48, 1, 0, x, " in captured.source
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_block_that_normalises_sums(norm: Any) -> None:
+    models = [nn.TransformerBlock(16, 2, norm_first=False, causal=True, norm=norm, rng=0) for _ in range(2)]
+    heads = [nn.Sequential(model, nn.Linear(16, 12, rng=1)) for model in models]
+    plain, other = (training(head, nn.SGD(head.parameters(), 0.1)) for head in heads)
+    captured = mg.capture(other)
+    for i in range(6):
+        x, y = normal(4, 12, 16, seed=i), np.random.default_rng(i).integers(0, 12, (4, 12))
+        assert bits(plain(x, y)) == bits(captured(x, y))
+    assert bits(*heads[0].parameters()) == bits(*heads[1].parameters())
+    assert "_norm_of_sum, 48, " in captured.source
 
 
 def test_large_arrays_are_shared_among_threads_instead() -> None:

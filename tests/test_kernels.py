@@ -245,6 +245,14 @@ def test_norms_of_sums(norm: Any, shape: tuple[int, ...], threads: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
+def test_sums_of_narrow_floats_are_computed_in_float32(norm: Any) -> None:
+    x = np.array([[60000, 1, 2, 3]], np.float16)
+    out = norm(x, residual=x)
+    assert out.dtype == np.float16
+    np.testing.assert_array_equal(out.data, norm(x.astype(np.float32) * 2).data.astype(np.float16))
+
+
+@pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
 @pytest.mark.parametrize("shape", [(96, 128), (128,), (1, 96, 128), (96, 1)])
 def test_norms_of_sums_refuse_other_shapes(norm: Any, shape: tuple[int, ...]) -> None:
     x, residual = normal(97, 128), normal(*shape)

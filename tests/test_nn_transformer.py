@@ -669,3 +669,32 @@ def test_layers_say_what_they_expected():
         with pytest.raises(ValueError, match=message):
             call()
     np.testing.assert_allclose(nn.LayerNorm(4)([[1.0, 2, 3, 4]]).data, nn.LayerNorm(4)(np.arange(1.0, 5)[None]).data)
+
+
+def test_layers_of_a_block_that_were_changed_are_used_as_they_are() -> None:
+    """Also by a block that normalises sums, for which there is one operation."""
+    x = normal(2, 3, 8)
+
+    def outputs(block):
+        return [block(mg.tensor(x)).data for _ in range(2)]
+
+    block = nn.TransformerBlock(8, 2, norm_first=False, dropout=0.5, rng=0).eval()
+    first, second = outputs(block)
+    np.testing.assert_array_equal(first, second)
+    block.dropout.train()  # as for Monte Carlo estimates
+    assert not np.array_equal(*outputs(block))
+    block.dropout.eval()
+    block.norm2.forward = lambda y: y * 0
+    assert not outputs(block)[0].any()
+    block.norm2.forward = lambda y: y
+    block.dropout.forward = lambda y, residual: residual * 0
+    assert not outputs(block)[0].any()
+
+
+def test_norms_of_sums_take_lists_and_several_axes() -> None:
+    x, residual = normal(5, 3, 4), normal(5, 3, 4)
+    for norm in (nn.LayerNorm((3, 4)), nn.RMSNorm((3, 4))):
+        expected = norm(mg.tensor(x + residual))
+        np.testing.assert_allclose(norm(x.tolist(), residual.tolist()).data, expected.data, rtol=1e-5, atol=1e-6)
+        with pytest.raises(ValueError, match=r"\(3, 4\)|shape of x"):
+            norm(x, residual[:2])

@@ -225,7 +225,8 @@ def _of_sum(norm: Any, xp: Any, x: Any, residual: Any, *args: Any) -> tuple[Any,
     if fast is not None:
         out, pullback = getattr(fast, norm.__name__)(x, *args, residual)
     else:
-        out, pullback = norm(xp, x + residual, *args)
+        out, pullback = norm(xp, _wide(x) + _wide(residual), *args)
+        out = _narrow(out, x, residual, *args[:-1])
 
     def pullback_of_both(g: Any) -> tuple[Any, ...]:
         gx, *others = pullback(g)

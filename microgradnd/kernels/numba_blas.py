@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import float32, int64, types, void
 from numba.extending import intrinsic
 
+from .numba_kernels import read, row, written
 from .numba_parts import Kernel
 from .numba_products import SIZE, address
 
@@ -71,11 +72,10 @@ def sgemv(typingctx, function, m, n, a, x, out):
     return void(*[int64] * 6), generate
 
 
-read, written = types.Array(float32, 2, "A", readonly=True), types.Array(float32, 2, "C")
-rows, vector = types.Array(float32, 2, "C", readonly=True), types.Array(float32, 1, "C", readonly=True)
+by_rows_or_columns = types.Array(float32, 2, "A", readonly=True)
 
 
-@Kernel.of(void(int64, int64, int64, read, read, written))
+@Kernel.of(void(int64, int64, int64, by_rows_or_columns, by_rows_or_columns, written))
 def _dot(begin, end, at, a, b, out):
     """An address is another one in each process, and so an argument."""
     if begin < end:
@@ -85,7 +85,7 @@ def _dot(begin, end, at, a, b, out):
         sgemm(at, a_by_columns, b_by_columns, m, n, k, address(a), a_row, address(b), b_row, address(out), n)
 
 
-@Kernel.of(void(int64, int64, int64, vector, rows, types.Array(float32, 1, "C")))
+@Kernel.of(void(int64, int64, int64, row, read, types.Array(float32, 1, "C")))
 def _vector_dot(begin, end, at, x, a, out):
     if begin < end:
         sgemv(at, len(a), a.shape[1], address(a), address(x), address(out))

@@ -14,6 +14,7 @@ from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 from . import numba_matmul
+from . import numba_norms as norms
 from . import numba_optimisers as optimisers
 from .numba_compiler import contiguous
 from .numba_threads import SHARE
@@ -172,13 +173,13 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any = None)
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out, statistics = np.empty_like(x_rows), np.empty((3, count), np.float32, like=x_rows)
     if residual is None:
-        kernels.layer_norm(count, n, x_rows, weight, bias, eps, out, *statistics)
+        norms.layer_norm(count, n, x_rows, weight, bias, eps, out, *statistics)
     else:
         summands, x_rows = (x_rows, _rows(residual)), np.empty_like(x_rows)
-        kernels.layer_norm_of_sum(count, n, *summands, weight, bias, eps, x_rows, out, *statistics)
+        norms.layer_norm_of_sum(count, n, *summands, weight, bias, eps, x_rows, out, *statistics)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        return _norm_gradients(kernels.layer_norm_gradient, g, x, (x_rows, weight, *statistics), sums=2)
+        return _norm_gradients(norms.layer_norm_gradient, g, x, (x_rows, weight, *statistics), sums=2)
 
     return out.reshape(x.shape), pullback
 
@@ -189,13 +190,13 @@ def rms_norm(x: Any, weight: Any, eps: float, residual: Any = None) -> tuple[Any
     weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
     out, scale = np.empty_like(x_rows), np.empty(count, np.float32, like=x_rows)
     if residual is None:
-        kernels.rms_norm(count, n, x_rows, weight, eps, out, scale)
+        norms.rms_norm(count, n, x_rows, weight, eps, out, scale)
     else:
         summands, x_rows = (x_rows, _rows(residual)), np.empty_like(x_rows)
-        kernels.rms_norm_of_sum(count, n, *summands, weight, eps, x_rows, out, scale)
+        norms.rms_norm_of_sum(count, n, *summands, weight, eps, x_rows, out, scale)
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        return _norm_gradients(kernels.rms_norm_gradient, g, x, (x_rows, weight, scale), sums=1)
+        return _norm_gradients(norms.rms_norm_gradient, g, x, (x_rows, weight, scale), sums=1)
 
     return out.reshape(x.shape), pullback
 

@@ -29,8 +29,10 @@ from numba.extending import intrinsic
 ASLEEP, READY, OFFERED, TAKEN = range(4)  # the states of a worker
 STATE, FUNCTION, ARGUMENTS, BEGIN, END, FAILED, PATIENCE = range(0, 56, 8)  # where in its row, in bytes
 OWNED = 0  # in the first row, that of callers: whether somebody has the board
-CALLED, COUNT, GIVEN = range(0, 24, 8)  # where in a call that is kept: the function, how often, arguments
-KEPT = 128  # bytes for each of these: an array of 5 axes has 15 numbers
+CALL_FUNCTION, CALL_COUNT, CALL_ARGUMENTS = range(
+    0, 24, 8
+)  # where in a call that is kept: the function, how often, arguments
+KEPT = 128  # bytes for each argument: an array of 5 axes has 15 numbers
 ROW = 128  # bytes: two lines of the cache, which processors fetch together
 
 INT, BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
@@ -134,7 +136,7 @@ def keep(typingctx, place, function, count, arguments):
         whole = context.make_tuple(builder, arguments, kept)
         if context.get_abi_sizeof(whole.type) > KEPT * len(kinds):
             raise NotImplementedError("arguments of a kernel take more memory than is made for them")
-        for x, offset in ((function, CALLED), (count, COUNT), (whole, GIVEN)):
+        for x, offset in ((function, CALL_FUNCTION), (count, CALL_COUNT), (whole, CALL_ARGUMENTS)):
             target = builder.add(place, ir.Constant(INT, offset))
             builder.store(x, builder.inttoptr(target, x.type.as_pointer()), align=8)
         return context.get_dummy_value()

@@ -7,19 +7,17 @@ matrices (rows, n), or of what their docstring says. Inputs come first, results,
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, float64, int64, njit, types, void
+from numba import float32, float64, int64, types, void
 
-from .numba_compiler import SUMS
-from .numba_math import ONE, ZERO, centred, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope, times
+from .numba_math import ONE, ZERO, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope
 from .numba_parts import Kernel
 from .numba_products import element, numbers_at
 
 index = types.Array(int64, 1, "C", readonly=True)
 read, written = types.Array(float32, 2, "C", readonly=True), types.Array(float32, 2, "C")
-row, numbers = types.Array(float32, 1, "C", readonly=True), types.Array(float32, 1, "C")
+row = types.Array(float32, 1, "C", readonly=True)
 
 CUBIC = f4(0.044715)
-SLIGHT = f4(0.01)  # the share of a variance by which its shortcut may differ: two digits are lost then
 COLUMNS = 64  # that one thread adds up at a time
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
 
@@ -47,7 +45,7 @@ def add_bias(begin, end, x, bias):
 
 @Kernel
 def mean(begin, end, x, out):
-    """The mean of row ``begin`` of x, and of those up to ``end``, added up in float64."""
+    """The mean of each row of x, added up in float64."""
     for r in range(begin, end):
         total = 0.0
         for i in range(x.shape[1]):
@@ -214,133 +212,6 @@ def log_softmax_gradient(begin, end, g, log_p, out):
             total += g[r, i]
         for i in range(n):
             out[r, i] = g[r, i] - exp(log_p[r, i]) * total
-
-
-@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
-def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
-    """Row r with mean 0 and variance 1.
-
-    What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant. Where
-    it is small beside the deviations their variance is had in the same pass.
-    """
-    n = x.shape[1]
-    total = ZERO
-    for i in range(n):
-        total += x[r, i]
-    m = total / f4(n)
-    total = squares = ZERO
-    for i in range(n):
-        z = x[r, i] - m
-        total += z
-        squares += z * z
-    left = total / f4(n)
-    variance = squares / f4(n) - left * left
-    if not left * left < SLIGHT * variance:  # the difference has lost its digits, or the squares were too large
-        squares = ZERO
-        for i in range(n):
-            z = centred(x[r, i], m, left)
-            squares += z * z
-        variance = squares / f4(n)
-    s = ONE / np.sqrt(variance + eps)
-    for i in range(n):
-        out[r, i] = centred(x[r, i], m, left) * s * weight[i] + bias[i]
-    mean[r], rest[r], scale[r] = m, left, s
-
-
-@Kernel.of(void(int64, int64, read, row, row, float32, written, numbers, numbers, numbers))
-def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
-    for r in range(begin, end):
-        normalize(x, r, weight, bias, eps, out, mean, rest, scale)
-
-
-@Kernel.of(void(int64, int64, read, read, row, row, float32, written, written, numbers, numbers, numbers))
-def layer_norm_of_sum(begin, end, x, residual, weight, bias, eps, sums, out, mean, rest, scale):
-    """Of x + residual, which is left in ``sums``."""
-    for r in range(begin, end):
-        for i in range(x.shape[1]):
-            sums[r, i] = x[r, i] + residual[r, i]
-        normalize(sums, r, weight, bias, eps, out, mean, rest, scale)
-
-
-@Kernel
-def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, before, out, weight_parts, bias_parts):
-    """Added to ``before``, unless that is empty.
-
-    The sums over all rows are left in parts, as many as their first axis is long, each of neighbouring rows.
-    """
-    rows, n = x.shape
-    parts = len(weight_parts)
-    for part in range(begin, end):
-        for i in range(n):
-            weight_parts[part, i] = bias_parts[part, i] = ZERO
-        for r in range(part * rows // parts, (part + 1) * rows // parts):
-            m, left, s = mean[r], rest[r], scale[r]
-            total = along = ZERO
-            for i in range(n):
-                d = g[r, i] * weight[i]
-                total += d
-                along += d * times(centred(x[r, i], m, left), s)
-            total /= f4(n)
-            along /= f4(n)
-            for i in range(n):
-                normal = times(centred(x[r, i], m, left), s)
-                weight_parts[part, i] += g[r, i] * normal
-                bias_parts[part, i] += g[r, i]
-                out[r, i] = s * (g[r, i] * weight[i] - total - normal * along)
-            if before.size > 0:
-                for i in range(n):
-                    out[r, i] += before[r, i]
-
-
-@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
-def scale_by_squares(x, r, weight, eps, out, scale):
-    """Row r with mean square 1."""
-    n = x.shape[1]
-    total = ZERO
-    for i in range(n):
-        total += x[r, i] * x[r, i]
-    s = ONE / np.sqrt(total / f4(n) + eps)
-    for i in range(n):
-        out[r, i] = x[r, i] * s * weight[i]
-    scale[r] = s
-
-
-@Kernel.of(void(int64, int64, read, row, float32, written, numbers))
-def rms_norm(begin, end, x, weight, eps, out, scale):
-    for r in range(begin, end):
-        scale_by_squares(x, r, weight, eps, out, scale)
-
-
-@Kernel.of(void(int64, int64, read, read, row, float32, written, written, numbers))
-def rms_norm_of_sum(begin, end, x, residual, weight, eps, sums, out, scale):
-    """See layer_norm_of_sum."""
-    for r in range(begin, end):
-        for i in range(x.shape[1]):
-            sums[r, i] = x[r, i] + residual[r, i]
-        scale_by_squares(sums, r, weight, eps, out, scale)
-
-
-@Kernel
-def rms_norm_gradient(begin, end, g, x, weight, scale, before, out, weight_parts):
-    """See layer_norm_gradient."""
-    rows, n = x.shape
-    parts = len(weight_parts)
-    for part in range(begin, end):
-        for i in range(n):
-            weight_parts[part, i] = ZERO
-        for r in range(part * rows // parts, (part + 1) * rows // parts):
-            s = scale[r]
-            along = ZERO
-            for i in range(n):
-                along += g[r, i] * weight[i] * times(x[r, i], s)
-            along /= f4(n)
-            for i in range(n):
-                normal = times(x[r, i], s)
-                weight_parts[part, i] += g[r, i] * normal
-                out[r, i] = s * (g[r, i] * weight[i] - normal * along)
-            if before.size > 0:
-                for i in range(n):
-                    out[r, i] += before[r, i]
 
 
 @Kernel

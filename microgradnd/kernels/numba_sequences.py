@@ -10,14 +10,14 @@ import numpy as np
 from numba import int64, types, void
 
 from .numba_compiler import compiled
-from .numba_jobs import CALLED, COUNT, GIVEN, KEPT, do, load
+from .numba_jobs import CALL_ARGUMENTS, CALL_COUNT, CALL_FUNCTION, KEPT, do, load
 
 
 def run_calls(places):
     """Do the calls that are kept at these addresses, one after another."""
     failed = 0
     for i in range(places.size):
-        failed |= do(load(places[i] + CALLED), places[i] + GIVEN, 0, load(places[i] + COUNT))
+        failed |= do(load(places[i] + CALL_FUNCTION), places[i] + CALL_ARGUMENTS, 0, load(places[i] + CALL_COUNT))
     if failed != 0:
         raise MemoryError("a compiled kernel has found no memory")
 
@@ -33,7 +33,7 @@ def in_one_call(*calls: tuple[Any, ...]) -> Callable[[], None]:
     It holds their arrays, which have to stay where they are. A call that finds no memory raises MemoryError when all
     are done.
     """
-    memory = [np.zeros((GIVEN + KEPT * len(call)) // 8, np.int64) for call in calls]
+    memory = [np.zeros((CALL_ARGUMENTS + KEPT * len(call)) // 8, np.int64) for call in calls]
     places = np.array([x.ctypes.data for x in memory], np.int64)
     for place, (function, count, *args) in zip(places.tolist(), calls, strict=True):
         function(count, 0, place, *args)

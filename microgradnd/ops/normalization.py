@@ -26,7 +26,7 @@ def layer_norm(
     """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance of the last axis (Ba et al., 2016).
 
     ``x`` is (..., n), ``weight`` and ``bias`` are (n,); the variance is the mean of the squared deviations. With
-    ``residual``, (..., n) too, that of x + residual, by a compiled kernel in one pass over memory.
+    ``residual``, of the shape of x, that of x + residual; one kernel computes both where Numba's are used.
     Raises ValueError for other shapes.
     """
     x = x if residual is None else x + residual
@@ -41,8 +41,8 @@ def layer_norm(
 def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6, residual: Operand | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, with the mean of the last axis (Zhang and Sennrich, 2019).
 
-    ``x`` is (..., n) and ``weight`` (n,). With ``residual``, (..., n) too, that of x + residual, by a compiled kernel
-    in one pass over memory. Raises ValueError for other shapes.
+    ``x`` is (..., n) and ``weight`` (n,). With ``residual``, of the shape of x, that of x + residual; one kernel
+    computes both where Numba's are used. Raises ValueError for other shapes.
     """
     x = x if residual is None else x + residual
     out: Any = x / sqrt(mean(x * x, axis=-1, keepdims=True) + eps)

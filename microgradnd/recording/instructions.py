@@ -89,6 +89,7 @@ class Variable:
     def twin(self) -> Variable:
         """Another one for an array like this one, which a step makes."""
         other = Variable(None, "made", self.name)
+        # The address too: it is looked at beside those of views, which are views of the other one then.
         for name in ("shape", "strides", "dtype", "array_type", "address"):
             setattr(other, name, getattr(self, name))
         return other

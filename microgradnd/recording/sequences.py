@@ -17,7 +17,7 @@ import numpy as np
 from .instructions import GIVEN, Instruction, Variable, bare, replaced
 
 SMALL = 1 << 16  # bytes: larger arrays are not copied
-PRODUCTS = ("dot", "matmul", "inner", "outer", "tensordot", "einsum", "vdot")  # that of x and x may have other bits
+PRODUCTS = ("dot", "matmul", "inner", "outer", "tensordot", "einsum", "vdot")
 
 # The name of a compiled function, itself, and its arguments: how often, and those after parts and board.
 Call = tuple[str, Any, tuple[Any, ...]]
@@ -45,20 +45,20 @@ class Sequence:
 
 def sequences(
     body: list[Instruction],
-    computes_nothing: Callable[[Instruction], bool],
+    is_nothing: Callable[[Instruction], bool],
     is_static: Callable[[Variable], bool],
 ) -> dict[int, Sequence]:
     """Those of at least two calls, by the position of the first one, where a kernel is called at all.
 
     Args:
-        computes_nothing: whether an instruction gives a view or memory, or is run before all replays.
+        is_nothing: whether a replay does nothing for an instruction.
         is_static: whether an array is the same object in every replay.
     """
     if not any(x.kind == "kernel" for x in body):
         return {}
     found: list[Sequence] = [Sequence()]
     for i, x in enumerate(body):
-        if computes_nothing(x):
+        if is_nothing(x):
             continue
         call = call_of(x)
         if call is not None and all(map(is_static, (*x.reads(), *x.results, *x.writes))):
@@ -124,16 +124,18 @@ def arranged(
     unchanged = _first(body, lambda x: any(v.root.kind in GIVEN for v in x.writes))
     before_branch = min(unchanged, _first(body, lambda x: x.kind == "branch" or may_diverge(x)))
     written = {v.root for x in body for v in x.writes}
-    fast = {v.root for x in body if call_of(x) for v in x.reads()}
-    kept = written | {v.root for v in fixed}
+    body = _early_first(body[:before_branch], written) + body[before_branch:]
+    rows = sequences(body, _is_view_or_memory, lambda v: True)
+    calls = {body[i] for row in rows.values() for i in row.calls}
+    kept = written | {v.root for v in fixed} | _with_parts(body)
     kept |= {v.root for x in body[unchanged:] for v in x.reads() if v.root.kind == "argument"}
-    kept |= _with_parts(body)
-    kept |= {v.root for x in body if bare(x.name) in PRODUCTS and not call_of(x) for v in x.reads()}
-    read = fast - kept
+    # Whether the two factors of a product are the same memory may be seen in its bits.
+    kept |= {v.root for x in body if bare(x.name) in PRODUCTS and x not in calls for v in x.reads()}
+    read = {v.root for x in calls for v in x.reads()} - kept
     buffers: dict[Variable, Variable] = {}
     copies = [_copied(v, buffers) for v in read if v.kind == "argument" and _is_small(v)]
     arrangement = sorted(copies, key=lambda x: str(x.args[0].name))
-    for x in (*_early_first(body[:before_branch], written), *body[before_branch:]):
+    for x in body:
         x.args, x.kwargs = replaced(x.args, buffers), replaced(x.kwargs, buffers)
         for v in x.results:
             v.root = buffers.get(v.root, v.root)
@@ -144,6 +146,10 @@ def arranged(
             if v in read and v.root is v and v.kind == "made" and _is_small(v) and not can_write(x, v)
         ]
     return arrangement
+
+
+def _is_view_or_memory(x: Instruction) -> bool:
+    return bool(x.results) and (bare(x.name) == "empty" or all(v.root is not v for v in x.results))
 
 
 def _with_parts(body: list[Instruction]) -> set[Variable]:

@@ -74,8 +74,9 @@ class Text:
         for x in program.body:
             if x.kind in ("whole", "kernel"):
                 self._taken.add(self._function(x.function, x.name))
-        for row in program.sequences.values():
-            self._taken.update(self._function(function, name) for name, function, _ in row.calls.values())
+        called = [call for found in program.sequences.values() for call in found.calls.values()]
+        self._taken.update(self._function(function, name) for name, function, _ in called)
+        if called:
             self._taken.add(self._function(in_one_call, "in_one_call"))
         for variable in (*arguments, *numbers):
             self._name(variable, variable.name)
@@ -93,7 +94,7 @@ class Text:
         for root, offset in program.planned.items():
             self._buffer(root, offset)
         pending = {place: (variable, program.depending_on(variable)) for place, variable in written_numbers.items()}
-        end = -1  # of the chain that has been written
+        end = -1  # of the chain or sequence that has been written
         for i, x in enumerate(program.body):
             chain, sequence = program.chains.get(i), program.sequences.get(i)
             reads = {v for y in program.body[i : i + 1 if chain is None else chain.last + 1] for v in y.reads()}
@@ -274,7 +275,7 @@ class Text:
                 continue
             for v in x.results:
                 self._name(v, self._wish(x, v))
-            if not notes or x.note != notes[-1]:
+            if x.note and x.note != (notes or [""])[-1]:
                 notes.append(x.note)
                 lines.append(f"    # {x.note}")
             wish, function, args = sequence.calls[i]
@@ -287,7 +288,8 @@ class Text:
         if any(v.root.kind in GIVEN for x in body for v in x.writes):
             self._changes()
         self._note = ""
-        self._line(f"# {' to '.join(dict.fromkeys([notes[0], notes[-1]]))}")
+        if notes:
+            self._line(f"# {' to '.join(dict.fromkeys([notes[0], notes[-1]]))}")
         self._line(f"{calls}()")
 
     def _block(self, v: Variable, shape: tuple[int, ...], number: int) -> str:
