@@ -338,3 +338,21 @@ def test_large_arrays_are_shared_among_threads_instead() -> None:
         captured(normal(200, 200))
     assert "in_one_call(" not in captured.source
     assert captured.source.count("softmax(200, 200, ") == 2
+
+
+def test_large_products_and_what_has_no_kernel_stay_calls_of_numpy() -> None:
+    weight, bias = normal(64, 256), normal(256)
+
+    def step(x: Any) -> tuple[mg.Tensor, ...]:
+        return (mg.linear(mg.linear(x, weight, bias), weight.T),)
+
+    for rows in (32, 512):  # alone, and of more than 2^18 bytes
+        captured = mg.capture(step)
+        for i in range(4):
+            x = normal(rows, 64, seed=i)
+            assert bits(*step(x)) == bits(*captured(x))
+        assert "in_one_call(" not in captured.source
+    captured = mg.capture(lambda x: mg.softmax(mg.linear(x, weight, bias)[:40]))
+    for i in range(4):
+        captured(normal(512, 64, seed=i))
+    assert "np.dot(x, " in captured.source

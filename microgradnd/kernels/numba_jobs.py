@@ -29,9 +29,7 @@ from numba.extending import intrinsic
 ASLEEP, READY, OFFERED, TAKEN = range(4)  # the states of a worker
 STATE, FUNCTION, ARGUMENTS, BEGIN, END, FAILED, PATIENCE = range(0, 56, 8)  # where in its row, in bytes
 OWNED = 0  # in the first row, that of callers: whether somebody has the board
-CALL_FUNCTION, CALL_COUNT, CALL_ARGUMENTS = range(
-    0, 24, 8
-)  # where in a call that is kept: the function, how often, arguments
+CALL_FUNCTION, CALL_COUNT, CALL_ARGUMENTS = range(0, 24, 8)  # where in a call that is kept, in bytes
 KEPT = 128  # bytes for each argument: an array of 5 axes has 15 numbers
 ROW = 128  # bytes: two lines of the cache, which processors fetch together
 

@@ -6,16 +6,17 @@ import numpy as np
 from numba import float32, int64, njit, types, void
 
 from .numba_compiler import SUMS
+from .numba_kernels import read, row, written
 from .numba_math import ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
 
 SLIGHT = f4(0.01)  # the share of a variance by which its shortcut may differ: two digits are lost then
 
-matrix, new_matrix = types.Array(float32, 2, "C", readonly=True), types.Array(float32, 2, "C")
-row, numbers = types.Array(float32, 1, "C", readonly=True), types.Array(float32, 1, "C")
+in_kernel = njit(fastmath=SUMS, error_model="numpy", forceinline=True)
+numbers = types.Array(float32, 1, "C")
 
 
-@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
+@in_kernel
 def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
     """Row r with mean 0 and variance 1.
 
@@ -46,13 +47,14 @@ def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
     mean[r], rest[r], scale[r] = m, left, s
 
 
-@Kernel.of(void(int64, int64, matrix, row, row, float32, new_matrix, numbers, numbers, numbers))
+@Kernel.of(void(int64, int64, read, row, row, float32, written, numbers, numbers, numbers))
 def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
+    """See normalize."""
     for r in range(begin, end):
         normalize(x, r, weight, bias, eps, out, mean, rest, scale)
 
 
-@Kernel.of(void(int64, int64, matrix, matrix, row, row, float32, new_matrix, new_matrix, numbers, numbers, numbers))
+@Kernel.of(void(int64, int64, read, read, row, row, float32, written, written, numbers, numbers, numbers))
 def layer_norm_of_sum(begin, end, x, residual, weight, bias, eps, sums, out, mean, rest, scale):
     """Of x + residual, which is left in ``sums``."""
     for r in range(begin, end):
@@ -91,7 +93,7 @@ def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, before, out
                     out[r, i] += before[r, i]
 
 
-@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
+@in_kernel
 def scale_by_squares(x, r, weight, eps, out, scale):
     """Row r with mean square 1."""
     n = x.shape[1]
@@ -104,13 +106,14 @@ def scale_by_squares(x, r, weight, eps, out, scale):
     scale[r] = s
 
 
-@Kernel.of(void(int64, int64, matrix, row, float32, new_matrix, numbers))
+@Kernel.of(void(int64, int64, read, row, float32, written, numbers))
 def rms_norm(begin, end, x, weight, eps, out, scale):
+    """See scale_by_squares."""
     for r in range(begin, end):
         scale_by_squares(x, r, weight, eps, out, scale)
 
 
-@Kernel.of(void(int64, int64, matrix, matrix, row, float32, new_matrix, new_matrix, numbers))
+@Kernel.of(void(int64, int64, read, read, row, float32, written, written, numbers))
 def rms_norm_of_sum(begin, end, x, residual, weight, eps, sums, out, scale):
     """See layer_norm_of_sum."""
     for r in range(begin, end):

@@ -73,7 +73,7 @@ class Program:
         self.chains = chains(self.body, self.last, self.leaving | kept, self.computes_nothing, can_write)
         self.memory = self.device_memory = 0
         self._plan()
-        self.sequences = sequences(self.body, self._is_nothing, self.is_static)
+        self.sequences = sequences(self.body, self._does_nothing, self.is_static)
 
     def is_static(self, variable: Variable) -> bool:
         """Whether the array is the same object in every replay, so that views of it can be made beforehand."""
@@ -109,7 +109,7 @@ class Program:
         """Whether an instruction gives a view, or is run before all replays."""
         return self.is_view(x) or self.is_hoisted(x)
 
-    def _is_nothing(self, x: Instruction) -> bool:
+    def _does_nothing(self, x: Instruction) -> bool:
         """Whether a replay does nothing for an instruction: it computes nothing, or gives memory that is planned."""
         return self.computes_nothing(x) or (
             x.kind == "create" and bare(x.name) == "empty" and x.results[0] in self.planned

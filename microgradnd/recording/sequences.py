@@ -17,6 +17,7 @@ import numpy as np
 from .instructions import GIVEN, Instruction, Variable, bare, replaced
 
 SMALL = 1 << 16  # bytes: larger arrays are not copied
+LARGE = 1 << 18  # bytes: a product or a sum that gives more takes so long that a call of its own does not count
 PRODUCTS = ("dot", "matmul", "inner", "outer", "tensordot", "einsum", "vdot")
 
 # The name of a compiled function, itself, and its arguments: how often, and those after parts and board.
@@ -45,27 +46,25 @@ class Sequence:
 
 def sequences(
     body: list[Instruction],
-    is_nothing: Callable[[Instruction], bool],
+    does_nothing: Callable[[Instruction], bool],
     is_static: Callable[[Variable], bool],
 ) -> dict[int, Sequence]:
-    """Those of at least two calls, by the position of the first one, where a kernel is called at all.
+    """Those of at least two calls, of which one is a kernel's, by the position of the first one.
 
     Args:
-        is_nothing: whether a replay does nothing for an instruction.
+        does_nothing: whether a replay does nothing for an instruction.
         is_static: whether an array is the same object in every replay.
     """
-    if not any(x.kind == "kernel" for x in body):
-        return {}
     found: list[Sequence] = [Sequence()]
     for i, x in enumerate(body):
-        if is_nothing(x):
+        if does_nothing(x):
             continue
         call = call_of(x)
         if call is not None and all(map(is_static, (*x.reads(), *x.results, *x.writes))):
             found[-1].calls[i] = call
         elif found[-1].calls:
             found.append(Sequence())
-    return {x.first: x for x in found if len(x.calls) > 1}
+    return {x.first: x for x in found if len(x.calls) > 1 and any(body[i].kind == "kernel" for i in x.calls)}
 
 
 def call_of(x: Instruction) -> Call | None:
@@ -77,6 +76,8 @@ def call_of(x: Instruction) -> Call | None:
     if not all(type(v) is Variable and v.array_type is np.ndarray and v.dtype == np.float32 for v in arrays):
         return None
     if any(1 in v.shape or 0 in v.shape for v in arrays) or not all(v.is_in_order or v.is_in_columns for v in arrays):
+        return None
+    if any(_bytes(v) > LARGE for v in (*x.results, *x.writes)):
         return None
     if bare(x.name) == "dot" and len(x.args) == 2 and len(x.results) == 1 and not x.kwargs:
         return _product(x.args[0], x.args[1], x.results[0])
@@ -148,7 +149,13 @@ def arranged(
     return arrangement
 
 
+def _bytes(v: Variable) -> int:
+    size: int = math.prod(v.shape) * v.dtype.itemsize
+    return size
+
+
 def _is_view_or_memory(x: Instruction) -> bool:
+    """Whether a replay will do nothing for an instruction, as far as can be told before memory is planned."""
     return bool(x.results) and (bare(x.name) == "empty" or all(v.root is not v for v in x.results))
 
 
@@ -188,7 +195,7 @@ def _early_first(body: list[Instruction], written: set[Variable]) -> list[Instru
 
 
 def _is_small(v: Variable) -> bool:
-    return v.array_type is np.ndarray and v.is_in_order and math.prod(v.shape) * v.dtype.itemsize <= SMALL
+    return v.array_type is np.ndarray and v.is_in_order and _bytes(v) <= SMALL
 
 
 def _copied(v: Variable, buffers: dict[Variable, Variable]) -> Instruction:
