@@ -1016,3 +1016,17 @@ def test_a_replay_that_differs_leaves_what_the_step_leaves() -> None:
     assert ["(This call was done without capture.)" in message for message in messages] == [True]
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_by_numpy_needs_no_numba() -> None:
+    """It is not even loaded, which takes half a second."""
+    code = (
+        "import sys, numpy as np, microgradnd as mg, nn\n"
+        "mg.kernels('numpy')\n"
+        "layer = nn.Linear(16, 40, rng=0)\n"
+        "step = mg.capture(lambda x: mg.relu(layer(x)))\n"
+        "for _ in range(4): step(np.ones((32, 16), np.float32))\n"
+        "assert step.recordings[0].calls > 1\n"
+        "assert not {'numba', 'llvmlite'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1], timeout=120)

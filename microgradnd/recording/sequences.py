@@ -55,6 +55,8 @@ def sequences(
         does_nothing: whether a replay does nothing for an instruction.
         is_static: whether an array is the same object in every replay.
     """
+    if not any(x.kind == "kernel" for x in body):
+        return {}  # also where there is no Numba
     found: list[Sequence] = [Sequence()]
     for i, x in enumerate(body):
         if does_nothing(x):
