@@ -13,7 +13,7 @@ from microgradnd.kernels import compiled
 
 from .optim import Optimizer, Params, arrays_of, as_float, for_all
 
-BLOCK = 1 << 17  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
+BLOCK = 1 << 16  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
 
 
 def _blocks(*arrays: Any) -> Iterator[list[Any]]:
@@ -77,22 +77,24 @@ class Adam(Optimizer):
                         batches.append((settings, []))
                     batches[-1][1].append((parameter, gradient, *averages))
                 continue
+            xp = NAMESPACES[parameter.__class__]
             for p, d, m, v in _blocks(parameter, gradient, *averages):
                 if decay and self.decoupled:
                     p *= 1 - lr * decay
                 elif decay:
                     d = d + decay * p
                 m *= beta1
-                m += (1 - beta1) * d
+                part = (1 - beta1) * d
+                m += part
                 v *= beta2
-                square = d * d
-                square *= 1 - beta2
-                v += square
-                square = v**0.5
-                square += eps * root
-                step = m / square
-                step *= rate
-                p -= step
+                xp.multiply(d, d, out=part)
+                part *= 1 - beta2
+                v += part
+                xp.sqrt(v, out=part)
+                part += eps * root
+                xp.divide(m, part, out=part)
+                part *= rate
+                p -= part
         for settings, arrays in batches:
             together.adam_all(arrays, *settings)
 
