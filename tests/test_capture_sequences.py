@@ -18,7 +18,7 @@ if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
 from microgradnd.kernels import numba_compiler  # isort: skip # noqa: F401
-from microgradnd.kernels import numba_blas, numba_kernels, numba_sequences
+from microgradnd.kernels import numba_blas, numba_kernels, numba_matmul, numba_sequences
 
 
 @pytest.fixture(autouse=True)
@@ -340,7 +340,9 @@ def test_large_arrays_are_shared_among_threads_instead() -> None:
     assert captured.source.count("softmax(200, 200, ") == 2
 
 
-def test_large_products_and_what_has_no_kernel_stay_calls_of_numpy() -> None:
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_large_products_and_what_has_no_kernel_stay_calls(by_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_matmul, "FASTER", by_kernel)  # else it depends on the machine
     weight, bias = normal(64, 256), normal(256)
 
     def step(x: Any) -> tuple[mg.Tensor, ...]:
@@ -355,4 +357,5 @@ def test_large_products_and_what_has_no_kernel_stay_calls_of_numpy() -> None:
     captured = mg.capture(lambda x: mg.softmax(mg.linear(x, weight, bias)[:40]))
     for i in range(4):
         captured(normal(512, 64, seed=i))
-    assert "np.dot(x, " in captured.source
+    assert ("    matmul(" if by_kernel else "    np.dot(x, ") in captured.source
+    assert "in_one_call(" not in captured.source

@@ -38,12 +38,15 @@ def product(xp: Any, x: Any, y: Any, bias: Any = None) -> Any:
             return out
     # dot is found sooner than matmul, but sums floats of 16 bits in their own precision.
     out = xp.matmul(x, y) if x.itemsize == 2 else x.dot(y)
-    if bias is None:
-        return out
+    return out if bias is None else _plus_bias(xp, out, bias)
+
+
+def _plus_bias(xp: Any, x: Any, bias: Any) -> Any:
+    """x + bias for a matrix, in its memory where the dtypes allow that."""
     # On a device CuPy's own addition is a kernel.
-    if out.size >= SHARED and out.__class__ is np.ndarray and (fast := compiled(out, bias)) is not None:
-        return fast.add_bias(out, bias)
-    return xp.add(out, bias, out=out if bias.dtype == out.dtype else None)
+    if x.size >= SHARED and x.__class__ is np.ndarray and (fast := compiled(x, bias)) is not None:
+        return fast.add_bias(x, bias)
+    return xp.add(x, bias, out=x if bias.dtype == x.dtype else None)
 
 
 def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> Any:
@@ -55,11 +58,12 @@ def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> An
 
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
-    x_rows, fast = rows(x), _compiled_for_product(xp, x, weight, bias)
-    out = affine(xp, x_rows, weight, bias, add_bias=fast is None)
-    if fast is not None:
+    x_rows = rows(x)
+    out = affine(xp, x_rows, weight, bias, add_bias=False)
+    if out.size > xp.SMALL and (fast := compiled(out, bias)) is not None:
         out, gradient = fast.bias_relu(out, bias)
     else:
+        out = out if bias is None else _plus_bias(xp, out, bias)
         out = xp.relu(out, out=out)
 
         def gradient(g: Any) -> tuple[Any, Any]:
@@ -75,13 +79,13 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
 
 def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
-    x_rows, fast = rows(x), _compiled_for_product(xp, x, weight, bias)
-    if fast is not None and approximate not in fast.BIAS_GELU:
-        fast = None
-    inner = affine(xp, x_rows, weight, bias, add_bias=fast is None)
-    if fast is not None:
+    x_rows = rows(x)
+    inner = affine(xp, x_rows, weight, bias, add_bias=False)
+    fast = compiled(inner, bias) if inner.size > xp.SMALL else None
+    if fast is not None and approximate in fast.BIAS_GELU:
         out, gradient = fast.bias_gelu(inner, bias, approximate)
     else:
+        inner = inner if bias is None else _plus_bias(xp, inner, bias)
         out, gelu_pullback = gelu(xp, inner, approximate)
 
         def gradient(g: Any) -> tuple[Any, Any]:
@@ -93,12 +97,6 @@ def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tu
         return lambda: product(xp, g, weight.T).reshape(x.shape), lambda: product(xp, x_rows.T, g), bias_gradient
 
     return out if x.ndim == 2 else out.reshape((*x.shape[:-1], weight.shape[1])), pullback
-
-
-def _compiled_for_product(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
-    """The module of compiled functions, if they are chosen and made for what comes after x weight."""
-    large = weight.ndim == 2 and math.prod(x.shape[:-1]) * weight.shape[1] > xp.SMALL
-    return compiled(x, weight, bias) if large else None
 
 
 def silu(xp: Any, x: Any) -> tuple[Any, Any]:
