@@ -625,6 +625,16 @@ def test_layer_norm_of_rows_far_from_zero(offset: float, n: int, threads: str) -
     np.testing.assert_allclose(out, expected, atol=2e-6 if n < 1000 else 1e-3, rtol=1e-5 if n < 1000 else 1e-3)
 
 
+@pytest.mark.parametrize(("first", "n"), [(0.01, 100_000), (0.01, 1000), (0.1, 1000), (3.0, 1000), (1e8, 1000)])
+def test_layer_norm_of_rows_whose_first_numbers_are_unlike_the_others(first: float, n: int, threads: str) -> None:
+    """The mean of the first ones is a bad guess of the row's then, by some deviations or by a part of one."""
+    x = normal(20, n)
+    x[:, :256] += np.float32(first)
+    x[7], x[8, :256] = first, first
+    x[8, 256:] = 0
+    close(*both(lambda x: mg.layer_norm(x) * normal(20, n, seed=1), x), 5e-6)
+
+
 def test_layer_norm_of_huge_constant_rows(threads: str) -> None:
     """What rounding leaves of their mean is too large to be squared; the gradient is that of any constant row."""
     g = normal(200, 300)

@@ -10,24 +10,17 @@ from .numba_kernels import read, row, written
 from .numba_math import ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
 
-SLIGHT = f4(0.01)  # the share of a variance by which its shortcut may differ: two digits are lost then
+FEW = 256  # elements whose mean is taken for that of their row, at first
+SLIGHT = f4(0.05)  # the share of a variance by which its shortcut may differ: so much more rounding is seen in it
 
 in_kernel = njit(fastmath=SUMS, error_model="numpy", forceinline=True)
 numbers = types.Array(float32, 1, "C")
 
 
 @in_kernel
-def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
-    """Row r with mean 0 and variance 1.
-
-    What is left of the mean is subtracted too: 1 / sqrt(eps) times of it would be seen where a row is constant. Where
-    it is small beside the deviations their variance is had in the same pass.
-    """
+def deviations(x, r, m):
+    """The mean of row r less m, the variance, and whether m is so near the mean that both are exact."""
     n = x.shape[1]
-    total = ZERO
-    for i in range(n):
-        total += x[r, i]
-    m = total / f4(n)
     total = squares = ZERO
     for i in range(n):
         z = x[r, i] - m
@@ -35,7 +28,27 @@ def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
         squares += z * z
     left = total / f4(n)
     variance = squares / f4(n) - left * left
-    if not left * left < SLIGHT * variance:  # the difference has lost its digits, or the squares were too large
+    return left, variance, left * left < SLIGHT * variance
+
+
+@in_kernel
+def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
+    """Row r with mean 0 and variance 1.
+
+    A guess of the mean is subtracted, that of the first elements, and then what it leaves of the mean; so is what
+    rounding leaves, of which 1 / sqrt(eps) times would be seen where a row is constant.
+    """
+    n = x.shape[1]
+    few = min(n, FEW)
+    total = ZERO
+    for i in range(few):
+        total += x[r, i]
+    m = total / f4(few)
+    left, variance, near = deviations(x, r, m)
+    if not near and few < n:
+        m += left
+        left, variance, near = deviations(x, r, m)
+    if not near:  # nothing but rounding is left of the variance, or the squares were too large
         squares = ZERO
         for i in range(n):
             z = centred(x[r, i], m, left)
