@@ -247,14 +247,23 @@ def test_without_compiling_numpy_computes() -> None:
     assert "'auto': NumPy" in done.stdout
 
 
-def test_where_it_is_the_faster_one() -> None:
-    """The choice that the others override: with NumPy's own wheel, vectors of 16 floats and few cores."""
-    program = "from microgradnd.kernels import numba_compiler, numba_matmul as m; print(m.FASTER)"
-    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+@pytest.mark.parametrize(
+    ("features", "threads", "faster"),
+    [("+avx,+avx2,+fma", 2, True), ("+avx,+avx2,+fma", 5, False), ("+avx", 2, False), ("", 2, None)],
+)
+def test_where_it_is_the_faster_one(features: str, threads: int, faster: bool | None) -> None:
+    """The choice that the others override: with NumPy's own wheel, long vectors and few cores."""
+    program = (
+        "from microgradnd.kernels import numba_compiler as c, numba_matmul as m; print(m.FASTER, c.AVX2, c.AVX512)"
+    )
+    environment = {**os.environ, "NUMBA_NUM_THREADS": str(threads)}
+    if features:
+        environment |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    found, *instructions = (word == "True" for word in done.stdout.split())
     blas: Any = np.show_config(mode="dicts")
     openblas = "openblas" in blas["Build Dependencies"]["blas"]["name"]
-    assert done.stdout.strip() == str(numba_compiler.AVX512 and openblas)
+    assert found == (openblas and (any(instructions) if faster is None else faster))
 
 
 def test_captured_step_is_the_eager_one() -> None:

@@ -22,6 +22,7 @@ if FEATURES is None:
     if "+avx512f" in FEATURES.split(",") and not _imported_by_others:
         FEATURES = numba.config.CPU_FEATURES = f"{FEATURES},-prefer-256-bit"
 AVX512 = "+avx512f" in FEATURES.split(",")
+AVX2 = {"+avx2", "+fma"} <= set(FEATURES.split(","))
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.

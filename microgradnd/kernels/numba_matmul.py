@@ -1,7 +1,8 @@
 """The product of two large matrices in Numba (float32).
 
-OpenBLAS, which NumPy's products come from, takes a tenth more time for a row of different products, as training has
-them (tests/benchmarks/products.py), where vectors have 16 floats.
+OpenBLAS, which NumPy's products come from, takes more time for a row of different products, as training has them
+(tests/benchmarks/products.py): a tenth on Intel's processors where vectors have 16 floats, nothing to a quarter on
+AMD's where they have 8. On Intel's with 8 they take the same time, but steps of small transformers a tenth less.
 
 As in Goto and van de Geijn, Anatomy of high-performance matrix multiplication (2008): DEPTH rows of the second matrix,
 and WIDTH of its columns, are copied into panels, as wide as a tile, in the order in which tiles read them; HEIGHT rows
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
 
-from .numba_compiler import AVX512, contiguous
+from .numba_compiler import AVX2, AVX512, contiguous
 from .numba_math import ZERO
 from .numba_parts import Kernel
 from .numba_products import (
@@ -38,10 +39,10 @@ DEPTH, HEIGHT, WIDTH = 256, 144, 4096  # HEIGHT is a multiple of TILE_ROWS, WIDT
 NEAR = 1024  # bytes: lines of the first matrix that are no farther from each other are read where they are
 PRODUCTS_PER_ELEMENT = 64  # of two numbers, that take as long as one element of other kernels
 
-# With vectors of 8 floats OpenBLAS is as fast; other BLAS libraries are faster, or may be; nobody has measured more
-# threads.
+# Other BLAS libraries are faster, or may be; nobody has measured other processors and more threads.
 _blas: Any = np.show_config(mode="dicts")
-FASTER = AVX512 and THREADS <= 4 and "openblas" in str(_blas.get("Build Dependencies", {}).get("blas", {}).get("name"))
+_is_openblas = "openblas" in str(_blas.get("Build Dependencies", {}).get("blas", {}).get("name"))
+FASTER = (AVX512 or AVX2) and THREADS <= 4 and _is_openblas
 
 read, written = types.Array(float32, 2, "A", readonly=True), types.Array(float32, 2, "A")
 vector = types.Array(float32, 1, "C", readonly=True)
