@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..autograd import Onto
-from ..noting import noted
 from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 from . import numba_matmul
 from . import numba_norms as norms
-from . import numba_optimisers as optimisers
+from . import numba_updates as updates
 from .numba_compiler import contiguous
 from .numba_threads import SHARE
 
-PARTS = 16  # in which what is summed over all rows, or over all gradients, is added up; of few rows there are fewer
+PARTS = 16  # in which what is summed over all rows is added up; of few rows there are fewer
 FEW_ROWS = 64  # that one float32 sum may have; more are added up in several, which rounds less
 BIAS_GELU = ("none",)  # what bias_gelu knows
 TAKES_FLAT_INDEX = True  # cross_entropy reads wherever its index points to; whoever makes that checks the labels
 
 product = numba_matmul.product
+adam_all, sgd_all = updates.adam_all, updates.sgd_all
+gradient_norm, scaled = updates.gradient_norm, updates.scaled
 
 
 def _rows(x: Any) -> Any:
@@ -266,91 +266,6 @@ def score_gradient(de: Any, e: Any, along: Any) -> Any:
 def add_rows(out: Any, index: Any, x: Any) -> None:
     """Add each row of x to the row of ``out`` that ``index`` names."""
     kernels.add_rows(-(-x.shape[-1] // kernels.COLUMNS), index.size * kernels.COLUMNS, index, _rows(x), out)
-
-
-def _optimiser(kernel: Any) -> Any:
-    """The step of an optimiser by this kernel, for rows of a parameter's arrays: (work, *settings of the kernel)."""
-
-    def update(work: Sequence[tuple[Any, ...]], *settings: float) -> None:
-        rows = _checked(work)
-        kernel.bind(*_prepared(rows))(*settings)
-
-    def bound(work: Sequence[tuple[Any, ...]]) -> Callable[..., None]:
-        """The same for arrays that stay where they are: they are looked at once."""
-        rows = _checked(work)
-        if any(x is not y for row, given in zip(rows, work, strict=True) for x, y in zip(row, given, strict=True)):
-            return functools.partial(update, work)  # some have to be copied each time
-        step: Any = kernel.bind(*_prepared(rows))
-        step.arrays = rows  # the kernel knows their addresses alone
-        return step
-
-    update.__name__ = kernel.__name__
-    return noted(writes=lambda work, *settings: [x for p, _, *rest in work for x in (p, *rest)], bound=bound)(update)
-
-
-adam_all = _optimiser(optimisers.adam_all)  # (p, g, m, v)
-sgd_all = _optimiser(optimisers.sgd_all)  # (p, g), with momentum (p, g, v)
-
-
-def _checked(work: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The same rows; all but the gradients have to be arrays that can be changed in place."""
-    # The gradient of a 0-d parameter may be a number.
-    return [(_changed(p), _contiguous(g), *map(_changed, rest)) for p, g, *rest in work]
-
-
-def _contiguous(g: Any) -> Any:
-    return g if g.__class__ is np.ndarray and _lies_as_kernels_expect(g) else np.asarray(g, np.float32, order="C")
-
-
-def _lies_as_kernels_expect(x: Any) -> bool:
-    return x.dtype.char == "f" and x.dtype.isnative and x.flags.c_contiguous
-
-
-def _run(kernel: Any, rows: Sequence[tuple[Any, ...]], parts: int | None, *args: Any) -> None:
-    """Run a kernel of numba_optimisers for all elements of the arrays in ``rows``, or for so many parts of them."""
-    kernel.run(*_prepared(rows, parts), *args)
-
-
-def _prepared(rows: Sequence[tuple[Any, ...]], parts: int | None = None) -> tuple[int, int, Any, Any]:
-    """Count, width, ids and edges: the kernel's first arguments. The caller has to hold the arrays, contiguous ones."""
-    return _counted(tuple([tuple(map(id, row)) for row in rows]), tuple([row[0].size for row in rows]), parts)
-
-
-@functools.lru_cache(maxsize=64)  # steps meet the same arrays again and again
-def _counted(ids: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], parts: int | None) -> tuple[int, int, Any, Any]:
-    edges = np.cumsum([0, *sizes], dtype=np.int64)
-    total = int(edges[-1])
-    count = total if parts is None else parts
-    return count, -(-total // max(1, count)), np.array(ids, np.int64), edges
-
-
-def _changed(x: Any) -> Any:
-    if not _lies_as_kernels_expect(x):
-        raise ValueError("expected a float32 array in contiguous memory, to be changed in place")
-    return x
-
-
-@noted
-def gradient_norm(gradients: Sequence[Any], largest: float) -> tuple[Any, Any]:
-    """The norm of all elements together; min(largest / norm, 1)."""
-    sums = np.zeros(PARTS)
-    _run(optimisers.squares, [(contiguous(g),) for g in gradients], PARTS, sums)
-    with np.errstate(over="ignore", invalid="ignore"):  # an infinite norm, or NaN
-        norm = np.sqrt(sums.sum()).astype(np.float32)
-        factor = np.minimum(np.float32(largest) / (norm + np.float32(1e-6)), np.float32(1))
-    return np.asarray(norm), np.asarray(factor)
-
-
-def scaled(gradients: Sequence[Any], factor: Any) -> tuple[Any, ...]:
-    """Each array times the number that ``factor``, an array of shape (), holds."""
-    out = [np.empty(g.shape, np.float32, like=g) for g in gradients]
-    scale_all(list(zip(gradients, out, strict=True)), factor)
-    return tuple(out)
-
-
-@noted(writes=lambda work, factor: [out for _, out in work])
-def scale_all(work: Sequence[tuple[Any, Any]], factor: Any) -> None:
-    _run(optimisers.scale_all, [(contiguous(g), out) for g, out in work], None, np.float32(factor))
 
 
 def _heads(x: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..autocast import in_float32
 from ..backends import NAMESPACES, as_array
 from ..fused import fused
-from ..kernels import array_kernels
+from ..kernels import array_losses
 from ..tensor import Tensor
 from .reductions import log_softmax, sum
 from .shaping import reshape
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@fused(array_kernels.cross_entropy, "logits", conversion=in_float32)
+@fused(array_losses.cross_entropy, "logits", conversion=in_float32)
 def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
     """The mean over all rows of -sum(targets * log_softmax(logits)), in nats.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..autocast import in_float32
 from ..fused import fused
-from ..kernels import array_kernels
+from ..kernels import array_norms
 from ..tensor import Tensor
 from .elementwise import sqrt
 from .reductions import mean
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-@fused(array_kernels.layer_norm, "x", "weight", "bias", "residual", conversion=in_float32)
+@fused(array_norms.layer_norm, "x", "weight", "bias", "residual", conversion=in_float32)
 def layer_norm(
     x: Operand,
     weight: Operand | None = None,
@@ -37,7 +37,7 @@ def layer_norm(
     return out
 
 
-@fused(array_kernels.rms_norm, "x", "weight", "residual", conversion=in_float32)
+@fused(array_norms.rms_norm, "x", "weight", "residual", conversion=in_float32)
 def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6, residual: Operand | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, with the mean of the last axis (Zhang and Sennrich, 2019).
 

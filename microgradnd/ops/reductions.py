@@ -10,7 +10,7 @@ import numpy as np
 from ..autocast import in_float32
 from ..autograd import no_grad
 from ..fused import fused
-from ..kernels import array_kernels
+from ..kernels import array_norms
 from ..primitive import primitive
 from ..tensor import Tensor
 from .elementwise import exp, log
@@ -113,14 +113,14 @@ def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) ->
     return out if keepdims else xp.squeeze(out, axis=axis if axis is not None else tuple(range(x.ndim)))
 
 
-@fused(array_kernels.softmax, "x", conversion=in_float32)
+@fused(array_norms.softmax, "x", conversion=in_float32)
 def softmax(x: Operand, axis: Axis = -1) -> Tensor:
     """exp(x) / sum(exp(x)) over ``axis``, shifted by the maximum so that exp cannot overflow."""
     e: Any = exp(_shifted(x, axis))
     return e / sum(e, axis=axis, keepdims=True)
 
 
-@fused(array_kernels.log_softmax, "x", conversion=in_float32)
+@fused(array_norms.log_softmax, "x", conversion=in_float32)
 def log_softmax(x: Operand, axis: Axis = -1) -> Tensor:
     """x - logsumexp(x) over ``axis``, shifted by the maximum so that exp cannot overflow."""
     shifted = _shifted(x, axis)
