@@ -13,7 +13,7 @@ from microgradnd.kernels import compiled
 
 from .optim import Optimizer, Params, arrays_of, as_float, for_all
 
-BLOCK = 1 << 16  # elements at a time: what is computed in between stays in the cache and takes no memory of its own
+BLOCK = 1 << 16  # elements at a time: what is computed in between is small and stays in the cache
 
 
 def _blocks(*arrays: Any) -> Iterator[list[Any]]:
@@ -84,17 +84,17 @@ class Adam(Optimizer):
                 elif decay:
                     d = d + decay * p
                 m *= beta1
-                part = (1 - beta1) * d
-                m += part
+                scratch = (1 - beta1) * d
+                m += scratch
                 v *= beta2
-                xp.multiply(d, d, out=part)
-                part *= 1 - beta2
-                v += part
-                xp.sqrt(v, out=part)
-                part += eps * root
-                xp.divide(m, part, out=part)
-                part *= rate
-                p -= part
+                xp.multiply(d, d, out=scratch)
+                scratch *= 1 - beta2
+                v += scratch
+                xp.sqrt(v, out=scratch)
+                scratch += eps * root
+                xp.divide(m, scratch, out=scratch)
+                scratch *= rate
+                p -= scratch
         for settings, arrays in batches:
             together.adam_all(arrays, *settings)
 

@@ -354,6 +354,7 @@ def test_large_products_and_what_has_no_kernel_stay_calls(by_kernel: bool, monke
             x = normal(rows, 64, seed=i)
             assert bits(*step(x)) == bits(*captured(x))
         assert "in_one_call(" not in captured.source
+        assert ("    matmul(" in captured.source) == (by_kernel and rows == 512)
     captured = mg.capture(lambda x: mg.softmax(mg.linear(x, weight, bias)[:40]))
     for i in range(4):
         captured(normal(512, 64, seed=i))

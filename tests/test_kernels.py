@@ -25,7 +25,7 @@ from microgradnd.kernels import SMALL as THRESHOLDS
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
 # The first one imports Numba, and makes settings if nobody else has done so before.
-from microgradnd.kernels import numba_compiler, numba_fused, numba_parts, numba_threads  # isort: split
+from microgradnd.kernels import numba_compiler, numba_fused, numba_norms, numba_parts, numba_threads  # isort: split
 
 ROOT = Path(__file__).parents[1]
 SMALL, LARGE = THRESHOLDS["numba"], THRESHOLDS["auto"]
@@ -101,6 +101,27 @@ def test_relative_errors_far_from_zero(name: str) -> None:
     exponent = z**2 if name == "gelu" else (3 if name == "gelu_tanh" else 1) * np.abs(u)
     error = np.abs(operations[name](x).data - z * phi)
     assert (error <= 2**-23 * (2 + exponent * (x < 0)) * np.abs(z * phi) + 1e-37).all()
+
+
+def test_exp() -> None:
+    """Within 0.9 units in the last place, or 1.2 where products and sums are not fused."""
+    from numba import njit
+
+    from microgradnd.kernels import numba_math
+
+    @njit
+    def exp(x: Any, out: Any) -> None:
+        for i in range(x.size):
+            out[i] = numba_math.exp(x[i])
+
+    x = np.linspace(-87.33, 88, 1 << 20).astype(np.float32)
+    out, exact = np.empty_like(x), np.exp(x.astype(np.float64))
+    exp(x, out)
+    error = np.abs(out - exact) / np.spacing(exact.astype(np.float32))
+    assert error.max() < (0.95 if numba_compiler.AVX2 else 1.25)
+    special = np.array([0, -87.7, -88, -1e30, -np.inf, np.nan], np.float32)
+    exp(special, special)
+    np.testing.assert_array_equal(special, [1, 0, 0, 0, 0, np.nan])
 
 
 def test_gelu_where_it_is_nearly_nothing() -> None:
@@ -508,20 +529,17 @@ def test_without_a_place_for_the_cache() -> None:
 
 def test_every_compiled_function_is_used() -> None:
     """Kernels that nothing calls would not be tested here."""
-    from microgradnd.kernels import (
-        numba_attention,
-        numba_kernels,
-        numba_matmul,
-        numba_norms,
-        numba_optimisers,
-        numba_updates,
-    )
+    from microgradnd.kernels import numba_attention, numba_kernels, numba_matmul, numba_optimisers, numba_updates
 
     count = 0
-    for module, user in ((numba_kernels, numba_fused), (numba_norms, numba_fused), (numba_optimisers, numba_updates)):
+    for module, user, called in (
+        (numba_kernels, numba_fused, "kernels"),
+        (numba_norms, numba_fused, "norms"),
+        (numba_optimisers, numba_updates, "kernels"),
+    ):
         text = Path(user.__file__).read_text()
         kernels = {name: x for name, x in vars(module).items() if isinstance(x, numba_parts.Kernel)}
-        assert [name for name in kernels if re.search(rf"\b(kernels|norms)\.{name}\b", text) is None] == []
+        assert [name for name in kernels if re.search(rf"\b{called}\.{name}\b", text) is None] == []
         count += len(kernels)
     assert count > 30
     # What a recording has to know; adam_all and the like are noted with the arrays themselves.
@@ -633,13 +651,15 @@ def test_layer_norm_of_rows_far_from_zero(offset: float, n: int, threads: str) -
     np.testing.assert_allclose(out, expected, atol=2e-6 if n < 1000 else 1e-3, rtol=1e-5 if n < 1000 else 1e-3)
 
 
-@pytest.mark.parametrize(("first", "n"), [(0.01, 100_000), (0.01, 1000), (0.1, 1000), (3.0, 1000), (1e8, 1000)])
+@pytest.mark.parametrize(("first", "n"), [(0.01, 100_000), (0.1, 1000), (1e8, 1000)])
 def test_layer_norm_of_rows_whose_first_numbers_are_unlike_the_others(first: float, n: int, threads: str) -> None:
-    """The mean of the first ones is a bad guess of the row's then, by some deviations or by a part of one."""
+    """Their mean is a bad guess of the row's: by less than a deviation, by several, or in rows of few numbers.
+
+    Many numbers that are all equal are added up inexactly: with 100,000 of them only a second guess is good enough.
+    """
     x = normal(20, n)
-    x[:, :256] += np.float32(first)
-    x[7], x[8, :256] = first, first
-    x[8, 256:] = 0
+    x[:, : numba_norms.FEW] += np.float32(first)
+    x[7], x[8], x[8, : numba_norms.FEW] = first, 0, first
     close(*both(lambda x: mg.layer_norm(x) * normal(20, n, seed=1), x), 5e-6)
 
 

@@ -130,7 +130,7 @@ def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
     bits = _BITS.get(dtype.char)
     if bits is None or x.ndim == 0 or getattr(mask, "shape", None) != x.shape:
         return np.where(mask, x, np.zeros((), dtype))
-    return np.multiply(x.view(bits), mask).view(dtype)
+    return np.multiply(x.view(bits), mask.view(np.int8)).view(dtype)
 
 
 def sigmoid(x: Any) -> Any:

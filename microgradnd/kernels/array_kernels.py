@@ -1,4 +1,4 @@
-"""Kernels written in the array namespace: they serve every backend."""
+"""Products, activations and dropout in the array namespace, which serve every backend; what other families share."""
 
 from __future__ import annotations
 
@@ -48,32 +48,39 @@ def product(xp: Any, x: Any, y: Any, bias: Any = None) -> Any:
             return out
     # dot is found sooner than matmul, but sums floats of 16 bits in their own precision.
     out = xp.matmul(x, y) if x.itemsize == 2 else x.dot(y)
-    return out if bias is None else _plus_bias(xp, out, bias)
+    return _plus_bias(xp, out, bias)
 
 
 def _plus_bias(xp: Any, x: Any, bias: Any) -> Any:
-    """x + bias for a matrix, in its memory where the dtypes allow that."""
+    """x + bias for a matrix, in its memory where the dtypes allow that; x itself where there is no bias."""
+    if bias is None:
+        return x
     # On a device CuPy's own addition is a kernel.
     if x.size >= SHARED and x.__class__ is np.ndarray and (fast := compiled(x, bias)) is not None:
         return fast.add_bias(x, bias)
     return xp.add(x, bias, out=x if bias.dtype == x.dtype else None)
 
 
-def affine(xp: Any, x: Any, weight: Any, bias: Any, add_bias: bool = True) -> Any:
-    """x weight + bias for a matrix x; or without the bias, if somebody else adds it."""
+def affine(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
+    """x weight + bias for a matrix x."""
+    _check_shapes(weight, bias)
+    return product(xp, x, weight, bias)
+
+
+def _check_shapes(weight: Any, bias: Any) -> None:
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[1:]):
         raise ValueError("weight must have two axes, (in, out), and bias one, (out,)")
-    return product(xp, x, weight, bias if add_bias else None)
 
 
 def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     """max(x weight + bias, 0): in place, and backward masks the gradient once for all three arguments."""
+    _check_shapes(weight, bias)
     x_rows = rows(x)
-    out = affine(xp, x_rows, weight, bias, add_bias=False)
+    out = product(xp, x_rows, weight)
     if out.size > xp.SMALL and (fast := compiled(out, bias)) is not None:
         out, gradient = fast.bias_relu(out, bias)
     else:
-        out = out if bias is None else _plus_bias(xp, out, bias)
+        out = _plus_bias(xp, out, bias)
         out = xp.relu(out, out=out)
 
         def gradient(g: Any) -> tuple[Any, Any]:
@@ -89,13 +96,14 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
 
 def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(x weight + bias): a compiled kernel adds the bias, and adds up its gradient, on the way."""
+    _check_shapes(weight, bias)
     x_rows = rows(x)
-    inner = affine(xp, x_rows, weight, bias, add_bias=False)
+    inner = product(xp, x_rows, weight)
     fast = compiled(inner, bias) if inner.size > xp.SMALL else None
     if fast is not None and approximate in fast.BIAS_GELU:
         out, gradient = fast.bias_gelu(inner, bias, approximate)
     else:
-        inner = inner if bias is None else _plus_bias(xp, inner, bias)
+        inner = _plus_bias(xp, inner, bias)
         out, gelu_pullback = gelu(xp, inner, approximate)
 
         def gradient(g: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Fused operations on a GPU: what array_kernels computes, for CuPy arrays of floating dtypes.
+"""Fused operations on a GPU: what array_*.py compute, for CuPy arrays of floating dtypes.
 
 No function here copies between host and device, or waits for the device.
 """

@@ -21,8 +21,9 @@ if FEATURES is None:
     FEATURES = codegen.get_host_cpu_features()
     if "+avx512f" in FEATURES.split(",") and not _imported_by_others:
         FEATURES = numba.config.CPU_FEATURES = f"{FEATURES},-prefer-256-bit"
-AVX512 = "+avx512f" in FEATURES.split(",")
-AVX2 = {"+avx2", "+fma"} <= set(FEATURES.split(","))
+_features = set(FEATURES.split(","))
+AVX512 = "+avx512f" in _features
+AVX2 = AVX512 or {"+avx2", "+fma"} <= _features  # with fused products and sums
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.

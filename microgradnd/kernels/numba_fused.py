@@ -1,4 +1,4 @@
-"""Fused operations by compiled kernels: what array_kernels computes, for float32 arrays on the host."""
+"""Fused operations by compiled kernels: what array_*.py compute, for float32 arrays on the host."""
 
 from __future__ import annotations
 
@@ -13,9 +13,36 @@ from . import numba_attention as attention_kernels
 from . import numba_kernels as kernels
 from . import numba_matmul
 from . import numba_norms as norms
-from . import numba_updates as updates
 from .numba_compiler import contiguous
 from .numba_threads import SHARE
+from .numba_updates import adam_all, gradient_norm, scaled, sgd_all
+
+__all__ = [
+    "BIAS_GELU",
+    "TAKES_FLAT_INDEX",
+    "adam_all",
+    "add_bias",
+    "add_rows",
+    "attention",
+    "attention_weights",
+    "attention_weights_again",
+    "bias_gelu",
+    "bias_relu",
+    "cross_entropy",
+    "dropped",
+    "gelu",
+    "gradient_norm",
+    "layer_norm",
+    "log_softmax",
+    "product",
+    "rms_norm",
+    "scaled",
+    "score_gradient",
+    "sgd_all",
+    "silu",
+    "softmax",
+    "swiglu",
+]
 
 PARTS = 16  # in which what is summed over all rows is added up; of few rows there are fewer
 FEW_ROWS = 64  # that one float32 sum may have; more are added up in several, which rounds less
@@ -23,8 +50,6 @@ BIAS_GELU = ("none",)  # what bias_gelu knows
 TAKES_FLAT_INDEX = True  # cross_entropy reads wherever its index points to; whoever makes that checks the labels
 
 product = numba_matmul.product
-adam_all, sgd_all = updates.adam_all, updates.sgd_all
-gradient_norm, scaled = updates.gradient_norm, updates.scaled
 
 
 def _rows(x: Any) -> Any:

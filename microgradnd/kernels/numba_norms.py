@@ -10,16 +10,18 @@ from .numba_kernels import read, row, written
 from .numba_math import ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
 
-FEW = 256  # elements whose mean is taken for that of their row, at first
-SLIGHT = f4(0.05)  # the share of a variance by which its shortcut may differ: so much more rounding is seen in it
+FEW = 256  # elements whose mean is the first guess of their row's
+# The part of the variance that the square of what a guess leaves of the mean may be: it is subtracted from a mean of
+# squares, of which rounding counts 1.05 times then.
+SLIGHT = f4(0.05)
 
 in_kernel = njit(fastmath=SUMS, error_model="numpy", forceinline=True)
 numbers = types.Array(float32, 1, "C")
 
 
 @in_kernel
-def deviations(x, r, m):
-    """The mean of row r less m, the variance, and whether m is so near the mean that both are exact."""
+def moments(x, r, m):
+    """Of row r the mean less m; the variance, by that and the mean of (x - m)^2; whether m is near enough for that."""
     n = x.shape[1]
     total = squares = ZERO
     for i in range(n):
@@ -32,11 +34,11 @@ def deviations(x, r, m):
 
 
 @in_kernel
-def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
-    """Row r with mean 0 and variance 1.
+def normalize(x, r, weight, bias, eps, out, guess, rest, scale):
+    """(x - mean) / sqrt(variance + eps) * weight + bias of row r, with the mean in two parts.
 
-    A guess of the mean is subtracted, that of the first elements, and then what it leaves of the mean; so is what
-    rounding leaves, of which 1 / sqrt(eps) times would be seen where a row is constant.
+    The first one is a guess, corrected in another pass where it is a bad one. Of what it leaves, be it by rounding,
+    1 / sqrt(eps) times would be seen where a row is constant.
     """
     n = x.shape[1]
     few = min(n, FEW)
@@ -44,10 +46,10 @@ def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
     for i in range(few):
         total += x[r, i]
     m = total / f4(few)
-    left, variance, near = deviations(x, r, m)
+    left, variance, near = moments(x, r, m)
     if not near and few < n:
         m += left
-        left, variance, near = deviations(x, r, m)
+        left, variance, near = moments(x, r, m)
     if not near:  # nothing but rounding is left of the variance, or the squares were too large
         squares = ZERO
         for i in range(n):
@@ -57,27 +59,27 @@ def normalize(x, r, weight, bias, eps, out, mean, rest, scale):
     s = ONE / np.sqrt(variance + eps)
     for i in range(n):
         out[r, i] = centred(x[r, i], m, left) * s * weight[i] + bias[i]
-    mean[r], rest[r], scale[r] = m, left, s
+    guess[r], rest[r], scale[r] = m, left, s
 
 
 @Kernel.of(void(int64, int64, read, row, row, float32, written, numbers, numbers, numbers))
-def layer_norm(begin, end, x, weight, bias, eps, out, mean, rest, scale):
+def layer_norm(begin, end, x, weight, bias, eps, out, guess, rest, scale):
     """See normalize."""
     for r in range(begin, end):
-        normalize(x, r, weight, bias, eps, out, mean, rest, scale)
+        normalize(x, r, weight, bias, eps, out, guess, rest, scale)
 
 
 @Kernel.of(void(int64, int64, read, read, row, row, float32, written, written, numbers, numbers, numbers))
-def layer_norm_of_sum(begin, end, x, residual, weight, bias, eps, sums, out, mean, rest, scale):
+def layer_norm_of_sum(begin, end, x, residual, weight, bias, eps, sums, out, guess, rest, scale):
     """Of x + residual, which is left in ``sums``."""
     for r in range(begin, end):
         for i in range(x.shape[1]):
             sums[r, i] = x[r, i] + residual[r, i]
-        normalize(sums, r, weight, bias, eps, out, mean, rest, scale)
+        normalize(sums, r, weight, bias, eps, out, guess, rest, scale)
 
 
 @Kernel
-def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, before, out, weight_parts, bias_parts):
+def layer_norm_gradient(begin, end, g, x, weight, guess, rest, scale, before, out, weight_parts, bias_parts):
     """Added to ``before``, unless that is empty.
 
     The sums over all rows are left in parts, as many as their first axis is long, each of neighbouring rows.
@@ -88,7 +90,7 @@ def layer_norm_gradient(begin, end, g, x, weight, mean, rest, scale, before, out
         for i in range(n):
             weight_parts[part, i] = bias_parts[part, i] = ZERO
         for r in range(part * rows // parts, (part + 1) * rows // parts):
-            m, left, s = mean[r], rest[r], scale[r]
+            m, left, s = guess[r], rest[r], scale[r]
             total = along = ZERO
             for i in range(n):
                 d = g[r, i] * weight[i]

@@ -42,10 +42,10 @@ sgd_all = _optimiser(kernels.sgd_all)  # (p, g), with momentum (p, g, v)
 def _checked(work: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """The same rows; all but the gradients have to be arrays that can be changed in place."""
     # The gradient of a 0-d parameter may be a number.
-    return [(_changed(p), _contiguous(g), *map(_changed, rest)) for p, g, *rest in work]
+    return [(_changed(p), _as_float32(g), *map(_changed, rest)) for p, g, *rest in work]
 
 
-def _contiguous(g: Any) -> Any:
+def _as_float32(g: Any) -> Any:
     return g if g.__class__ is np.ndarray and _lies_as_kernels_expect(g) else np.asarray(g, np.float32, order="C")
 
 
