@@ -942,6 +942,26 @@ def test_parameters_of_one_element(optimizer: str, shape: tuple[int, ...]) -> No
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_parameters_without_elements(optimizer: str) -> None:
+    """Nothing is computed with the number of the step, which is counted all the same."""
+    w = mg.tensor(np.ones((0, 3), np.float32), requires_grad=True)
+    updates = OPTIMIZERS[optimizer]([w])
+
+    def train(x: Any) -> mg.Tensor:
+        updates.zero_grad()
+        loss = (w * x).sum()
+        loss.backward()
+        updates.step()
+        return loss
+
+    step: Any = mg.capture(train)
+    for i in range(5):
+        assert step(np.float32(i)).item() == 0
+        assert updates.state_dict()["state"][0].get("step", i + 1) == i + 1
+    assert replays(step) == 3
+
+
 def test_a_step_without_arguments_is_saved_with_numpys_functions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,12 @@ def test_linear_refuses_dtypes_that_are_not_floating_point(dtype):
         nn.Linear(2, 2, dtype=dtype)
 
 
+@pytest.mark.parametrize("operation", [mg.linear, mg.linear_relu, mg.linear_gelu])
+def test_linear_refuses_a_number(operation):
+    with pytest.raises(ValueError, match=f"{operation.operation.name}: x must have at least one axis"):
+        operation(mg.tensor(1.0), mg.tensor(np.ones((1, 2))))
+
+
 def test_linear_refuses_other_features():
     with pytest.raises(ValueError, match=r"linear: .*\b5\b.*\b4\b"):
         nn.Linear(4, 3)(np.ones((2, 5)))

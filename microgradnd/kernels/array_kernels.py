@@ -19,7 +19,11 @@ ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 def rows(x: Any) -> Any:
     """x as a matrix of all its rows: (..., n) -> (prod(...), n); (n,) -> (1, n)."""
-    return x if x.ndim == 2 else x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
+    if x.ndim == 2:
+        return x
+    if x.ndim == 0:
+        raise ValueError("x must have at least one axis")
+    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def wide(x: Any) -> Any:

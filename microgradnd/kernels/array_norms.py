@@ -54,7 +54,7 @@ def _of_sum(norm: Any, xp: Any, x: Any, residual: Any, *args: Any) -> tuple[Any,
         out = narrow(out, x, residual, *args[:-1])
 
     def pullback_of_both(g: Any) -> tuple[Any, ...]:
-        gx, *others = pullback(g)
+        gx, *others = pullback(wide(g))
         found: list[Any] = []  # held until both have it: whoever changes it makes a copy
 
         def gradient() -> Any:

@@ -44,7 +44,7 @@ def power_of_two(s):
 
 @inline
 def exp_unclamped(x):
-    """e^x for x from -87.68 to 88: within 0.9 ulp where the processor fuses products and sums, else within 1.2."""
+    """e^x for x from -87.68 to 88: within 1 ulp where the processor fuses products and sums, else within 1.2."""
     s = x * LOG2_E + ROUND
     n = s - ROUND
     r = (x - n * LN_2_HIGH) - n * LN_2_LOW  # |r| <= ln(2) / 2

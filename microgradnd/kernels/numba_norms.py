@@ -14,6 +14,7 @@ FEW = 256  # elements whose mean is the first guess of their row's
 # The part of the variance that the square of what a guess leaves of the mean may be: it is subtracted from a mean of
 # squares, of which rounding counts 1.05 times then.
 SLIGHT = f4(0.05)
+INFINITY = f4(np.inf)
 
 in_kernel = njit(fastmath=SUMS, error_model="numpy", forceinline=True)
 numbers = types.Array(float32, 1, "C")
@@ -30,7 +31,7 @@ def moments(x, r, m):
         squares += z * z
     left = total / f4(n)
     variance = squares / f4(n) - left * left
-    return left, variance, left * left < SLIGHT * variance
+    return left, variance, left * left < SLIGHT * variance and variance < INFINITY
 
 
 @in_kernel

@@ -50,9 +50,11 @@ class Program:
         last: the position in ``body`` of the last instruction that uses a root.
     """
 
-    def __init__(self, instructions: list[Instruction], outputs: list[Variable], kept: set[Variable]) -> None:
+    def __init__(
+        self, instructions: list[Instruction], outputs: list[Variable], kept: set[Variable], numbers: list[Variable]
+    ) -> None:
         self.outputs, self.kept = outputs, kept
-        needed = without_copies(_needed(instructions, outputs), (*outputs, *kept))
+        needed = without_copies(_needed(instructions, [*outputs, *numbers]), (*outputs, *kept))
         alone = _numbers_alone(needed)
         self.first = [x for x in needed if x in alone]
         self.body = [x for x in needed if x not in alone]
@@ -64,7 +66,7 @@ class Program:
         self.last = {
             variable.root: i for i, x in enumerate(self.body) for variable in (*x.reads(), *x.results, *x.writes)
         }
-        self.used = {variable for x in (*self.first, *self.body) for variable in x.reads()} | set(outputs)
+        self.used = {variable for x in (*self.first, *self.body) for variable in x.reads()} | {*outputs, *numbers}
         self.ending: dict[int, list[Variable]] = {}  # by the position of the last instruction that uses them
         for root, i in self.last.items():
             self.ending.setdefault(i, []).append(root)

@@ -113,7 +113,8 @@ class Recording:
         once = [v for place, v in self._new_gradients if id(place.owner) not in accumulated]
         counts = Counter([*gradients, *self._results, *assigned])
         alone = {v for v in once if v.root is v and counts[v] == 1}
-        program = Program(session.instructions, [*self._results, *assigned, *gradients], alone)
+        outputs = [*self._results, *assigned, *gradients]
+        program = Program(session.instructions, outputs, alone, [number for _, number in self._written_numbers])
         first = {variable: place for place, variable in reversed(self.loaded)}  # several places may hold one array
         self.loaded = [(place, variable) for variable, place in first.items() if variable in program.used]
         self._kept = [(place, v) for place, v in self._new_gradients if v in program.planned and v in alone]
