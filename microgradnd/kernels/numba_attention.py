@@ -9,8 +9,9 @@ filled up with zeros to whole tiles.
 from __future__ import annotations
 
 import numpy as np
-from numba import boolean, float32, int64, njit, types, void
+from numba import boolean, float32, int64, types, void
 
+from .numba_compiler import inner
 from .numba_math import ONE, ZERO, exp, largest
 from .numba_parts import Kernel
 from .numba_products import SIZE, VECTOR, address, copy_transposed, element, matrix, numbers_at, padded, tile_adder
@@ -26,20 +27,20 @@ TILE_ROWS, TILE_COLUMNS = 8, 2 * VECTOR  # more rows at a time need fewer instru
 add_tile = tile_adder(TILE_ROWS, TILE_COLUMNS)
 
 
-@njit
+@inner
 def set_product(c, a, b, r, j, k):
     """c = a[:, :k] b[:k], for the tile of c that begins at (r, j)."""
     add_tile(False, element(c, r, j), c.shape[1], element(a, r, 0), a.shape[1], 1, element(b, 0, j), b.shape[1], k)
 
 
-@njit
+@inner
 def add_transposed(c, a, b, r, j, first, end):
     """c += a[first:end]^T b[first:end], for the tile of c that begins at (r, j)."""
     rows, columns = element(a, first, r), element(b, first, j)
     add_tile(True, element(c, r, j), c.shape[1], rows, 1, a.shape[1], columns, b.shape[1], end - first)
 
 
-@njit
+@inner
 def stride_of(keys):
     """Columns of a matrix with one for each key.
 
@@ -48,7 +49,7 @@ def stride_of(keys):
     return padded(keys, TILE_COLUMNS) + TILE_COLUMNS
 
 
-@njit
+@inner
 def row_of(x, a, b, g, t):
     """x[a, b, g, t], whose numbers lie side by side: what Numba does not know of a view of a projection."""
     steps = x.strides
@@ -56,7 +57,7 @@ def row_of(x, a, b, g, t):
     return numbers_at(start, x.shape[4])
 
 
-@njit
+@inner
 def load(rows, x, a, b, g, first, factor):
     """The rows of a head from ``first`` on, as many as there is place for, times a factor; zeros beyond its end."""
     for r in range(rows.shape[0]):
@@ -69,7 +70,7 @@ def load(rows, x, a, b, g, first, factor):
             rows[r, d] = ZERO
 
 
-@njit
+@inner
 def store(x, a, b, g, first, rows, count, factor):
     """Put so many rows, times a factor, into a head from its row ``first`` on."""
     for r in range(count):
@@ -78,7 +79,7 @@ def store(x, a, b, g, first, rows, count, factor):
             target[d] = rows[r, d] * factor
 
 
-@njit
+@inner
 def load_transposed(columns, x, a, b):
     """(width, T) of a head of keys or values, with zeros beyond."""
     T, width = x.shape[3:]
@@ -95,7 +96,7 @@ def load_transposed(columns, x, a, b):
     fill(columns, 0, len(columns), T, columns.shape[1], ZERO)
 
 
-@njit
+@inner
 def fill(x, top, bottom, left, right, value):
     """x[top:bottom, left:right] = value, in a loop that is vectorised."""
     for r in range(top, bottom):
@@ -103,7 +104,7 @@ def fill(x, top, bottom, left, right, value):
             x[r, j] = value
 
 
-@njit
+@inner
 def scores_of_block(p, rows, columns, first, count, seen, causal):
     """rows columns, for a block of queries, number ``first`` and on, and at least the keys that they may see."""
     for j in range(0, seen, TILE_COLUMNS):
@@ -111,7 +112,7 @@ def scores_of_block(p, rows, columns, first, count, seen, causal):
             set_product(p, rows, columns, r, j, len(columns))
 
 
-@njit
+@inner
 def weighted_rows(c, p, rows, first, count, seen, causal):
     """p rows, for weights of a block of queries."""
     for r in range(0, count, TILE_ROWS):
@@ -120,7 +121,7 @@ def weighted_rows(c, p, rows, first, count, seen, causal):
             set_product(c, p, rows, r, j, own)
 
 
-@njit
+@inner
 def add_to_keys(c, p, rows, first, count, seen, causal):
     """c += p^T rows: a query that comes before a key adds nothing to it."""
     for r in range(0, seen, TILE_ROWS):

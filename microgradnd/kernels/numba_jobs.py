@@ -22,9 +22,11 @@ import os
 from typing import Any
 
 from llvmlite import ir
-from numba import int64, njit, types, void
+from numba import int64, types, void
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from .numba_compiler import inner
 
 ASLEEP, READY, OFFERED, TAKEN = range(4)  # the states of a worker
 STATE, FUNCTION, ARGUMENTS, BEGIN, END, FAILED, PATIENCE = range(0, 56, 8)  # where in its row, in bytes
@@ -154,7 +156,7 @@ def do(typingctx, function, arguments, begin, end):
     return int64(int64, int64, int64, int64), generate
 
 
-@njit
+@inner
 def spin(turn):
     """Wait a moment; the number of the next turn. Every so often somebody else may have the core."""
     pause()
@@ -163,7 +165,7 @@ def spin(turn):
     return turn + 1
 
 
-@njit
+@inner
 def share(function, arguments, count, parts, board):
     """Do range(count) in parts, on as many threads; by this one alone where somebody else has the board.
 

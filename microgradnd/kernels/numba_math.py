@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from .numba_compiler import EXACT
+from .numba_compiler import EXACT, inner
 
 f4, i4 = np.float32, np.int32
-inline = numba.njit(fastmath=EXACT, error_model="numpy")  # what LLVM inlines by itself
+inline = inner(fastmath=EXACT, error_model="numpy")  # what LLVM inlines by itself
 
 LOG2_E = f4(1.4426950408889634)
 LN_2_HIGH, LN_2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # Cody and Waite, 1980: n LN_2_HIGH is exact
@@ -76,7 +75,7 @@ def times(x, scale):
     return x * scale
 
 
-@numba.njit(fastmath=EXACT | {"arcp", "ninf"}, error_model="numpy")
+@inner(fastmath=EXACT | {"arcp", "ninf"}, error_model="numpy")
 def reciprocal(x):
     """1 / x of a finite x, where the processor has it by an estimate that is corrected: within 1 ulp, in a fifth."""
     return ONE / x

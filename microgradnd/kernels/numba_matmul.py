@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import boolean, float32, int64, njit, types, void
+from numba import boolean, float32, int64, types, void
 
-from .numba_compiler import AVX2, AVX512, contiguous
+from .numba_compiler import AVX2, AVX512, contiguous, inner
 from .numba_math import ZERO
 from .numba_parts import Kernel
 from .numba_products import (
@@ -70,7 +70,7 @@ def in_lines(x: Any) -> bool:
     return (beside == SIZE and down % SIZE == 0) or (down == SIZE and beside % SIZE == 0)
 
 
-@njit
+@inner
 def clear(start, count):
     """Zeros where a tile reaches beyond a matrix: what was there before might be subnormal, which takes long."""
     memory = numbers_at(start, count)
@@ -78,7 +78,7 @@ def clear(start, count):
         memory[i] = ZERO
 
 
-@njit
+@inner
 def load_panels(panels, b, first, count, left, right):
     """Copy b[first : first + count, left:right] into panels: count rows of TILE_COLUMNS each, one after another."""
     start = address(panels)
@@ -105,7 +105,7 @@ def load_panels(panels, b, first, count, left, right):
                 rest[p * TILE_COLUMNS + i] = b[first + p, j + i]
 
 
-@njit
+@inner
 def load_rows(block, a, first, last, p, count):
     """Copy a[first:last, p : p + count], whose rows are contiguous, with zeros below to a whole tile."""
     for r in range(first, last):
@@ -114,7 +114,7 @@ def load_rows(block, a, first, last, p, count):
     clear(element(block, last - first, 0), below * block.shape[1])
 
 
-@njit
+@inner
 def load_columns(block, a, first, last, p, count):
     """Copy the transpose of a[first:last, p : p + count], whose columns are contiguous, with zeros beside it."""
     beside = padded(last - first, TILE_ROWS) - (last - first)
@@ -123,7 +123,7 @@ def load_columns(block, a, first, last, p, count):
         clear(element(block, q, last - first), beside)
 
 
-@njit
+@inner
 def store(out, r, j, tile, keep):
     """Put the part of a tile that lies within the matrix where it belongs, or add it to what is there if ``keep``."""
     for i in range(min(TILE_ROWS, out.shape[0] - r)):
@@ -131,7 +131,7 @@ def store(out, r, j, tile, keep):
             out[r + i, j + t] = tile[i, t] + (out[r + i, j + t] if keep else ZERO)
 
 
-@njit
+@inner
 def multiply(top, bottom, left, right, a, b, bias, out, panels, block, corner):
     """out = a b + bias for these rows and columns, through the memory of the last three."""
     m, k = a.shape

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, int64, njit, types, void
+from numba import float32, int64, types, void
 
-from .numba_compiler import SUMS
+from .numba_compiler import SUMS, inner
 from .numba_kernels import read, row, written
 from .numba_math import ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
@@ -16,7 +16,7 @@ FEW = 256  # elements whose mean is the first guess of their row's
 SLIGHT = f4(0.05)
 INFINITY = f4(np.inf)
 
-in_kernel = njit(fastmath=SUMS, error_model="numpy", forceinline=True)
+in_kernel = inner(fastmath=SUMS, error_model="numpy", forceinline=True)
 numbers = types.Array(float32, 1, "C")
 
 

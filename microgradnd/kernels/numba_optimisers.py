@@ -7,8 +7,9 @@ its elements are those from edges[i] to edges[i + 1].
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, float64, int64, njit, types, void
+from numba import float32, float64, int64, types, void
 
+from .numba_compiler import inner
 from .numba_math import ZERO
 from .numba_parts import Kernel
 from .numba_products import numbers_of
@@ -16,7 +17,7 @@ from .numba_products import numbers_of
 ids, positions = types.Array(int64, 2, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)
 
 
-@njit
+@inner
 def part_of(begin, end, first, last):
     """Where the part of [first, last) that lies within [begin, end) starts, counted from ``first``, and its length."""
     start = max(begin, first)

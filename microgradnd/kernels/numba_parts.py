@@ -10,13 +10,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numba import int64, void
 
 from ..noting import hook
 from . import numba_threads
-from .numba_compiler import DAMAGED, SOURCES, SUMS, compiled
+from .numba_compiler import DAMAGED, SOURCES, SUMS, compiled, inner
 from .numba_jobs import job, keep, share
 
 
@@ -102,7 +101,7 @@ class Kernel:
         name, *names = function.__code__.co_name, *function.__code__.co_varnames[2 : function.__code__.co_argcount]
         text = CALL.format(name=name, arguments=", ".join(names))
         scope = {
-            "kernel": numba.njit(fastmath=SUMS, error_model="numpy")(function),
+            "kernel": inner(fastmath=SUMS, error_model="numpy")(function),
             "job": job,
             "keep": keep,
             "share": share,

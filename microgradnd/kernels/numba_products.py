@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .numba_compiler import AVX512
+from .numba_compiler import AVX512, inner
 from .numba_jobs import load
 from .numba_math import f4
 
@@ -183,13 +183,13 @@ def as_pointer(typingctx, start):
     return types.voidptr(types.int64), generate
 
 
-@njit
+@inner
 def numbers_at(start, count):
     """So many numbers that lie side by side, from an address on."""
     return carray(as_pointer(start), count, f4)
 
 
-@njit
+@inner
 def numbers_of(array_id, start, count):
     """So many numbers of a contiguous array, from ``start`` on, by its id.
 
@@ -199,7 +199,7 @@ def numbers_of(array_id, start, count):
     return numbers_at(load(array_id + HEAD) + SIZE * start, count)
 
 
-@njit
+@inner
 def address(x):
     """Where an array begins; a number with a sign, since Numba adds numbers with and without one as float64.
 
@@ -208,7 +208,7 @@ def address(x):
     return np.int64(x.ctypes.data)
 
 
-@njit
+@inner
 def element(x, r, j):
     """The address of an element of a matrix."""
     return address(x) + r * x.strides[0] + j * x.strides[1]
@@ -226,7 +226,7 @@ def copy_vector(typingctx, target, source):
     return types.void(types.int64, types.int64), generate
 
 
-@njit(forceinline=True)
+@inner(forceinline=True)
 def copy_row(target, source, count):
     """Copy so many numbers that lie side by side: few at a time, so that a call and a look for overlaps would count."""
     whole = count // VECTOR * VECTOR
@@ -237,13 +237,13 @@ def copy_row(target, source, count):
         to[i] = of[i]
 
 
-@njit
+@inner
 def padded(n, step):
     """n, or the next multiple of ``step``."""
     return (n + step - 1) // step * step
 
 
-@njit
+@inner
 def matrix(rows, columns):
     """A matrix that begins with a line of the cache; nobody has written to it."""
     line = 64 // SIZE
