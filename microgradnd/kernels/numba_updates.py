@@ -60,15 +60,15 @@ def _run(kernel: Any, rows: Sequence[tuple[Any, ...]], parts: int | None, *args:
 
 def _prepared(rows: Sequence[tuple[Any, ...]], parts: int | None = None) -> tuple[int, int, Any, Any]:
     """Count, width, ids and edges: the kernel's first arguments. The caller has to hold the arrays, contiguous ones."""
-    return _counted(tuple([tuple(map(id, row)) for row in rows]), tuple([row[0].size for row in rows]), parts)
-
-
-@functools.lru_cache(maxsize=64)  # steps meet the same arrays again and again
-def _counted(ids: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], parts: int | None) -> tuple[int, int, Any, Any]:
-    edges = np.cumsum([0, *sizes], dtype=np.int64)
-    total = int(edges[-1])
+    total, edges = _counted(tuple([row[0].size for row in rows]))
     count = total if parts is None else parts
-    return count, -(-total // max(1, count)), np.array(ids, np.int64), edges
+    return count, -(-total // max(1, count)), np.array([list(map(id, row)) for row in rows], np.int64), edges
+
+
+@functools.lru_cache(maxsize=64)  # steps meet the same parameters again and again
+def _counted(sizes: tuple[int, ...]) -> tuple[int, Any]:
+    edges = np.cumsum([0, *sizes], dtype=np.int64)
+    return int(edges[-1]), edges
 
 
 def _changed(x: Any) -> Any:
