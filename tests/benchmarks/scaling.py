@@ -38,7 +38,7 @@ def feed_forward(tokens: int, layers: int) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        model(x).sum().backward()
+        model(x).mean().backward()  # of the sum the weights would run away
         optimizer.step()
 
     return step
