@@ -86,10 +86,12 @@ silu = _elementwise(kernels.silu, kernels.silu_gradient)
 
 
 def gelu(x: Any, approximate: str) -> tuple[Any, Any]:
+    """x Phi(x), or its approximation by tanh, and the pullback."""
     return _gelu[approximate](x)
 
 
 def swiglu(gate: Any, x: Any) -> tuple[Any, Any]:
+    """silu(gate) x and the pullback, for arrays of one shape."""
     gate_flat, x_flat = _flat(gate), _flat(x)
     out = np.empty_like(x_flat)
     kernels.swiglu(x.size, 1, gate_flat, x_flat, out)
@@ -192,6 +194,7 @@ log_softmax = _rowwise(kernels.log_softmax, kernels.log_softmax_gradient)
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any = None) -> tuple[Any, Any]:
+    """The last axis of x + residual with mean 0 and variance 1, scaled and shifted; the pullback."""
     x_rows = _rows(x)
     count, n = x_rows.shape
     weight = np.ones(n, np.float32) if weight is None else contiguous(weight)
@@ -210,6 +213,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any = None)
 
 
 def rms_norm(x: Any, weight: Any, eps: float, residual: Any = None) -> tuple[Any, Any]:
+    """The last axis of x + residual with mean square 1, scaled; the pullback."""
     x_rows = _rows(x)
     count, n = x_rows.shape
     weight = np.ones(n, np.float32) if weight is None else contiguous(weight)

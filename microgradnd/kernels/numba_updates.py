@@ -97,4 +97,5 @@ def scaled(gradients: Sequence[Any], factor: Any) -> tuple[Any, ...]:
 
 @noted(writes=lambda work, factor: [out for _, out in work])
 def scale_all(work: Sequence[tuple[Any, Any]], factor: Any) -> None:
+    """Put each first array, times the number, into the second one."""
     _run(kernels.scale_all, [(contiguous(g), out) for g, out in work], None, np.float32(factor))

@@ -38,6 +38,12 @@ CREATED = ("empty", "zeros", "ones", "full")
 class Program:
     """The instructions that are needed, and for each array made by them what it is.
 
+    Args:
+        instructions: what was recorded.
+        outputs: arrays that a replay hands out.
+        kept: those of them whose buffer is handed out itself, and not a copy.
+        numbers: what an optimiser keeps from this step for the next, needed even if no array is computed with it.
+
     Attributes:
         first: instructions on numbers alone, which come before all others.
         body: the others.
