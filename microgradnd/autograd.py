@@ -18,13 +18,7 @@ from .dtypes import cast, is_narrow
 from .inplace import changed_since, changes, next_order
 from .modes import Mode
 
-
-def _references_to_a_new_object() -> int:
-    new = object()
-    return getrefcount(new)
-
-
-UNSHARED = _references_to_a_new_object()  # 2, or 1 where the interpreter lends references to calls (Python 3.14)
+UNSHARED = 2  # references to what a dictionary alone holds: its own and the call's that counts them
 
 
 class Node:
@@ -204,11 +198,14 @@ def backpropagate(
                     if not create_graph:
                         allocated.add(parent)
                 continue
+            sums[parent] = gx
             if not is_result:
                 heappush(waiting, (parent.order, parent))
-            elif not create_graph and (getrefcount(gx) > UNSHARED or gx.base is not None):
-                gx = gx.copy()  # somebody else holds this array or its memory: as g, as a saved value
-            sums[parent] = gx
+            elif not create_graph:
+                is_view = gx.base is not None
+                del gx  # a call may take a variable's reference or add one (Python 3.14)
+                if is_view or getrefcount(sums[parent]) > UNSHARED:
+                    sums[parent] = sums[parent].copy()  # somebody else holds its memory: as g, as a saved value
         if not retain_graph:
             node.edges = node.pullback = None
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import math
 import os
 import re
@@ -541,6 +542,13 @@ def test_without_a_place_for_the_cache() -> None:
     x = np.ones(5, np.float32)
     numba_parts.Kernel(scope["double"])(5, 1, x)
     np.testing.assert_array_equal(x, 2)
+
+
+def test_the_source_of_what_is_compiled_is_the_kernels_own() -> None:
+    """Numba reads it for what it keeps on disk; text of other places, that is no Python, it refuses (from 3.12 on)."""
+    for kernel in (numba_fused.kernels.gelu, numba_fused.attention_kernels.attention):
+        text = inspect.getsource(kernel.compiled.py_func)
+        assert f"\ndef {kernel.__name__}(begin, end, " in text
 
 
 def test_every_compiled_function_is_used() -> None:

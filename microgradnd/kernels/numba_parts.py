@@ -106,7 +106,9 @@ class Kernel:
             "keep": keep,
             "share": share,
         }
-        exec(compile(text, function.__code__.co_filename, "exec"), scope)
+        # Where the kernel's own lines are, since Numba, which keeps the function on disk, reads what stands there.
+        lines_before = "\n" * (function.__code__.co_firstlineno - 1)
+        exec(compile(lines_before + text, function.__code__.co_filename, "exec"), scope)
         call = scope[name]
         call.__module__, call.__qualname__ = function.__module__, f"{function.__qualname__}_{SOURCES}"
         signature = self._signature
@@ -130,8 +132,7 @@ def _while_compiling(error: BaseException) -> bool:
     return any(name.startswith("numba.") for name in names)
 
 
-CALL = """
-def {name}(count, parts, board, {arguments}):
+CALL = """def {name}(count, parts, board, {arguments}):
     function, arguments = job(kernel, ({arguments},))
     if parts == 0:
         keep(board, function, count, ({arguments},))
