@@ -54,7 +54,10 @@ def training(workload: str) -> tuple[Callable[..., Any], list[Any]]:
 
 
 def sublayer(workload: str) -> tuple[Callable[..., Any], list[Any]]:
-    """A step of "ffn" or "block" with a gradient that comes from above, and one for the input."""
+    """A step of "ffn" or "block" with a gradient that comes from above, and one for the input.
+
+    It returns the output: what nobody asks for a captured step would not compute.
+    """
     import microgradnd as mg
     import nn
 
@@ -71,11 +74,13 @@ def sublayer(workload: str) -> tuple[Callable[..., Any], list[Any]]:
     inputs = mg.tensor(normal(*shape), requires_grad=True)
     optimizer = nn.SGD(model.parameters(), lr=1e-7)
 
-    def step(g: Any) -> None:
+    def step(g: Any) -> Any:
         optimizer.zero_grad()
         inputs.zero_grad()
-        model(inputs).backward(g)
+        output = model(inputs)
+        output.backward(g)
         optimizer.step()
+        return output
 
     return step, [(normal(*shape, seed=1),)]
 

@@ -122,11 +122,13 @@ def sublayer(workload: str, compiled: bool) -> Steps:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
     call: Any = torch.compile(model) if compiled else model
 
-    def step() -> None:
+    def step() -> Any:
         optimizer.zero_grad()
         inputs.grad = None
-        call(inputs).backward(g)
+        output = call(inputs)
+        output.backward(g)
         optimizer.step()
+        return output
 
     return {workload: step}
 
