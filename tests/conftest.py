@@ -66,6 +66,21 @@ def four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     team.end()
 
 
+@pytest.fixture(params=["one thread", "all threads"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, four_threads: None) -> str:
+    """Compiled kernels on one thread, then on four whatever the size and the number of cores."""
+    from microgradnd.kernels import numba_threads
+
+    monkeypatch.setattr(numba_threads, "SHARE", 1 if request.param == "all threads" else 1 << 40)
+    return str(request.param)
+
+
+@pytest.fixture
+def numba_kernels() -> Iterator[None]:
+    with mg.kernels("numba"):
+        yield
+
+
 class Device:
     """An array library: arrays to and from it."""
 
