@@ -76,6 +76,12 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fou
 
 
 @pytest.fixture
+def numpy_kernels() -> Iterator[None]:
+    with mg.kernels("numpy"):
+        yield
+
+
+@pytest.fixture
 def numba_kernels() -> Iterator[None]:
     with mg.kernels("numba"):
         yield

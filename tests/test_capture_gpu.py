@@ -15,28 +15,7 @@ import nn
 from microgradnd.backends import NAMESPACES
 from microgradnd.noting import noted
 from microgradnd.recording.instructions import CaptureError
-
-OPTIMIZERS: dict[str, Callable[[Any], nn.Optimizer]] = {
-    "sgd": lambda p: nn.SGD(p, 0.05),
-    "momentum": lambda p: nn.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
-    "adam": lambda p: nn.Adam(p, 1e-2, weight_decay=0.01),
-    "adamw": lambda p: nn.AdamW(p, 1e-2),
-    "rmsprop": lambda p: nn.RMSprop(p, 1e-3, momentum=0.5, centered=True),
-}
-
-
-def bits(*values: Any) -> list[bytes]:
-    """The bytes of arrays and tensors, so that NaN equals NaN and 0.0 differs from -0.0."""
-    arrays = [x.data if isinstance(x, mg.Tensor) else x for x in values]
-    return [np.asarray(x.get() if hasattr(x, "get") else x).tobytes() for x in arrays]
-
-
-def state(model: nn.Module, optimizer: nn.Optimizer) -> list[bytes]:
-    """Everything that training changes."""
-    found = bits(*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None))
-    for slot in optimizer.state_dict()["state"]:
-        found += [name.encode() for name in slot] + bits(*slot.values())
-    return found + [str(generator.bit_generator.state).encode() for _, generator in model.named_generators()]
+from tests.training_steps import OPTIMIZERS, bits, replays, state, training_step
 
 
 def mlp() -> nn.Module:
@@ -58,19 +37,6 @@ def tokens(cupy: Any, count: int) -> list[Any]:
     return [tuple(cupy.asarray(rng.integers(0, 7, (3, 6))) for _ in "Xy") for _ in range(count)]
 
 
-def training_step(model: nn.Module, optimizer: nn.Optimizer, max_norm: float | None = None) -> Callable[..., Any]:
-    def step(X: Any, y: Any) -> mg.Tensor:
-        optimizer.zero_grad()
-        loss = nn.cross_entropy(model(X), y)
-        loss.backward()
-        if max_norm is not None:
-            nn.clip_grad_norm(model.parameters(), max_norm)
-        optimizer.step()
-        return loss
-
-    return step
-
-
 class Pair:
     """Two of a model, one trained by the step itself and one by a captured one: they are the same after each call."""
 
@@ -88,10 +54,6 @@ class Pair:
     def change(self, change: Callable[[nn.Module, nn.Optimizer], Any]) -> None:
         for both in zip(self.models, self.optimizers, strict=True):
             change(*both)
-
-
-def replays(captured: Any) -> int:
-    return sum(recording.calls for recording in captured.recordings)
 
 
 # Equality

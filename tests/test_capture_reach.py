@@ -23,6 +23,7 @@ import pytest
 import microgradnd as mg
 import nn
 from microgradnd.recording.instructions import CaptureError
+from tests.training_steps import replays
 
 X = np.arange(1.0, 4.0)
 SCALE = 2.0
@@ -39,10 +40,6 @@ def _numpy_kernels() -> Iterator[None]:
 def warm(step: Any, *args: Any, count: int = 4) -> None:
     for _ in range(count):
         step(*args)
-
-
-def replays(step: Any) -> int:
-    return sum(recording.calls for recording in step.recordings)
 
 
 class Scaled(nn.Module):

@@ -13,6 +13,7 @@ import pytest
 
 import microgradnd as mg
 import nn
+from tests.training_steps import bits
 
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
@@ -29,10 +30,6 @@ def numba_kernels_in_use() -> Iterator[None]:
 
 def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def bits(*arrays: Any) -> list[bytes]:
-    return [np.asarray(x.data if isinstance(x, mg.Tensor) else x).tobytes() for x in arrays]
 
 
 SHAPES = [(32, 64, 128), (2, 2, 2), (33, 7, 65), (128, 32, 10), (300, 3, 5)]

@@ -1,0 +1,225 @@
+"""mg.capture: what a recording can't see is refused with a message, and errors change nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from microgradnd.recording.instructions import CaptureError
+from tests.training_steps import batches, bits, mlp, replays, training_step
+
+pytestmark = pytest.mark.usefixtures("numpy_kernels")
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda loss: loss.item(),
+        float,
+        lambda loss: f"{loss:.3f}",
+        lambda loss: np.asarray(loss.detach()),
+        lambda loss: loss.numpy().tolist(),
+        lambda loss: [1, 2, 3][loss.astype(int)],
+    ],
+)
+def test_values_as_python_numbers_are_refused(use: Callable[[Any], Any]) -> None:
+    weight = mg.tensor(np.ones(2), requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> Any:
+        return use((weight * x).sum())
+
+    step(np.ones(2))
+    with pytest.raises(CaptureError, match="return the tensor from the step"):
+        step(np.ones(2))
+    assert isinstance(weight.data, np.ndarray)
+
+
+def test_an_iterator_is_refused() -> None:
+    data = itertools.cycle(np.arange(8.0).reshape(4, 2))
+    step = mg.capture(lambda: mg.tensor(next(data)).sum())
+    assert step().item() == 1.0
+    with pytest.raises(CaptureError, match="calls next"):
+        step()
+
+
+def test_random_numbers_from_nowhere_are_refused() -> None:
+    step = mg.capture(lambda x: mg.dropout(x, 0.5))
+    for _ in range(2):
+        step(np.ones(100))
+    with pytest.raises(CaptureError, match="differ in the result"):
+        step(np.ones(100))
+
+
+def test_random_numbers_from_a_generator_in_a_closure_are_drawn_anew() -> None:
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    rng = rngs[0]
+    step = mg.capture(lambda x: x + rng.normal(size=3) + rng.integers(0, 5, 3))
+    for _ in range(5):
+        assert bits(step(np.ones(3))) == bits(1.0 + rngs[1].normal(size=3) + rngs[1].integers(0, 5, 3))
+    assert replays(step) == 3
+
+
+def test_work_on_raw_arrays_is_seen() -> None:
+    """Weight decay and momentum written with NumPy on parameters' arrays."""
+    results = []
+    for capture in (False, True):
+        model = mlp()
+        velocity = [np.zeros_like(p.data) for p in model.parameters()]
+
+        def step(X: Any, y: Any, model: nn.Module = model, velocity: list[Any] = velocity) -> mg.Tensor:
+            model.zero_grad()
+            loss = nn.cross_entropy(model(X), y)
+            loss.backward()
+            for p, v in zip(model.parameters(), velocity, strict=True):
+                array = p.data
+                array *= 0.999
+                v *= 0.9
+                np.add(v, p.grad.data, out=v)  # type: ignore[union-attr]
+                p.data = p.data - 0.1 * v
+            return loss
+
+        if capture:
+            step = mg.capture(step)
+        results.append([bits(step(X, y), *model.parameters(), *velocity) for X, y in batches(8)])
+    assert results[0] == results[1]
+    assert replays(step) >= 5
+
+
+def test_work_on_arrays_that_are_out_of_reach_is_refused() -> None:
+    weight = mg.tensor(np.ones(2), requires_grad=True)
+    hidden = iter([weight.data] * 10)
+    weight.data += 0.0
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        for array in hidden:
+            array *= 0.5
+            break
+        return (weight * x).sum()
+
+    for _ in range(2):
+        step(np.ones(2))
+    with pytest.raises(CaptureError, match="differ in the result, weight"):
+        step(np.ones(2))
+    assert weight.data.tolist() == [0.125, 0.125]  # that of the step itself
+
+
+def test_a_counter_is_refused_by_its_name() -> None:
+    count = 0
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        nonlocal count
+        count += 1
+        return mg.tensor(x) * count
+
+    for i in range(9):
+        assert step(np.ones(1)).item() == i + 1
+    with pytest.raises(CaptureError, match="count changes from call to call"):
+        step(np.ones(1))
+    assert count == 9
+
+
+def test_results_put_into_a_list_are_refused_by_its_name() -> None:
+    losses: list[Any] = []
+
+    @mg.capture
+    def step(x: Any) -> None:
+        losses.append(mg.tensor(x).sum())
+
+    for _ in range(9):
+        step(np.ones(2))
+    with pytest.raises(CaptureError, match="losses"):
+        step(np.ones(2))
+    assert all(isinstance(loss.data, np.ndarray) and loss.item() == 2.0 for loss in losses)
+
+
+def test_a_branch_after_an_update_is_refused() -> None:
+    weight = mg.tensor(np.ones(2), requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        weight.data *= x
+        return weight.sum() if weight.sum() > 1 else weight.mean()
+
+    step(np.full(2, 0.5))
+    with pytest.raises(CaptureError, match="Branch before"):
+        step(np.full(2, 0.5))
+    assert weight.data.tolist() == [0.25, 0.25]
+
+
+def test_arguments_with_gradients_are_refused() -> None:
+    step = mg.capture(lambda x: x.sum())
+    step(mg.tensor([1.0], requires_grad=True))
+    with pytest.raises(CaptureError, match="requires a gradient"):
+        step(mg.tensor([1.0], requires_grad=True))
+
+
+def test_arrays_kept_from_a_recording_are_refused() -> None:
+    kept: Any = ({},)  # a mapping that is out of reach: in a generator
+    holder: Iterator[Any]
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        for mapping in holder:
+            mapping["array"] = mg.tensor(x) * 2
+        return mg.tensor(x) * 3
+
+    holder = (x for x in ())
+    step(np.ones(2))
+    holder = (x for x in kept)
+    step(np.ones(2))
+    with pytest.raises(CaptureError, match="was recorded before"):
+        kept[0]["array"] * 2
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected a function"):
+        mg.capture(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="generator or coroutine"):
+        mg.capture(lambda: (yield))
+    with pytest.raises(ValueError, match="at least 1"):
+        mg.capture(len, max_recordings=0)
+    with pytest.raises(CaptureError, match="nothing has been recorded"):
+        mg.capture(lambda: None).source  # noqa: B018
+
+
+# Errors
+
+
+def test_errors_are_those_of_the_step_and_change_nothing() -> None:
+    model = mlp()
+    optimizer = nn.Adam(model.parameters(), 0.1)
+    step = mg.capture(training_step(model, optimizer))
+    data = batches(6)
+    for X, y in data[:5]:
+        step(X, y)
+    before = bits(*model.parameters())
+    with pytest.raises(IndexError, match="class indices must lie in 0 to 2, got"):
+        step(data[5][0], np.full(5, 7))
+    assert bits(*model.parameters()) == before
+    step(*data[5])
+    with pytest.raises(TypeError):
+        step(data[0][0])
+
+
+def test_an_error_in_the_recording_leaves_everything_whole() -> None:
+    model = mlp()
+    optimizer = nn.Adam(model.parameters(), 0.1)
+    step = mg.capture(training_step(model, optimizer))
+    with pytest.raises(ValueError, match="cross_entropy"):
+        step(np.ones((5, 6), np.float32), np.zeros(4, int))
+    assert all(isinstance(p.data, np.ndarray) for p in model.parameters())
+    losses = [step(X, y).item() for X, y in batches(5)]
+    assert np.isfinite(losses).all()
+    assert (mg.tensor([1.0, 2.0]) * 2).numpy().tolist() == [2.0, 4.0]

@@ -1,0 +1,191 @@
+"""mg.capture: gradients and results are nobody else's, of methods, in threads and within another step."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from tests.training_steps import batches, bits, mlp, replays, training_step
+
+pytestmark = pytest.mark.usefixtures("numpy_kernels")
+
+
+# Gradients, results and aliases
+
+
+def test_gradients_that_somebody_holds_stay_what_they_are() -> None:
+    model = mlp()
+    step = mg.capture(training_step(model, nn.SGD(model.parameters(), 0.1)))
+    held, copies = [], []
+    for i, (X, y) in enumerate(batches(12)):
+        step(X, y)
+        if i % 3 == 2:
+            gradients = [p.grad for p in model.parameters()]
+            held += [gradients[0], gradients[1].data, gradients[2].data[0]]  # type: ignore[union-attr]
+            copies += [np.array(x.numpy() if isinstance(x, mg.Tensor) else x) for x in held[-3:]]
+    assert bits(*held) == bits(*copies)
+    assert replays(step) >= 9
+
+
+def test_results_are_nobody_elses() -> None:
+    weight = mg.tensor(np.ones(3), requires_grad=True)
+    step = mg.capture(lambda x: {"all": [weight * x, (x, weight.sum())], "text": "as it is", "none": None})
+    results = [step(np.full(3, float(i))) for i in range(5)]
+    for i, result in enumerate(results):
+        assert result["all"][0].numpy().tolist() == [i, i, i]
+        assert result["all"][1][1].item() == 3.0
+        assert result["text"] == "as it is"
+        assert result["none"] is None
+        assert not result["all"][0].requires_grad
+
+
+def test_backward_refuses_a_graph_whose_parameters_a_replay_has_changed() -> None:
+    model = mlp()
+    step = mg.capture(training_step(model, nn.SGD(model.parameters(), 0.1)))
+    data = batches(5)
+    for X, y in data[:4]:
+        step(X, y)
+    loss = nn.cross_entropy(model(data[4][0]), data[4][1])
+    step(*data[4])
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+def test_gradients_accumulate_over_calls() -> None:
+    weights = [mg.tensor(np.ones(2), requires_grad=True) for _ in range(2)]
+
+    def add(weight: mg.Tensor, x: Any) -> None:
+        (weight * x).sum().backward()
+
+    captured = mg.capture(lambda x: add(weights[1], x))
+    for i in range(8):
+        x = np.array([1.0, i])
+        add(weights[0], x)
+        captured(x)
+        if i == 5:
+            for weight in weights:
+                weight.zero_grad()
+        assert (weights[0].grad is None) == (weights[1].grad is None)
+        if weights[0].grad is not None:
+            assert bits(weights[0].grad) == bits(weights[1].grad)
+    assert replays(captured) >= 4
+
+
+def test_the_same_array_twice_and_two_arrays() -> None:
+    step = mg.capture(lambda x, y: (x * 2 + y, y.copy()))
+    x, y = np.arange(3.0), np.ones(3)
+    for a, b in [(x, x), (x, x), (x, y), (y, x), (y, y), (x, x)]:
+        first, second = step(a, b)
+        assert bits(first, second) == bits(a * 2 + b, b)
+
+
+def test_arguments_that_are_changed_in_place() -> None:
+    def step(x: Any) -> Any:
+        x -= x.mean()
+        x[0] = 5
+        return (mg.tensor(x) * 2).sum()
+
+    captured = mg.capture(step)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x = rng.standard_normal(4)
+        y = x.copy()
+        assert bits(captured(x), x) == bits(step(y), y)
+    assert replays(captured) == 3
+
+
+def test_results_take_the_memory_of_what_is_read_through_a_view() -> None:
+    """Where the view lies in memory as the result does."""
+
+    def step(x: mg.Tensor, y: mg.Tensor) -> mg.Tensor:
+        a = (x * 2).reshape(6, 4) + y
+        b = (a * 3)[::-1] + y  # from the end: not there
+        c = (b * 2).reshape(4, 6).swapaxes(0, 1) * b.reshape(6, 4)  # two arrays, one of which lies otherwise
+        return c + 1
+
+    captured = mg.capture(step)
+    x, y = mg.tensor(np.arange(24.0).reshape(2, 12)), mg.tensor(np.arange(24.0).reshape(6, 4))
+    for _ in range(4):
+        np.testing.assert_array_equal(captured(x, y).data, step(x, y).data)
+        x = x + 1
+    places = dict(re.findall(r"^(\w+) = np.ndarray\(.*?, memory, (\d+)", captured.source, re.MULTILINE))
+    assert places["add"] == places["multiply"]
+    assert places["add_1"] != places["multiply_1"]
+
+
+def test_in_place_work_on_views_of_results() -> None:
+    def step(x: Any) -> Any:
+        out = np.zeros((3, 4), like=x)
+        out[1:] += x[:2] * 2
+        out.T[0] = 7
+        flat = out.reshape(-1)
+        flat[::5] *= -1
+        flat[[1, 1, 2]] += 1
+        np.maximum(out, 0.5, out=out)
+        out[out > 6] = 6
+        return out, flat.sum(), out[::-1].copy()
+
+    captured = mg.capture(step)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x = rng.standard_normal((3, 4))
+        assert bits(*captured(x)) == bits(*step(x))
+    assert replays(captured) == 3
+
+
+# As a method, from threads, within another
+
+
+def test_methods_are_captured_for_each_object() -> None:
+    class Trainer:
+        def __init__(self, seed: int) -> None:
+            self.model = mlp(seed)
+            self.optimizer = nn.Adam(self.model.parameters())
+
+        @mg.capture
+        def step(self, X: Any, y: Any) -> mg.Tensor:
+            self.optimizer.zero_grad()
+            loss = nn.cross_entropy(self.model(X), y)
+            loss.backward()
+            self.optimizer.step()
+            return loss
+
+    trainers = [Trainer(0), Trainer(1)]
+    plain = [mlp(0), mlp(1)]
+    steps = [training_step(model, nn.Adam(model.parameters())) for model in plain]
+    for X, y in batches(6):
+        for trainer, step in zip(trainers, steps, strict=True):
+            assert bits(trainer.step(X, y)) == bits(step(X, y))
+    assert all(replays(trainer.step) == 4 for trainer in trainers)
+
+
+def test_threads_take_turns() -> None:
+    weight = mg.tensor(np.ones((50, 50)), requires_grad=True)
+    step = mg.capture(lambda x: mg.tanh(weight * x).sum())
+    expected = {n: step(np.full((50, 50), n / 10)).item() for n in range(8)}
+    found: dict[int, set[float]] = {n: set() for n in range(8)}
+
+    def work(n: int) -> None:
+        for _ in range(50):
+            found[n].add(step(np.full((50, 50), n / 10)).item())
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: {value} for n, value in expected.items()}
+
+
+def test_a_captured_step_within_another() -> None:
+    weight = mg.tensor(np.ones(2), requires_grad=True)
+    inner = mg.capture(lambda x: weight * x)
+    outer = mg.capture(lambda x: inner(x).sum() + 1)
+    assert [outer(np.full(2, i)).item() for i in range(4)] == [1.0, 3.0, 5.0, 7.0]
+    assert replays(outer) == 2

@@ -1,0 +1,105 @@
+"""step.save: a file that needs NumPy alone and goes on from where the step was."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from microgradnd.recording.instructions import CaptureError
+from tests.training_steps import OPTIMIZERS, batches, bits, mlp, replays, state, training_step
+
+pytestmark = pytest.mark.usefixtures("numpy_kernels")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+def test_a_saved_step_needs_numpy_alone_and_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, kind: str) -> None:
+    rng = np.random.default_rng(3)
+    if kind == "mlp":
+        model: nn.Module = nn.Sequential(mlp(), nn.Dropout(0.1, 0))
+        data = batches(8)
+    else:
+        model = nn.Transformer(7, 8, 2, 1, 6, dropout=0.2, rng=0)
+        data = [(rng.integers(0, 7, (3, 6)), rng.integers(0, 7, (3, 6))) for _ in range(8)]
+    step = mg.capture(training_step(model, OPTIMIZERS[optimizer](model.parameters()), 1.0))
+    for X, y in data[:4]:
+        step(X, y)
+    step.save(tmp_path / "saved_step.py")
+    np.savez(tmp_path / "data.npz", X=np.stack([X for X, _ in data[4:]]), y=np.stack([y for _, y in data[4:]]))
+    script = (
+        "import sys, numpy as np, saved_step\n"
+        "data = np.load('data.npz')\n"
+        "losses = [saved_step.step(X, y) for X, y in zip(data['X'], data['y'])]\n"
+        "assert not any(name.startswith(('microgradnd', 'nn', 'numba')) for name in sys.modules)\n"
+        "np.save('losses.npy', losses)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True)
+    assert bits(np.load(tmp_path / "losses.npy")) == bits(np.array([step(X, y).numpy() for X, y in data[4:]]))
+
+
+def test_saving_names_what_it_can_not_do(tmp_path: Path) -> None:
+    step = mg.capture(lambda x: x + 1)
+    for _ in range(2):
+        step(np.ones(1))
+    with pytest.raises(ValueError, match=r"step\.py"):
+        step.save(tmp_path / "step.txt")
+    pytest.importorskip("numba")
+    with mg.kernels("numba"):
+        kernel = mg.capture(lambda x: mg.gelu(x))
+        for _ in range(3):
+            kernel(np.ones(20000, np.float32))
+        with pytest.raises(CaptureError, match=r"compiled kernel.*save\(path, x\)"):
+            kernel.save(tmp_path / "kernel.py")
+        with pytest.raises(CaptureError, match="unlike the recorded one in the arguments"):
+            kernel.save(tmp_path / "kernel.py", np.ones(10, np.float32))
+    with pytest.raises(CaptureError, match=r"unlike the recorded one in mg\.kernels"):
+        kernel.save(tmp_path / "kernel.py", np.ones(20000, np.float32))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_by_compiled_kernels_is_saved_with_numpys_functions(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on from where it was, which saving does not change."""
+    pytest.importorskip("numba")
+    with mg.kernels("numba"):
+        model = nn.Sequential(nn.Linear(24, 64, rng=0), nn.ReLU(), nn.Dropout(0.2, rng=1), nn.Linear(64, 5, rng=2))
+        updates = OPTIMIZERS[optimizer](model.parameters())
+        step = mg.capture(training_step(model, updates))
+        rng = np.random.default_rng(3)
+        X, y = rng.standard_normal((32, 24), np.float32), rng.integers(0, 5, 32)
+        for _ in range(4):
+            step(X, y)
+        before, calls = state(model, updates), replays(step)  # one less where the step is the first to need a kernel
+        assert calls >= 1
+        step.save(tmp_path / f"kept_{optimizer}.py", X, y)
+        assert state(model, updates) == before
+        assert replays(step) == calls
+        monkeypatch.syspath_prepend(tmp_path)
+        kept = importlib.import_module(f"kept_{optimizer}")
+        losses = [(float(kept.step(X, y)), step(X, y).item()) for _ in range(5)]
+    assert "numba" not in (tmp_path / f"kept_{optimizer}.py").read_text()
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
+    assert replays(step) == calls + 5
+
+
+def test_a_step_without_arguments_is_saved_with_numpys_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    x = np.random.default_rng(0).standard_normal((50, 40), np.float32)
+    with mg.kernels("numba"):
+        step = mg.capture(lambda: mg.gelu(x))
+        for _ in range(3):
+            step()
+        step.save(tmp_path / "without_arguments.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    np.testing.assert_allclose(importlib.import_module("without_arguments").step(), mg.gelu(x).data, rtol=1e-5)
