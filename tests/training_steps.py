@@ -73,3 +73,8 @@ def assert_same_training(
 
 def replays(captured: Any) -> int:
     return sum(recording.calls for recording in captured.recordings)
+
+
+def warm(step: Any, *args: Any, count: int = 4) -> None:
+    for _ in range(count):
+        step(*args)
