@@ -202,9 +202,8 @@ def backpropagate(
             if not is_result:
                 heappush(waiting, (parent.order, parent))
             elif not create_graph:
-                is_view = gx.base is not None
-                del gx  # a call may take a variable's reference or add one (Python 3.14)
-                if is_view or getrefcount(sums[parent]) > UNSHARED:
+                del gx  # whether a variable counts depends on the release of Python: the dictionary alone holds it
+                if sums[parent].base is not None or getrefcount(sums[parent]) > UNSHARED:
                     sums[parent] = sums[parent].copy()  # somebody else holds its memory: as g, as a saved value
         if not retain_graph:
             node.edges = node.pullback = None

@@ -8,6 +8,7 @@ straight-line code. Tracebacks show the generated text.
 from __future__ import annotations
 
 import functools
+import itertools
 import linecache
 from collections.abc import Callable
 from types import CodeType, FunctionType
@@ -30,6 +31,7 @@ from .operands import (
 from .tensor import Tensor, new
 
 P = ParamSpec("P")
+_numbers = itertools.count()  # of the texts that are compiled here
 Vjp = Callable[..., Any]
 Conversion = Callable[..., tuple[Any, ...]]
 
@@ -324,11 +326,9 @@ def _refuse_all_but_functions(*functions: Any) -> None:
 @functools.cache
 def _compiled(text: str) -> CodeType:
     """The code of the function that ``text`` defines; tracebacks show the text."""
-    filename = f"<microgradnd operation {text[text.index('(') : text.index(':')]} {len(linecache.cache)}>"
+    filename = f"<microgradnd operation {text[text.index('(') : text.index(':')]} {next(_numbers)}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    code = compile(text, filename, "exec").co_consts[0]
-    assert isinstance(code, CodeType)
-    return code
+    return next(x for x in compile(text, filename, "exec").co_consts if isinstance(x, CodeType))
 
 
 # What the generated text calls. Names begin with an underscore, which no parameter may.

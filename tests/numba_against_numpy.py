@@ -22,6 +22,8 @@ operations: dict[str, Callable[..., mg.Tensor]] = {
     **{name: getattr(mg, name) for name in ["gelu", "silu", "softmax", "log_softmax", "layer_norm", "rms_norm"]},
     "gelu_tanh": lambda x: mg.gelu(x, "tanh"),
 }
+SHAPES = [(1, SMALL + 1), (SMALL + 1, 1), (SMALL // 2 + 1, 2), (33, 9)]
+SHAPES += [(1, LARGE + 1), (LARGE + 1, 1), (LARGE // 2 + 1, 2), (97, 131), (3, 5, 7, 103), (11, 1024)]
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 2.0) -> Any:

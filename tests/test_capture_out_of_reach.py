@@ -1,4 +1,4 @@
-"""mg.capture: what can't be looked at before a replay is refused, and nothing is broken."""
+"""mg.capture: a step whose outcome depends on what can't be looked at before a replay, such as what it changes."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import functools
 import gc
 import pickle
 import types
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -331,35 +332,40 @@ def test_two_optimisers_of_one_parameter() -> None:
     assert results[0] == results[1]
 
 
+AVERAGE = mg.tensor(np.ones(3))
+
+
 class Garbage:
-    """In a cycle, so that the collector finds it, whoever runs then."""
+    """In a cycle, so that the collector finds it, whoever runs then: it changes what a step reads."""
 
     def __init__(self) -> None:
         self.itself = self
 
     def __del__(self) -> None:
         COLLECTED.append(len(COLLECTED))
+        AVERAGE.data = AVERAGE.data * 0.5
 
 
-def test_finalizers_of_what_is_collected_during_a_step_are_not_the_steps() -> None:
-    weight = mg.tensor(np.ones(3), requires_grad=True)
+@pytest.mark.parametrize("calls", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2), range(20)], ids=str)
+def test_finalizers_of_garbage_are_not_the_steps(calls: Iterable[int]) -> None:
+    AVERAGE.data = np.ones(3)
+    COLLECTED.clear()
+    gc.collect()
 
     def step(x: Any) -> mg.Tensor:
-        gc.collect()
-        return (weight * x).sum()
+        for_the_collector = [[] for _ in range(2 * gc.get_threshold()[0])]  # type: ignore[var-annotated]
+        return (AVERAGE * x).sum() + float(len(for_the_collector) == 0)
 
     captured: Any = mg.capture(step)
     for i in range(20):
-        if i < 2:  # seen, recorded
+        if i in calls:
             Garbage()
-        else:
-            COLLECTED.append(0)
-        assert captured(X).item() == X.sum()
-    assert COLLECTED[:2] == [0, 1]
-    assert replays(captured) >= 17
-
-
-# Methods
+        before = AVERAGE.numpy()
+        assert captured(X).item() == (before * X).sum()
+        assert gc.isenabled()
+        gc.collect()
+    assert len(COLLECTED) == len(tuple(calls))
+    assert replays(captured) >= 16
 
 
 def test_equal_objects_have_captured_steps_of_their_own() -> None:

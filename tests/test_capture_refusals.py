@@ -1,4 +1,4 @@
-"""mg.capture: what a recording can't see is refused with a message, and errors change nothing."""
+"""mg.capture: what can't be recorded (values as numbers, raw arrays, iterators) is refused; errors change nothing."""
 
 from __future__ import annotations
 

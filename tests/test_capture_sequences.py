@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,7 @@ if importlib.util.find_spec("numba") is None:
 from microgradnd.kernels import numba_compiler  # isort: skip # noqa: F401
 from microgradnd.kernels import numba_blas, numba_kernels, numba_matmul, numba_sequences
 
-
-@pytest.fixture(autouse=True)
-def numba_kernels_in_use() -> Iterator[None]:
-    with mg.kernels("numba"):
-        yield
+pytestmark = pytest.mark.usefixtures("numba_kernels")
 
 
 def normal(*shape: int, seed: int = 0) -> Any:

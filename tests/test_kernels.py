@@ -10,15 +10,14 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.numba_against_numpy import LARGE, SMALL, both, close, normal, operations
+from tests.numba_against_numpy import LARGE, SHAPES, SMALL, both, close, normal, operations
 
+# After the module above, which skips this one without Numba.
 from microgradnd.kernels import numba_compiler, numba_fused  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("numba_kernels")
 
 ELEMENTWISE = ["gelu", "gelu_tanh", "silu"]
-SHAPES = [(1, SMALL + 1), (SMALL + 1, 1), (SMALL // 2 + 1, 2), (33, 9)]
-SHAPES += [(1, LARGE + 1), (LARGE + 1, 1), (LARGE // 2 + 1, 2), (97, 131), (3, 5, 7, 103), (11, 1024)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

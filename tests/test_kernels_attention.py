@@ -11,6 +11,7 @@ import pytest
 import microgradnd as mg
 from tests.numba_against_numpy import both, close, normal
 
+# After the module above, which skips this one without Numba.
 from microgradnd.kernels import numba_fused  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("numba_kernels")

@@ -19,6 +19,7 @@ import microgradnd as mg
 from microgradnd import kernels as choice
 from tests.numba_against_numpy import SMALL, normal, operations
 
+# After the module above, which skips this one without Numba.
 from microgradnd.kernels import numba_compiler, numba_fused, numba_norms, numba_parts, numba_threads  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("numba_kernels")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
-from tests.numba_against_numpy import LARGE, SMALL, both, close, normal
+from tests.numba_against_numpy import SHAPES, both, close, normal
 
+# After the module above, which skips this one without Numba.
 from microgradnd.kernels import numba_norms  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("numba_kernels")
@@ -39,10 +40,6 @@ def test_gradients_of_norms_are_added_to_those_of_residual_connections(norm: Any
         return (early + scaled + h * 3).astype(x.dtype)
 
     close(*both(f, normal(131, 70), normal(70, seed=1)), 2e-3 if through == "float16" else 1e-5)
-
-
-SHAPES = [(1, SMALL + 1), (SMALL + 1, 1), (SMALL // 2 + 1, 2), (33, 9)]
-SHAPES += [(1, LARGE + 1), (LARGE + 1, 1), (LARGE // 2 + 1, 2), (97, 131), (3, 5, 7, 103), (11, 1024)]
 
 
 @pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])

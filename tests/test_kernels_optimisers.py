@@ -11,10 +11,10 @@ import microgradnd as mg
 import nn
 from tests.numba_against_numpy import SMALL, normal
 
+# After the module above, which skips this one without Numba.
 from microgradnd.kernels import numba_parts  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("numba_kernels")
-
 
 OPTIMIZERS: list[Any] = [
     lambda p: nn.SGD(p, 0.1),

@@ -19,7 +19,7 @@ from .instructions import CaptureError, active, is_recording
 from .recording import UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
-from .scout import Executed
+from .scout import Executed, uncollected
 from .session import Session
 
 P = ParamSpec("P")
@@ -157,7 +157,8 @@ class Captured(Generic[P, R]):
                 self.recordings.insert(0, recording)
                 self._reasons.clear()
                 self._unused = 0
-                return self._first_replay(recording, args, kwargs)
+                with uncollected():  # or what replay and step are compared by might change in between
+                    return self._first_replay(recording, args, kwargs)
             if reason == UNEQUAL:
                 self._merge = False
             elif reason != "the arguments":
@@ -182,7 +183,7 @@ class Captured(Generic[P, R]):
             return cast("R", detached(self._step(*args, **kwargs)))
         if self._executed is None:
             self._executed = Executed(self._step)
-            with self._executed.noted():  # not recorded: it is not known yet what it may look at
+            with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
         session = Session(self._step, args, kwargs, self._executed, self._merge)
         if session.left_at is not None:  # an optimiser's first step, or what is never repeated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import linecache
 import re
 import sys
@@ -28,6 +29,7 @@ from .session import Session
 from .text import Text
 from .watch import Watch
 
+_numbers = itertools.count()  # of recordings, by which tracebacks and errors find their text
 UNEQUAL = "numbers of the optimiser that were equal"
 
 
@@ -163,7 +165,7 @@ class Recording:
         for place, handle in session.replaced:
             if place.role == "array":
                 self._by_variable.setdefault(handle.variable, []).append(place)
-        self._filename = filename = f"<captured {session.name} {len(linecache.cache)}>"
+        self._filename = filename = f"<captured {session.name} {next(_numbers)}>"
         linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         weakref.finalize(self, linecache.cache.pop, filename, None)
         self._code = compile(self.source, filename, "exec")

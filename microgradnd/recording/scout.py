@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import gc
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType
@@ -27,6 +26,18 @@ def is_users(module: str | None) -> bool:
     return root != "" and root not in LIBRARIES and (root == "__main__" or root not in sys.stdlib_module_names)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected in the block: whoever's it is, its finalizers would be taken for a part of the step."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class Executed:
     """The program's own functions that a step has run so far.
 
@@ -41,34 +52,25 @@ class Executed:
         self.globals: dict[CodeType, dict[str, Any]] = {}
         self.unrepeated: str | None = None
         self._importing: Any = None  # the frame of what an import has called, until it returns
-        self._collecting = False  # garbage, of whoever made it: its finalizers are not the step's
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Note what runs in the block."""
-        self.unrepeated, self._importing, self._collecting = None, None, False
-        outer, thread = sys.getprofile(), threading.get_ident()
+        self.unrepeated = self._importing = None
+        outer = sys.getprofile()
 
         def profile(frame: Any, event: Any, argument: Any) -> None:
             self._note(frame, event, argument)
             if outer is not None:
                 outer(frame, event, argument)
 
-        def collect(phase: str, information: Any) -> None:
-            if threading.get_ident() == thread:
-                self._collecting = phase == "start"
-
-        gc.callbacks.append(collect)
         sys.setprofile(profile)
         try:
             yield
         finally:
             sys.setprofile(outer)
-            gc.callbacks.remove(collect)
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
-        if self._collecting:
-            return
         if self._importing is not None:  # of modules of their own, such as Numba's and SciPy's, once
             if event == "return" and frame is self._importing:
                 self._importing = None

@@ -28,7 +28,7 @@ from .notes import notes
 from .reach import HANDLES, PLAIN, Place, Reach
 from .recorder import Recorder, flat
 from .results import Output, data_of, like
-from .scout import Executed
+from .scout import Executed, uncollected
 
 _one_at_a_time = threading.RLock()
 
@@ -66,7 +66,7 @@ class Session:
         self.layouts = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
         self.keywords = tuple(kwargs)
         self._merge = merge
-        with _one_at_a_time:
+        with _one_at_a_time, uncollected():
             self._run(function, args, kwargs, executed)
 
     def _run(

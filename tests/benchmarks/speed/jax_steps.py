@@ -138,8 +138,8 @@ def sublayer(workload: str) -> Steps:
 
     def step() -> Any:
         nonlocal p
-        p, _, output = train(p, x, g)
-        return output.block_until_ready()
+        p, dx, output = train(p, x, g)
+        return jax.block_until_ready((output, dx))[0]
 
     return {workload: step}
 
