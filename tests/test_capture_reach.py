@@ -350,7 +350,7 @@ class Garbage:
 def test_finalizers_of_garbage_are_not_the_steps(calls: Iterable[int]) -> None:
     AVERAGE.data = np.ones(3)
     COLLECTED.clear()
-    gc.collect()
+    gc.collect(0)
 
     def step(x: Any) -> mg.Tensor:
         for_the_collector = [[] for _ in range(2 * gc.get_threshold()[0])]  # type: ignore[var-annotated]
@@ -363,7 +363,7 @@ def test_finalizers_of_garbage_are_not_the_steps(calls: Iterable[int]) -> None:
         before = AVERAGE.numpy()
         assert captured(X).item() == (before * X).sum()
         assert gc.isenabled()
-        gc.collect()
+        gc.collect(0)
     assert len(COLLECTED) == len(tuple(calls))
     assert replays(captured) >= 16
 
