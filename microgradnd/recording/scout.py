@@ -17,6 +17,7 @@ UNREPEATED = (input, next, open, print)  # what a replay does not do
 
 
 def root_of(module: str | None) -> str:
+    """The top-level package of a module, by its name; "" for none."""
     return (module or "").partition(".")[0]
 
 

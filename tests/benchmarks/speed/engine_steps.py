@@ -56,7 +56,7 @@ def training(workload: str) -> tuple[Callable[..., Any], list[Any]]:
 def sublayer(workload: str) -> tuple[Callable[..., Any], list[Any]]:
     """A step of "ffn" or "block" with a gradient that comes from above, and one for the input.
 
-    It returns the output: what nobody asks for a captured step would not compute.
+    It returns the output, since a captured step leaves out what nobody gets: here the last product.
     """
     import microgradnd as mg
     import nn
