@@ -33,16 +33,27 @@ def test_gradients_that_somebody_holds_stay_what_they_are() -> None:
     assert replays(step) >= 9
 
 
-def test_results_are_nobody_elses() -> None:
-    weight = mg.tensor(np.ones(3), requires_grad=True)
-    step = mg.capture(lambda x: {"all": [weight * x, (x, weight.sum())], "text": "as it is", "none": None})
-    results = [step(np.full(3, float(i))) for i in range(5)]
+@pytest.mark.parametrize("size", [3, 1 << 17])
+def test_results_are_nobody_elses(size: int) -> None:
+    """Small ones are copied from a buffer, large ones made anew."""
+    weight = mg.tensor(np.ones(size), requires_grad=True)
+
+    def returned(x: Any) -> Any:
+        y = weight * x
+        return {"all": [y, (y * x - 1, weight.sum(), y[1:] + x[1:])], "text": "as it is", "none": None}
+
+    step = mg.capture(returned)
+    results = [step(np.full(size, float(i))) for i in range(5)]
     for i, result in enumerate(results):
-        assert result["all"][0].numpy().tolist() == [i, i, i]
-        assert result["all"][1][1].item() == 3.0
+        y, (z, total, part) = result["all"]
+        for array, value in ((y, i), (z, i * i - 1), (part, 2 * i)):
+            assert not array.requires_grad
+            assert (array.numpy() == value).all()
+        assert total.item() == size
         assert result["text"] == "as it is"
         assert result["none"] is None
-        assert not result["all"][0].requires_grad
+    assert replays(step) == 3
+    assert ("copy()" in step.source) is (size == 3)
 
 
 def test_backward_refuses_a_graph_whose_parameters_a_replay_has_changed() -> None:

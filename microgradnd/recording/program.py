@@ -17,6 +17,7 @@ from .instructions import GIVEN, CaptureError, Instruction, Variable, bare
 from .sequences import arranged, sequences
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+LARGE = 1 << 18  # bytes: what is handed out is made anew if it is as large, rather than copied from a buffer
 
 ELEMENTWISE = ("ufunc", "operator")  # kinds whose result may take the memory of an argument
 WITH_OUT = frozenset(
@@ -141,7 +142,7 @@ class Program:
             if root is not None and chain is not None and root in chain.temporaries:
                 pass  # the memory of a block
             elif root is not None and root.root is root and root not in self.constant and can_write(x, root):
-                if root.is_on_device and root in leaving and root not in kept:
+                if root in leaving and root not in kept and (root.is_on_device or _size(root) >= LARGE):
                     pass  # it would have to be copied
                 elif root in kept:
                     self.planned[root] = None

@@ -256,6 +256,9 @@ class Text:
                     self._in_blocks[v] = block if count % step == 0 else f"{block}[: {count} - {turn}]"
                 elif chain.is_split(v):
                     self._in_blocks[v] = f"{self._name(v, v.name)}[{rows}]"
+            for v in x.results:
+                if v not in self.program.planned and v not in chain.temporaries:  # it is handed out
+                    self._line(f"{self.names[v]} = np.empty({literal(v.shape)}, {literal(v.dtype)})")
         self._line(f"for {turn} in range(0, {count}, {step}):", "rows that stay in the cache")
         before = len(self._lines)
         self._line(f"{rows} = slice({turn}, {turn} + {step})")
