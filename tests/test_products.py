@@ -64,7 +64,7 @@ def backwards(x: Any) -> Any:
 
 
 LAYOUTS = [np.asarray, in_columns, spaced, lambda x: spaced(x.T).T, backwards, lambda x: backwards(x.T).T]
-NO_BIAS = np.empty(0, np.float32)
+NO_BIAS, NO_RESIDUAL = np.empty(0, np.float32), np.empty((0, 0), np.float32)
 
 
 def assert_product(out: Any, a: Any, b: Any, bias: Any = NO_BIAS) -> None:
@@ -84,7 +84,7 @@ def part() -> Any:
     return numba.njit(matmul._signature, fastmath=numba_compiler.SUMS, error_model="numpy")(matmul._function)
 
 
-def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 1) -> Any:
+def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 1, residual: Any = NO_RESIDUAL) -> Any:
     """By the kernel, in parts, into a matrix whose surroundings have to stay as they are."""
     m, n = a.shape[0], b.shape[1]
     around = np.full((m + 2, n + 7), np.nan, np.float32)
@@ -92,7 +92,7 @@ def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 
     count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
     edges = [count * i // parts for i in range(parts + 1)]
     for begin, end in itertools.pairwise(edges):
-        part()(begin, end, by_columns, a, b, bias, out)
+        part()(begin, end, by_columns, a, b, bias, residual, out)
         outside = around.copy()
         last = min(n, end * TILE_COLUMNS) if by_columns else min(m, end * TILE_ROWS)
         outside[1 : m + 1 if by_columns else 1 + last, 3 : 3 + last if by_columns else 3 + n] = np.nan
@@ -104,11 +104,14 @@ def product(a: Any, b: Any, by_columns: bool, bias: Any = NO_BIAS, parts: int = 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_around_edges_of_tiles_and_blocks(shape: tuple[int, int, int], by_columns: bool) -> None:
     m, n, k = shape
-    a, b, bias = normal(m, k), normal(k, n, seed=1), normal(n, seed=2)
+    a, b, bias, residual = normal(m, k), normal(k, n, seed=1), normal(n, seed=2), normal(m, n, seed=3)
     for i, (layout_of_a, layout_of_b) in enumerate(itertools.product(LAYOUTS, LAYOUTS)):
         with_bias = bias if i % 2 else NO_BIAS
         x, y = layout_of_a(a), layout_of_b(b)
-        assert_product(product(x, y, by_columns, with_bias, parts=1 + i % 3), a, b, with_bias)
+        out = product(x, y, by_columns, with_bias, parts=1 + i % 3)
+        assert_product(out, a, b, with_bias)
+        added = product(x, y, by_columns, with_bias, 1 + i % 3, residual)
+        np.testing.assert_array_equal(added, out + residual)
 
 
 def test_same_bits_in_any_parts() -> None:
@@ -157,8 +160,8 @@ def test_nothing_beyond_the_matrices_is_read() -> None:
                     b = at_the_end(n, k).T if turned & 2 else at_the_end(k, n)
                     out = at_the_end(m, n)
                     count = -(-n // TILE_COLUMNS) if by_columns else -(-m // TILE_ROWS)
-                    matmul(count, 1, by_columns, a, b, at_the_end(1, n)[0], out)
-                    assert (out == k + 1).all()
+                    matmul(count, 1, by_columns, a, b, at_the_end(1, n)[0], at_the_end(m, n), out)
+                    assert (out == k + 2).all()
         print("all of them")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
@@ -229,8 +232,11 @@ def test_more_columns_than_are_copied_at_a_time() -> None:
         normal(5, numba_matmul.WIDTH + TILE_COLUMNS + 1, seed=1),
         normal(numba_matmul.WIDTH + TILE_COLUMNS + 1),
     )
+    b, residual = b[:, : bias.size], normal(7, bias.size, seed=2)
     for by_columns in (False, True):
-        assert_product(product(a, b[:, : bias.size], by_columns, bias), a, b[:, : bias.size], bias)
+        out = product(a, b, by_columns, bias)
+        assert_product(out, a, b, bias)
+        np.testing.assert_array_equal(product(a, b, by_columns, bias, 1, residual), out + residual)
 
 
 def test_without_compiling_numpy_computes() -> None:

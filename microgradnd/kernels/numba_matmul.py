@@ -58,9 +58,9 @@ def product(x: Any, y: Any, bias: Any) -> Any:
     if not FASTER or filled < 0.85 or k != y.shape[0] or not (in_lines(x) and in_lines(y)):
         return None
     bias = np.empty(0, np.float32, like=x) if bias is None else contiguous(bias)
-    out = np.empty((m, n), np.float32, like=x)
+    no_residual, out = np.empty((0, 0), np.float32, like=x), np.empty((m, n), np.float32, like=x)
     count = across if m < n else down
-    matmul(count, m * n * k // count // PRODUCTS_PER_ELEMENT, m < n, x, y, bias, out)
+    matmul(count, m * n * k // count // PRODUCTS_PER_ELEMENT, m < n, x, y, bias, no_residual, out)
     return out
 
 
@@ -132,8 +132,15 @@ def store(out, r, j, tile, keep):
 
 
 @inner
-def multiply(top, bottom, left, right, a, b, bias, out, panels, block, corner):
-    """out = a b + bias for these rows and columns, through the memory of the last three."""
+def add_row(target, source, count):
+    to, of = numbers_at(target, count), numbers_at(source, count)
+    for i in range(count):
+        to[i] += of[i]
+
+
+@inner
+def multiply(top, bottom, left, right, a, b, bias, residual, out, panels, block, corner):
+    """out = a b + bias + residual for these rows and columns, through the memory of the last three."""
     m, k = a.shape
     by_rows, depth = a.strides[1] == SIZE, panels.shape[1]
     near = abs(a.strides[0] if by_rows else a.strides[1]) <= NEAR
@@ -165,13 +172,18 @@ def multiply(top, bottom, left, right, a, b, bias, out, panels, block, corner):
                     add_tile(keep and inside, target, target_row, start, row, step, panel, TILE_COLUMNS, count)
                     if not inside:
                         store(out, r, j, corner, keep)
+            if p + count == k and residual.size > 0:  # the rows are still in the cache
+                for r in range(first, last):
+                    add_row(element(out, r, left), element(residual, r, left), right - left)
 
 
-@Kernel.of(void(int64, int64, boolean, read, read, vector, written))
-def matmul(begin, end, by_columns, a, b, bias, out):
-    """out = a b + bias, unless that is empty, for the rows (or columns) of tiles from ``begin`` to ``end``.
+@Kernel.of(void(int64, int64, boolean, read, read, vector, read, written))
+def matmul(begin, end, by_columns, a, b, bias, residual, out):
+    """out = a b + bias + residual, where they are not empty, for the rows (or columns) of tiles ``begin`` to ``end``.
 
-    Rows of ``out`` are contiguous, and rows or columns of a and of b: see in_lines. There is something to add up.
+    Rows of ``out`` and ``residual`` are contiguous, and rows or columns of a and of b: see in_lines. There is something
+    to add up. The residual is added last, as another operation would: a captured step has it here, see
+    recording/residuals.py.
     """
     (m, k), n = a.shape, b.shape[1]
     top, bottom, left, right = begin * TILE_ROWS, min(m, end * TILE_ROWS), 0, n
@@ -182,4 +194,4 @@ def matmul(begin, end, by_columns, a, b, bias, out):
     block = matrix(HEIGHT, depth) if a.strides[1] == SIZE else matrix(depth, HEIGHT)
     corner = matrix(TILE_ROWS, TILE_COLUMNS)
     for j in range(left, right, WIDTH):
-        multiply(top, bottom, j, min(right, j + WIDTH), a, b, bias, out, panels, block, corner)
+        multiply(top, bottom, j, min(right, j + WIDTH), a, b, bias, residual, out, panels, block, corner)

@@ -14,6 +14,7 @@ from .arrays import OPERATORS
 from .chains import Chain, chains
 from .copies import without_copies
 from .instructions import GIVEN, CaptureError, Instruction, Variable, bare
+from .residuals import with_residuals
 from .sequences import arranged, sequences
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -64,7 +65,7 @@ class Program:
         needed = without_copies(_needed(instructions, [*outputs, *numbers]), (*outputs, *kept))
         alone = _numbers_alone(needed)
         self.first = [x for x in needed if x in alone]
-        self.body = [x for x in needed if x not in alone]
+        self.body = with_residuals([x for x in needed if x not in alone], (*outputs, *kept))
         self.body = arranged(self.body, (*outputs, *kept), can_write, may_diverge)
         _refuse_late_branches(self.body)
         self.draws_before_branch = _draws_before_branch(self.body)

@@ -82,6 +82,7 @@ class Text:
             self._name(variable, variable.name)
         self._in_blocks: dict[Variable, str] = {}  # what arrays are called within the loop that is being written
         self._blocks: dict[Any, str] = {}  # memory for what only a chain uses
+        self._nothing: dict[str, Variable] = {}  # arrays without elements, by how they are made
         self._loop_names: tuple[str, str] | None = None  # what counts the rows in loops, and the rows of a turn
         self._setup: list[str] = []
         self._lines: list[str] = []
@@ -215,6 +216,11 @@ class Text:
         self._setup.append(f"{name} = np.ndarray({shape}, {dtype}, {memory}, {offset or 0}{strides})")
 
     def _write(self, x: Instruction) -> None:
+        if x.kind == "create" and 0 in x.results[0].shape and self.program.is_hoisted(x):
+            same = self._nothing.setdefault(repr((x.name, x.args)), x.results[0])  # without elements one is enough
+            if same is not x.results[0]:
+                self.names[x.results[0]] = self.names[same]
+                return
         for variable in x.results:
             self._name(variable, self._wish(x, variable))
         text = self._statement(x)
@@ -229,7 +235,7 @@ class Text:
             self._note = x.note
             if x.note:
                 self._line(f"# {x.note}")
-        shown = [] if self._in_blocks else x.results  # blocks are of other shapes
+        shown = [] if self._in_blocks or x.kind == "create" else x.results  # blocks are of other shapes
         shapes = ", ".join(str(v.shape) for v in shown if v.shape is not None and v.root is v)
         for line in text.split("\n"):
             self._line(line, shapes)
