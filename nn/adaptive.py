@@ -87,7 +87,7 @@ class Adam(Optimizer):
                 scratch = (1 - beta1) * d
                 m += scratch
                 v *= beta2
-                xp.multiply(d, d, out=scratch)
+                xp.square(d, out=scratch)
                 scratch *= 1 - beta2
                 v += scratch
                 xp.sqrt(v, out=scratch)
