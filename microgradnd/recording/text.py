@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import keyword
 import math
 import re
 from typing import Any
@@ -14,6 +12,7 @@ from .arrays import OPERATORS, UNARY
 from .chains import Chain
 from .instructions import GIVEN, Instruction, Variable, bare, variables
 from .literals import literal, slice_text
+from .names import Names
 from .program import ALIGNMENT, SHAPING, Program, may_diverge
 from .sequences import Sequence, in_one_call
 
@@ -23,25 +22,8 @@ SYMBOLS = {
     "neg": "-", "pos": "+", "invert": "~",
 }  # fmt: skip
 POWERS = {2: "square", 0.5: "sqrt", -1: "reciprocal", 1: "positive"}  # what NumPy's ** calls for these exponents
-SHORT = {"scaled_dot_product_attention": "attention", "cross_entropy": "loss"}
 FILLS = {"np.zeros": 0, "np.ones": 1}
 LARGE = 1 << 16  # bytes of an array that is given back as soon as it was used for the last time
-# Names of what stands in every module, or of parameters of np.savez, which takes arrays by name.
-RESERVED = {
-    "Diverged",
-    "Path",
-    "arrays",
-    "cp",
-    "memory",
-    "np",
-    "step",
-    "allow_pickle",
-    "args",
-    "device_memory",
-    "file",
-    "kwds",
-    *dir(builtins),
-}
 
 
 class Text:
@@ -66,22 +48,14 @@ class Text:
         wishes: dict[Variable, str],
     ) -> None:
         self.program = program
-        self.names: dict[Variable, str] = {}
-        self._wishes = wishes
+        self._names = Names(program, taken, wishes)
+        self.names = self._names.of_variables
         self.functions: dict[str, Any] = {}
-        self._taken = set(RESERVED) | set(keyword.kwlist) | taken
-        self._own: dict[Any, str] = {}  # what functions of ours are called
-        for x in program.body:
-            if x.kind in ("whole", "kernel"):
-                self._taken.add(self._function(x.function, x.name))
-        called = [call for found in program.sequences.values() for call in found.calls.values()]
-        self._taken.update(self._function(function, name) for name, function, _ in called)
-        if called:
-            self._taken.add(self._function(in_one_call, "in_one_call"))
         for variable in (*arguments, *numbers):
-            self._name(variable, variable.name)
+            self._names.variable(variable)
         self._in_blocks: dict[Variable, str] = {}  # what arrays are called within the loop that is being written
         self._blocks: dict[Any, str] = {}  # memory for what only a chain uses
+        self._views: dict[Any, str] = {}  # of buffers in another shape
         self._nothing: dict[str, Variable] = {}  # arrays without elements, by how they are made
         self._loop_names: tuple[str, str] | None = None  # what counts the rows in loops, and the rows of a turn
         self._setup: list[str] = []
@@ -130,56 +104,9 @@ class Text:
         self.first_change = len(head) + 1 + sum(line.count("\n") for line in self._lines[: self._first_change])
         self.first_change += self._first_change
 
-    # Names
-
-    def _name(self, variable: Variable, wish: str) -> str:
-        if variable not in self.names:
-            wish = re.sub(r"\W+", "_", wish).strip("_") or "x"
-            wish = f"x_{wish}" if wish[0].isdigit() else wish
-            self.names[variable] = self._unused(wish)
-        return self.names[variable]
-
-    def _unused(self, wish: str) -> str:
-        """A name that stands for nothing so far: this one, or with a number."""
-        name, i = wish, 1
-        while name in self._taken:
-            name, i = f"{wish}_{i}", i + 1
-        self._taken.add(name)
-        return name
-
-    def _function(self, function: Any, wish: str) -> str:
-        """The name of a function of ours; of two with the same name one gets a number."""
-        if function not in self._own:
-            wish, i = wish.strip("_"), 1
-            name = wish
-            while name in self._own.values() or name in RESERVED:
-                name, i = f"{wish}_{i}", i + 1
-            self._own[function] = name
-        return self._own[function]
-
-    def _wish(self, x: Instruction, variable: Variable) -> str:
-        """What a result is called: by the operation that it belongs to."""
-        if variable in self._wishes:
-            return self._wishes[variable]
-        if x.kind == "create" and variable.root in self.program.constant:
-            return bare(x.name)
-        if x.name == "copy" and not x.note:
-            original = x.args[0]
-            made = self.program.makers.get(original)
-            return f"{self._name(original, self._wish(made, original) if made else original.name)}_copy"
-        source = next((v for v in x.reads() if v.root is variable.root and v in self.names), None)
-        if source is not None and self.program.is_view(x):
-            if bare(x.name) in ("T", "transpose", "swapaxes"):
-                return f"{self.names[source]}_T"
-            return f"{re.sub(r'_(rows|part)$', '', self.names[source])}_{'part' if x.kind == 'getitem' else 'rows'}"
-        if x.note.startswith("gradient of "):
-            note = x.note.removeprefix("gradient of ")
-            return f"d_{SHORT.get(note, note)}"
-        return SHORT.get(x.note, x.note.split(" ")[0]) or bare(x.name)
-
     def _term(self, value: Any) -> str:
         if type(value) is Variable:
-            return self._in_blocks.get(value) or self._name(value, value.name)
+            return self._in_blocks.get(value) or self._names.variable(value)
         text = literal(value, self._term)
         return f"({text})" if text.startswith("-") else text
 
@@ -197,7 +124,7 @@ class Text:
         self._lines.append(f"{text}  # {comment}" if comment else text)
 
     def _buffer(self, root: Variable, offset: int | None) -> None:
-        name = self._name(root, self._wish(self.program.makers[root], root))
+        name = self._names.result(self.program.makers[root], root)
         shape, dtype = literal(root.shape), literal(root.dtype)
         ordered = root.strides == np.empty(root.shape, root.dtype).strides
         if offset is None and ordered:
@@ -222,7 +149,7 @@ class Text:
                 self.names[x.results[0]] = self.names[same]
                 return
         for variable in x.results:
-            self._name(variable, self._wish(x, variable))
+            self._names.result(x, variable)
         text = self._statement(x)
         if self.program.is_hoisted(x):
             self._setup.append(text)
@@ -251,17 +178,17 @@ class Text:
         if any(v.root.kind in GIVEN for x in operations for v in x.writes):
             self._changes()  # in the first turn: in the second one what comes before it follows
         count, step = chain.shape[0], chain.step
-        self._loop_names = self._loop_names or (self._unused("i"), self._unused("rows"))
+        self._loop_names = self._loop_names or (self._names.unused("i"), self._names.unused("rows"))
         turn, rows = self._loop_names
         for x in operations:
             for v in x.results:
-                self._name(v, self._wish(x, v))
+                self._names.result(x, v)
             for v in (*x.reads(), *x.results):
                 if v.root in chain.temporaries:
                     block = self._block(v, (step, *chain.shape[1:]), chain.temporaries[v.root])
                     self._in_blocks[v] = block if count % step == 0 else f"{block}[: {count} - {turn}]"
                 elif chain.is_split(v):
-                    self._in_blocks[v] = f"{self._name(v, v.name)}[{rows}]"
+                    self._in_blocks[v] = f"{self._names.variable(v)}[{rows}]"
             for v in x.results:
                 if v not in self.program.planned and v not in chain.temporaries:  # it is handed out
                     self._line(f"{self.names[v]} = np.empty({literal(v.shape)}, {literal(v.dtype)})")
@@ -283,15 +210,15 @@ class Text:
                 self._write(x)
                 continue
             for v in x.results:
-                self._name(v, self._wish(x, v))
+                self._names.result(x, v)
             if x.note and x.note != (notes or [""])[-1]:
                 notes.append(x.note)
                 lines.append(f"    # {x.note}")
             wish, function, args = sequence.calls[i]
-            name = self._function(function, wish)
+            name = self._names.function(function, wish)
             self.functions[name] = function
             lines.append(f"    ({', '.join([name, *map(self._term, args)])}),")
-        maker, calls = self._function(in_one_call, "in_one_call"), self._unused("calls")
+        maker, calls = self._names.function(in_one_call, "in_one_call"), self._names.unused("calls")
         self.functions[maker] = in_one_call
         self._setup += [f"{calls} = {maker}(", *lines, ")"]
         if any(v.root.kind in GIVEN for x in body for v in x.writes):
@@ -305,7 +232,7 @@ class Text:
         """The name of memory for a block of a temporary, or of a view of it in another dtype."""
         key = shape, v.root.dtype, v.dtype, number
         if key not in self._blocks:
-            self._blocks[key] = self._unused("block" if v.dtype == v.root.dtype else "block_view")
+            self._blocks[key] = self._names.unused("block" if v.dtype == v.root.dtype else "block_view")
             value = f"np.empty({literal(shape)}, {literal(v.dtype)})"
             if v.dtype != v.root.dtype:
                 value = f"{self._block(v.root, shape, number)}.view({literal(v.dtype)})"
@@ -366,11 +293,11 @@ class Text:
         if x.name in SHAPING or x.name == "np.reshape":
             source = x.args[0]
             if source.shape not in (None, root.shape):  # of a number there is nothing to reshape
-                view = f"{out}_as_{'_'.join(map(str, source.shape))}"
-                if view not in self._taken:
-                    self._taken.add(view)
-                    self._setup.append(f"{view} = {out}.reshape({literal(source.shape)})")
-                out = view
+                key = root, source.shape
+                if key not in self._views:
+                    self._views[key] = self._names.unused(f"{out}_as_{'_'.join(map(str, source.shape))}")
+                    self._setup.append(f"{self._views[key]} = {out}.reshape({literal(source.shape)})")
+                out = self._views[key]
             return f"{out}[...] = {args[0]}"
         if x.name == "dot":
             return f"np.dot({', '.join(args)}, out={out})"
@@ -401,13 +328,13 @@ class Text:
             return f"{x.name}({', '.join([*args, *keywords])})"
         bound = getattr(x.function, "bound", None)
         if bound is None or not all(map(self.program.is_static, variables(x.args[0]))):
-            self.functions[self._function(x.function, x.name)] = x.function
-            return f"{self._function(x.function, x.name)}({', '.join(args)})"
-        return f"{self._bound(self._function(x.function, x.name), bound, args[0])}({', '.join(args[1:])})"
+            self.functions[self._names.function(x.function, x.name)] = x.function
+            return f"{self._names.function(x.function, x.name)}({', '.join(args)})"
+        return f"{self._bound(self._names.function(x.function, x.name), bound, args[0])}({', '.join(args[1:])})"
 
     def _bound(self, name: str, bound: Any, first: str) -> str:
         """The name of a function of ours that has its first argument, the same in every replay, from the beginning."""
-        maker, short = self._unused(f"{name}_for"), self._unused(name.removesuffix("_all"))
+        maker, short = self._names.unused(f"{name}_for"), self._names.unused(name.removesuffix("_all"))
         self.functions[maker] = bound
         self._setup.append(f"{short} = {maker}({first})")
         return short
