@@ -130,6 +130,14 @@ def test_results_take_the_memory_of_what_is_read_through_a_view() -> None:
     assert places["add_1"] != places["multiply_1"]
 
 
+def test_an_argument_called_as_a_buffer_in_another_shape_would_be() -> None:
+    captured = mg.capture(lambda x, reshape_as_4_3: (x.T.reshape(12) * 2).sum() + reshape_as_4_3.sum())
+    for seed in range(4):
+        x, y = np.random.default_rng(seed).standard_normal((2, 3, 4))
+        assert captured(x, y) == pytest.approx((x * 2).sum() + y.sum())
+    assert "reshape_as_4_3_1 = reshape.reshape((4, 3))" in captured.source
+
+
 def test_in_place_work_on_views_of_results() -> None:
     def step(x: Any) -> Any:
         out = np.zeros((3, 4), like=x)
