@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.training_steps import bits, replays
 
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
-from microgradnd.kernels import numba_compiler, numba_matmul  # noqa: F401 (in this order, as they are loaded)
+from microgradnd.kernels import numba_compiler, numba_matmul, numba_threads  # noqa: F401 (in the order of loading)
 
 ROWS, WIDTH = 516, 128  # so large that the kernel computes products with a square matrix
 
@@ -81,6 +82,11 @@ STEPS: dict[str, tuple[Callable[[mg.Tensor], Any], int]] = {
 }
 
 
+WITH_NAN = normal(ROWS, WIDTH, seed=6)
+WITH_NAN[3, :5] = [np.nan, -np.nan, np.inf, -np.inf, -0.0]
+WITH_NAN[4:6] = [[np.inf], [-np.nan]]
+
+
 def products_with_residuals(captured: Any) -> int:
     (recording,) = captured.recordings
     found = [x for x in recording.program.body if x.kind == "kernel" and x.name == "matmul"]
@@ -98,6 +104,40 @@ def test_sums_of_products(name: str) -> None:
         assert bits(*results) == bits(*expected)
     assert replays(captured) == 3
     assert products_with_residuals(captured) == count
+
+
+@pytest.mark.parametrize("name", ["before the product", "after it", "an array that is there"])
+def test_nan_and_infinity(name: str) -> None:
+    """Of two NaN a sum is either: its sign is no part of the result."""
+    step, _ = STEPS[name]
+    captured = mg.capture(step)
+    with np.errstate(invalid="ignore"):
+        for _ in range(5):
+            np.testing.assert_array_equal(captured(mg.tensor(WITH_NAN)).data, step(mg.tensor(WITH_NAN)).data)
+    assert replays(captured) == 3
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_any_number_of_threads(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    team = numba_threads.Team(parts)
+    monkeypatch.setattr(numba_threads, "team", team)
+    captured = mg.capture(sublayers)
+    for seed in range(4):
+        x = mg.tensor(normal(ROWS, WIDTH, seed=seed))
+        assert bits(captured(x)) == bits(sublayers(x))
+    assert products_with_residuals(captured) == 2
+    team.end()
+
+
+def test_saved_by_numpy_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = mg.tensor(normal(ROWS, WIDTH))
+    captured = mg.capture(sublayers)
+    for _ in range(3):
+        captured(x)
+    captured.save(tmp_path / "step_with_residuals.py", x)
+    monkeypatch.syspath_prepend(tmp_path)
+    step = importlib.import_module("step_with_residuals").step
+    np.testing.assert_allclose(step(x.data), sublayers(x).data, rtol=1e-4, atol=1e-5)
 
 
 def test_training_with_a_residual_connection() -> None:

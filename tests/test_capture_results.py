@@ -56,6 +56,25 @@ def test_results_are_nobody_elses(size: int) -> None:
     assert ("copy()" in step.source) is (size == 3)
 
 
+@pytest.mark.parametrize("size", [4, 1 << 17])
+def test_results_of_one_call_share_no_memory(size: int) -> None:
+    def results(x: Any) -> Any:
+        y, z = x * 2, x + 1
+        return [y[1:], y, y, y.reshape(2, -1), z[:2], z[-1], (x - 1).reshape(2, -1)]
+
+    captured = mg.capture(results)
+    for seed in range(4):
+        x = mg.tensor(np.random.default_rng(seed).standard_normal(size))
+        found = captured(x)
+        assert bits(*found) == bits(*results(x))
+    arrays = [r.data for r in found]
+    for i, array in enumerate(arrays):
+        assert not any(np.shares_memory(array, other) for other in arrays[:i])
+        assert array.base is None or array.base.size == array.size, "a part that keeps all of another array"
+    assert "np.add(x, 1, add)" in captured.source  # into a buffer, of which parts are handed out
+    assert captured.source.count("copy()") == (6 if size == 4 else 4)
+
+
 def test_backward_refuses_a_graph_whose_parameters_a_replay_has_changed() -> None:
     model = mlp()
     step = mg.capture(training_step(model, nn.SGD(model.parameters(), 0.1)))
@@ -128,6 +147,18 @@ def test_results_take_the_memory_of_what_is_read_through_a_view() -> None:
     places = dict(re.findall(r"^(\w+) = np.ndarray\(.*?, memory, (\d+)", captured.source, re.MULTILINE))
     assert places["add"] == places["multiply"]
     assert places["add_1"] != places["multiply_1"]
+
+
+def test_arrays_without_elements_of_two_dtypes() -> None:
+    def step(x: Any) -> Any:
+        sums = [np.zeros((0, 3), dtype=dtype, like=x).sum() for dtype in (np.float32, np.float64, np.float32)]
+        return [x * (total + 0.1) for total in sums]
+
+    captured = mg.capture(step)
+    for seed in range(4):
+        x = np.random.default_rng(seed).standard_normal(3, np.float32)
+        assert bits(*captured(x)) == bits(*step(x))
+    assert captured.source.count("np.zeros((0, 3)") == 2
 
 
 def test_an_argument_called_as_a_buffer_in_another_shape_would_be() -> None:

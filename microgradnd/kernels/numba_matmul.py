@@ -23,6 +23,7 @@ from .numba_parts import Kernel
 from .numba_products import (
     SIZE,
     VECTOR,
+    add_row,
     address,
     copy_row,
     copy_transposed,
@@ -58,7 +59,8 @@ def product(x: Any, y: Any, bias: Any) -> Any:
     if not FASTER or filled < 0.85 or k != y.shape[0] or not (in_lines(x) and in_lines(y)):
         return None
     bias = np.empty(0, np.float32, like=x) if bias is None else contiguous(bias)
-    no_residual, out = np.empty((0, 0), np.float32, like=x), np.empty((m, n), np.float32, like=x)
+    no_residual = np.empty((0, 0), np.float32, like=x)
+    out = np.empty((m, n), np.float32, like=x)
     count = across if m < n else down
     matmul(count, m * n * k // count // PRODUCTS_PER_ELEMENT, m < n, x, y, bias, no_residual, out)
     return out
@@ -132,13 +134,6 @@ def store(out, r, j, tile, keep):
 
 
 @inner
-def add_row(target, source, count):
-    to, of = numbers_at(target, count), numbers_at(source, count)
-    for i in range(count):
-        to[i] += of[i]
-
-
-@inner
 def multiply(top, bottom, left, right, a, b, bias, residual, out, panels, block, corner):
     """out = a b + bias + residual for these rows and columns, through the memory of the last three."""
     m, k = a.shape
@@ -181,9 +176,8 @@ def multiply(top, bottom, left, right, a, b, bias, residual, out, panels, block,
 def matmul(begin, end, by_columns, a, b, bias, residual, out):
     """out = a b + bias + residual, where they are not empty, for the rows (or columns) of tiles ``begin`` to ``end``.
 
-    Rows of ``out`` and ``residual`` are contiguous, and rows or columns of a and of b: see in_lines. There is something
-    to add up. The residual is added last, as another operation would: a captured step has it here, see
-    recording/residuals.py.
+    Rows of ``out`` and ``residual`` are contiguous, and rows or columns of a and of b: see in_lines; k > 0. The
+    residual is added last, as by an operation of its own, which captured steps save: see recording/residuals.py.
     """
     (m, k), n = a.shape, b.shape[1]
     top, bottom, left, right = begin * TILE_ROWS, min(m, end * TILE_ROWS), 0, n

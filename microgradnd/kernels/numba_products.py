@@ -238,6 +238,14 @@ def copy_row(target, source, count):
 
 
 @inner
+def add_row(target, source, count):
+    """Add so many numbers that lie side by side to others."""
+    sums, addends = numbers_at(target, count), numbers_at(source, count)
+    for i in range(count):
+        sums[i] += addends[i]
+
+
+@inner
 def padded(n, step):
     """n, or the next multiple of ``step``."""
     return (n + step - 1) // step * step

@@ -24,9 +24,9 @@ def capture(step: Callable[P, R], max_recordings: int = 8, graph: bool = False) 
     ...     return loss
 
     The first calls run the step itself and record it: all that it does to arrays, forward, backward and update. Later
-    calls run a straight line of NumPy's functions that does the same, with memory for all results planned beforehand,
-    elementwise operations in a row on large arrays done in blocks that stay in the cache, and compiled kernels in a
-    row on small ones done by one call; what is neither returned nor left anywhere is not computed.
+    calls run a straight line of NumPy's functions that does the same, with memory for all but large results planned
+    beforehand, elementwise operations in a row on large arrays done in blocks that stay in the cache, and compiled
+    kernels in a row on small ones done by one call; what is neither returned nor left anywhere is not computed.
     ``print(step.source)`` shows it. On a GPU these are CuPy's functions: a replay launches no more kernels than the
     step itself, and copies nothing but what the step copies from the host. Parameters, optimisers, gradients and random
     generators are changed as by the step itself, bit for bit: before a recording is trusted, its first replay is

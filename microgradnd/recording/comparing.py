@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import is_narrow
 from .instructions import is_on_device
 from .reach import Place, Reach
 from .results import data_of
@@ -34,7 +35,7 @@ class State:
 
 
 def fingerprints(reach: Reach, generators: list[np.random.Generator], arrays: list[Any], result: Any) -> dict[str, Any]:
-    """What stands for every bit of the result and of all that a step may change, by name."""
+    """What stands for every bit of the result and of all that a step may change, by name; for any NaN the same."""
     found = {"the result": fingerprint(result)}
     found |= {f"argument {i}": fingerprint(x) for i, x in enumerate(arrays)}
     for place in reach.of_role(*CHANGING):
@@ -44,12 +45,17 @@ def fingerprints(reach: Reach, generators: list[np.random.Generator], arrays: li
 
 
 def fingerprint(value: Any) -> Any:
-    """Shape, dtype and a hash of an array's bytes; of other values themselves, as text."""
+    """Shape, dtype and a hash of an array's bytes; of other values themselves, as text.
+
+    The sign of a NaN depends on which operand comes first in a register, and so on places in memory.
+    """
     value = data_of(value)
     if is_on_device(value):
         return value.device.id, fingerprint(value.get())
     if isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
+        if (array.dtype.kind in "fc" or is_narrow(array.dtype)) and (undefined := np.isnan(array)).any():
+            array = np.where(undefined, np.asarray(np.nan, array.dtype), array)
         return (
             value.shape,
             str(value.dtype),

@@ -18,7 +18,7 @@ from .residuals import with_residuals
 from .sequences import arranged, sequences
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-LARGE = 1 << 18  # bytes: what is handed out is made anew if it is as large, rather than copied from a buffer
+LARGE_RESULT = 1 << 18  # bytes: to copy less takes a few microseconds, as it would to call kernels for other arrays
 
 ELEMENTWISE = ("ufunc", "operator")  # kinds whose result may take the memory of an argument
 WITH_OUT = frozenset(
@@ -43,15 +43,16 @@ class Program:
     Args:
         instructions: what was recorded.
         outputs: arrays that a replay hands out.
-        kept: those of them whose buffer is handed out itself, and not a copy.
+        kept: those of them with a buffer of their own, which is handed out itself: gradients.
         numbers: what an optimiser keeps from this step for the next, needed even if no array is computed with it.
 
     Attributes:
         first: instructions on numbers alone, which come before all others.
         body: the others.
         constant: roots that no replay changes.
-        planned: roots with a buffer of their own: (offset in the memory that they share, or None). On a device only
-            what elementwise functions and products of matrices give; for the rest CuPy's pool serves every call.
+        planned: roots with a buffer of their own: (offset in the memory that they share, or None). Not of large results
+            that are handed out, which each replay makes anew. On a device only what elementwise functions and products
+            of matrices give; for the rest CuPy's pool serves every call.
         chains: elementwise operations that replays do block by block, by the position of the first one.
         sequences: calls of kernels that replays do by one call, by the position of the first one.
         memory: bytes of the memory that is shared; ``device_memory`` of that on a device.
@@ -132,6 +133,7 @@ class Program:
         may still take the place of what that one is the last to read, since they lie alike.
         """
         ends, leaving, kept = self.ending, self.leaving, self.kept
+        whole = {v.root for v in self.outputs if is_whole(v)}  # of others a part would keep all of their memory
         chain: Chain | None = None
         dying_later: list[Variable] = []  # at the end of the chain
         free = {False: _Free(), True: _Free()}  # of the host, and of a device
@@ -143,10 +145,10 @@ class Program:
             if root is not None and chain is not None and root in chain.temporaries:
                 pass  # the memory of a block
             elif root is not None and root.root is root and root not in self.constant and can_write(x, root):
-                if root in leaving and root not in kept and (root.is_on_device or _size(root) >= LARGE):
-                    pass  # it would have to be copied
-                elif root in kept:
+                if root in kept:
                     self.planned[root] = None
+                elif root in leaving and (root.is_on_device or (_size(root) >= LARGE_RESULT and root in whole)):
+                    pass  # made anew by each replay, since it would have to be copied out of a buffer
                 else:
                     across = chain.across if chain is not None else ()
                     taken = self._in_place(x, root, [dead for dead in dying if dead not in across])
@@ -230,6 +232,12 @@ def is_dense(variable: Variable) -> bool:
             return False
         expected *= n
     return 0 not in variable.shape
+
+
+def is_whole(variable: Variable) -> bool:
+    """Whether the array fills the memory that it is a view of, if it is one."""
+    root = variable.root
+    return variable is root or (is_dense(variable) and math.prod(variable.shape) == math.prod(root.shape))
 
 
 def can_write(x: Instruction, root: Variable) -> bool:

@@ -1,6 +1,7 @@
 """Sums of a compiled product and another array, as of residual connections: the product adds it on the way.
 
-That is a pass over memory less. The kernel adds the array last, as the sum did: the bits are the same.
+That is a pass over memory less. The kernel adds the array last, as the sum did: but for the sign of a NaN, the bits
+are the same.
 """
 
 from __future__ import annotations
@@ -14,43 +15,44 @@ from .instructions import Instruction, Variable
 
 
 def with_residuals(body: list[Instruction], fixed: Iterable[Variable]) -> list[Instruction]:
-    """The instructions with a product in the place of each sum of one that is used for nothing else.
+    """The instructions with each sum of a product, if that is used for nothing else, computed by the product's kernel.
+
+    That is where the sum was, so nothing may be written in between; both addends are float32, of one shape and in
+    order. Instructions are changed in place.
 
     Args:
         fixed: what a step gives out or keeps.
     """
-    if not any(map(_is_product, body)):
-        return body
-    needed = {v.root for v in fixed}
+    leaving = {v.root for v in fixed}
     users: dict[Variable, list[int]] = {}  # of each root, by position
     for i, x in enumerate(body):
         for root in {v.root for v in (*x.reads(), *x.results, *x.writes)}:
             users.setdefault(root, []).append(i)
     places = [[x] for x in body]  # what is done in the place of each
     for i, x in enumerate(body):
-        if not _is_product(x) or x.args[-1] in needed:
+        if not _is_product(x) or x.args[-1] in leaving:
             continue
         *factors, _, out = x.args
-        first, last = users[out][0], users[out][-1]
-        views = [j for j in users[out][1:-1] if j != i]
-        made, residual = body[first], _added(body[last], out)
+        first, last = users[out][0], users[out][-1]  # np.empty gives it, and the sum reads it
+        residual = _added(body[last], out)
         if residual is None or any(y.writes for y in body[i + 1 : last]):
             continue
-        if not all(body[j].results and all(v.root is out for v in body[j].results) for j in views):
-            continue
+        between = [j for j in users[out] if first < j < last and j != i]
+        if not all(body[j].results and all(v.root is out for v in body[j].results) for j in between):
+            continue  # by more than views
         (total,) = body[last].results
-        memory = Instruction("create", made.name, made.function, (total.shape, *made.args[1:]), {}, body[last].note)
-        memory.results.append(total)
-        (target, shaping), (rows, reading) = _in_shape(total, out), _in_shape(residual, out)
-        x.args, x.writes = (*factors, rows, target), [target]
-        for j in (i, *views):
+        creation = Instruction("create", body[first].name, None, (total.shape, total.dtype), {}, body[last].note)
+        creation.results.append(total)
+        (target, target_reshaped), (addend, addend_reshaped) = _in_shape(total, out), _in_shape(residual, out)
+        x.args, x.writes = (*factors, addend, target), [target]
+        for j in (i, *between):
             places[j] = []
-        places[first], places[last] = [memory, *shaping], [*reading, x]
+        places[first], places[last] = [creation, *target_reshaped], [*addend_reshaped, x]
     return [x for place in places for x in place]
 
 
 def _is_product(x: Instruction) -> bool:
-    """Whether it is a call of the kernel whose last arguments are an array that it adds and its result."""
+    """Whether it is a call of kernels.numba_matmul.matmul: its last arguments are a residual, empty so far, and out."""
     return x.kind == "kernel" and x.name == "matmul"
 
 

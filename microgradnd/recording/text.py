@@ -13,7 +13,7 @@ from .chains import Chain
 from .instructions import GIVEN, Instruction, Variable, bare, variables
 from .literals import literal, slice_text
 from .names import Names
-from .program import ALIGNMENT, SHAPING, Program, may_diverge
+from .program import ALIGNMENT, SHAPING, Program, is_whole, may_diverge
 from .sequences import Sequence, in_one_call
 
 SYMBOLS = {
@@ -56,7 +56,7 @@ class Text:
         self._in_blocks: dict[Variable, str] = {}  # what arrays are called within the loop that is being written
         self._blocks: dict[Any, str] = {}  # memory for what only a chain uses
         self._views: dict[Any, str] = {}  # of buffers in another shape
-        self._nothing: dict[str, Variable] = {}  # arrays without elements, by how they are made
+        self._empty: dict[str, Variable] = {}  # arrays without elements, by how they are made
         self._loop_names: tuple[str, str] | None = None  # what counts the rows in loops, and the rows of a turn
         self._setup: list[str] = []
         self._lines: list[str] = []
@@ -87,7 +87,8 @@ class Text:
         self._note = ""
         for place, (variable, _) in pending.items():
             self._write_number(place, variable)
-        self._line(f"return {', '.join(map(self._returned, returned)) or 'None'}")
+        given: set[Variable] = set()
+        self._line(f"return {', '.join([self._returned(variable, given) for variable in returned]) or 'None'}")
         signature = ", ".join(self.names[variable] for variable in arguments)
         memory = []
         if program.memory:
@@ -144,7 +145,9 @@ class Text:
 
     def _write(self, x: Instruction) -> None:
         if x.kind == "create" and 0 in x.results[0].shape and self.program.is_hoisted(x):
-            same = self._nothing.setdefault(repr((x.name, x.args)), x.results[0])  # without elements one is enough
+            same = self._empty.setdefault(
+                repr((x.name, x.args, x.kwargs)), x.results[0]
+            )  # without elements one is enough
             if same is not x.results[0]:
                 self.names[x.results[0]] = self.names[same]
                 return
@@ -162,7 +165,9 @@ class Text:
             self._note = x.note
             if x.note:
                 self._line(f"# {x.note}")
-        shown = [] if self._in_blocks or x.kind == "create" else x.results  # blocks are of other shapes
+        # Blocks are of other shapes; a call that makes an array says its shape.
+        is_told = bool(self._in_blocks) or (x.kind == "create" and x.results[0] not in self.program.planned)
+        shown = [] if is_told else x.results
         shapes = ", ".join(str(v.shape) for v in shown if v.shape is not None and v.root is v)
         for line in text.split("\n"):
             self._line(line, shapes)
@@ -171,27 +176,27 @@ class Text:
     def _write_chain(self, chain: Chain) -> None:
         """A loop over blocks of rows."""
         body = self.program.body
+        operations = [body[i] for i in chain.members]
+        for x in operations:
+            for v in x.results:
+                name = self._names.result(x, v)
+                if v not in self.program.planned and v not in chain.temporaries:  # it is handed out
+                    self._line(f"{name} = np.empty({literal(v.shape)}, {literal(v.dtype)})")
         for x in body[chain.first : chain.last]:
             if self.program.computes_nothing(x) and not any(v.root in chain.temporaries for v in x.results):
                 self._write(x)
-        operations = [body[i] for i in chain.members]
         if any(v.root.kind in GIVEN for x in operations for v in x.writes):
             self._changes()  # in the first turn: in the second one what comes before it follows
         count, step = chain.shape[0], chain.step
         self._loop_names = self._loop_names or (self._names.unused("i"), self._names.unused("rows"))
         turn, rows = self._loop_names
         for x in operations:
-            for v in x.results:
-                self._names.result(x, v)
             for v in (*x.reads(), *x.results):
                 if v.root in chain.temporaries:
                     block = self._block(v, (step, *chain.shape[1:]), chain.temporaries[v.root])
                     self._in_blocks[v] = block if count % step == 0 else f"{block}[: {count} - {turn}]"
                 elif chain.is_split(v):
                     self._in_blocks[v] = f"{self._names.variable(v)}[{rows}]"
-            for v in x.results:
-                if v not in self.program.planned and v not in chain.temporaries:  # it is handed out
-                    self._line(f"{self.names[v]} = np.empty({literal(v.shape)}, {literal(v.dtype)})")
         self._line(f"for {turn} in range(0, {count}, {step}):", "rows that stay in the cache")
         before = len(self._lines)
         self._line(f"{rows} = slice({turn}, {turn} + {step})")
@@ -356,10 +361,16 @@ class Text:
                 names = [name for v, name in self.names.items() if v.root is root]
                 self._line(f"del {', '.join(names)}")
 
-    def _returned(self, variable: Variable) -> str:
+    def _returned(self, variable: Variable, given: set[Variable]) -> str:
+        """What a replay hands out, as memory of nobody else: not of ``given``, the roots that have been handed out."""
         root, name = variable.root, self._term(variable)
-        ours = root in self.program.planned or root in self.program.constant or root.kind == "constant"
-        return f"{name}.copy()" if ours else name
+        is_ours = root in self.program.planned or root in self.program.constant or root.kind == "constant"
+        if root.kind == "made" and not root.is_on_device:
+            is_ours = is_ours or root in given or not is_whole(variable)
+        if is_ours:
+            return f"{name}.copy()"
+        given.add(root)
+        return name
 
 
 def _out(ufunc: str, out: str) -> str:
