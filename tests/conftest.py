@@ -17,7 +17,14 @@ import pytest
 import microgradnd as mg
 from tests import cupy_on_cpu
 
-pytest.register_assert_rewrite("tests.against_numpy", "tests.numba_against_numpy", "tests.training_steps")
+pytest.register_assert_rewrite(
+    "tests.against_numpy",
+    "tests.against_pytorch",
+    "tests.capture_on_cupy",
+    "tests.numba_against_numpy",
+    "tests.training_steps",
+    "tests.transformer_formulas",
+)
 
 # In CI everything optional is installed first, so that nothing may be skipped for want of it.
 COMPLETE = os.environ.get("CI") == "true"
