@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
-from microgradnd.kernels import attention as kernels
+from microgradnd.kernels import chunked_attention
 from microgradnd.ops import attention as ops
 from tests.test_ops import assert_close
 
@@ -44,7 +44,7 @@ def gradients(out: mg.Tensor, tensors: list[mg.Tensor], device: Any) -> list[Any
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 def test_chunks_of_every_size(options: dict[str, Any], chunk: int, device: Any, monkeypatch: Any) -> None:
     """Against the definition: chunks of single queries, of some queries, and of several batches."""
-    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(chunked_attention, "CHUNK", chunk)
     on_device = {name: device.array(x) for name, x in options.items()}
     tensors = inputs(device, (2, 2, 7, 4), (2, 2, 7, 4), (2, 1, 7, 3))
     out = mg.scaled_dot_product_attention(*tensors, **on_device)
@@ -68,10 +68,10 @@ def test_chunks_of_every_size(options: dict[str, Any], chunk: int, device: Any, 
 
 def test_every_query_is_in_exactly_one_chunk(monkeypatch: Any) -> None:
     for chunk in (1, 5, 30, 64, 100, 10_000):
-        monkeypatch.setattr(kernels, "CHUNK", chunk)
+        monkeypatch.setattr(chunked_attention, "CHUNK", chunk)
         for shape in ((3, 2, 5, 4), (1, 9, 9), (4, 1, 1)):
             counts = np.zeros((shape[0], shape[-2]), int)
-            for part in kernels.chunks(shape, True):
+            for part in chunked_attention.chunks(shape, True):
                 counts[part.batch, part.rows] += 1
                 assert part.keys == min(shape[-1], part.rows.stop)
             np.testing.assert_array_equal(counts, 1)

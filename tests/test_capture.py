@@ -14,7 +14,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from microgradnd.kernels import attention
+from microgradnd.kernels import chunked_attention
 from microgradnd.recording.instructions import CaptureError
 from tests.training_steps import OPTIMIZERS, assert_same_training, batches, bits, mlp, replays, training_step
 
@@ -57,7 +57,7 @@ def test_other_transformers(options: dict[str, Any]) -> None:
 
 
 def test_attention_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "CHUNK", 40)
+    monkeypatch.setattr(chunked_attention, "CHUNK", 40)
     rng = np.random.default_rng(0)
     data = [(rng.integers(0, 7, (2, 5)), rng.integers(0, 7, (2, 5))) for _ in range(5)]
     make = lambda: nn.Transformer(7, 8, 2, 1, 6, dropout=0.1, rng=0)  # noqa: E731

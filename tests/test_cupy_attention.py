@@ -13,7 +13,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from microgradnd.kernels import attention as hook
+from microgradnd.kernels import chunked_attention
 from microgradnd.kernels.cuda_attention import FORWARD
 from microgradnd.kernels.cuda_attention_gradient import GRADIENTS
 
@@ -249,13 +249,13 @@ def test_launches_copies_and_synchronizations(counted: Any) -> None:
     "options", [{}, {"is_causal": True}, {"attn_mask": np.tri(30) > 0}, {"attn_mask": np.ones(30)}]
 )
 def test_the_array_form_neither_copies_nor_waits(options: dict[str, Any], monkeypatch: Any, counted: Any) -> None:
-    monkeypatch.setattr(hook, "CHUNK", 500)
+    monkeypatch.setattr(chunked_attention, "CHUNK", 500)
     options = {name: cupy.asarray(x) if name == "attn_mask" else x for name, x in options.items()}
     tensors = [mg.tensor(cupy.asarray(x), requires_grad=True) for x in inputs((2, 3), 30, 30, 8, 8)]
     for dropout in (0.0, 0.5):
         with mg.kernels("numpy"), counted() as cost:
             mg.scaled_dot_product_attention(*tensors[:3], dropout_p=dropout, rng=0, **options).backward(tensors[3].data)
-        chunks = len(list(hook.chunks((2, 3, 30, 30), options.get("is_causal", False))))
+        chunks = len(list(chunked_attention.chunks((2, 3, 30, 30), options.get("is_causal", False))))
         assert chunks > 1
         assert cost.is_quiet()
 

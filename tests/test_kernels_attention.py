@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("numba_kernels")
 @pytest.mark.parametrize("mask", ["none", "causal", "padding", "added", "causal and padding"])
 @pytest.mark.parametrize("chunk", [1 << 18, 3000])
 def test_attention(mask: str, chunk: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from microgradnd.kernels import attention
+    from microgradnd.kernels import attention, chunked_attention
 
-    monkeypatch.setattr(attention, "CHUNK", chunk)
+    monkeypatch.setattr(chunked_attention, "CHUNK", chunk)
     monkeypatch.setattr(attention, "FEWEST_QUERIES", 1 << 40)  # in chunks without a mask too
     q, k, v = (normal(2, 3, 45, 8, seed=i) for i in range(3))
     attn_mask = None

@@ -11,6 +11,7 @@ from ..autocast import in_low_precision
 from ..backends import NAMESPACES
 from ..fused import fused
 from ..kernels import attention as kernels
+from ..kernels.chunked_attention import chunks, dropout_factor
 from ..primitive import primitive
 from ..randomness import generator
 from ..tensor import Tensor
@@ -216,9 +217,9 @@ def _self_attention(
 def _dropout_factors(xp: Any, shape: tuple[int, ...], dtype: Any, is_causal: bool, dropout_p: float, seed: int) -> Any:
     """The factors that the kernel draws chunk by chunk, in one array."""
     factors = xp.zeros(shape, dtype)
-    for chunk in kernels.chunks(shape, is_causal):
+    for chunk in chunks(shape, is_causal):
         at = (chunk.batch, ..., chunk.rows, slice(chunk.keys))
-        factors[at] = kernels.dropout_factor(xp, chunk.number, factors[at].shape, dtype, dropout_p, seed)
+        factors[at] = dropout_factor(xp, chunk.number, factors[at].shape, dtype, dropout_p, seed)
     return factors
 
 
