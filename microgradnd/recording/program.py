@@ -133,7 +133,7 @@ class Program:
         may still take the place of what that one is the last to read, since they lie alike.
         """
         ends, leaving, kept = self.ending, self.leaving, self.kept
-        whole = {v.root for v in self.outputs if is_whole(v)}  # of others a part would keep all of their memory
+        whole = {v.root for v in self.outputs if fills_root(v)}  # of others a part would keep all of their memory
         chain: Chain | None = None
         dying_later: list[Variable] = []  # at the end of the chain
         free = {False: _Free(), True: _Free()}  # of the host, and of a device
@@ -234,7 +234,7 @@ def is_dense(variable: Variable) -> bool:
     return 0 not in variable.shape
 
 
-def is_whole(variable: Variable) -> bool:
+def fills_root(variable: Variable) -> bool:
     """Whether the array fills the memory that it is a view of, if it is one."""
     root = variable.root
     return variable is root or (is_dense(variable) and math.prod(variable.shape) == math.prod(root.shape))

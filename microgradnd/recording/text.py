@@ -13,7 +13,7 @@ from .chains import Chain
 from .instructions import GIVEN, Instruction, Variable, bare, variables
 from .literals import literal, slice_text
 from .names import Names
-from .program import ALIGNMENT, SHAPING, Program, is_whole, may_diverge
+from .program import ALIGNMENT, SHAPING, Program, fills_root, may_diverge
 from .sequences import Sequence, in_one_call
 
 SYMBOLS = {
@@ -366,7 +366,7 @@ class Text:
         root, name = variable.root, self._term(variable)
         is_ours = root in self.program.planned or root in self.program.constant or root.kind == "constant"
         if root.kind == "made" and not root.is_on_device:
-            is_ours = is_ours or root in given or not is_whole(variable)
+            is_ours = is_ours or root in given or not fills_root(variable)
         if is_ours:
             return f"{name}.copy()"
         given.add(root)
