@@ -149,6 +149,21 @@ def test_results_take_the_memory_of_what_is_read_through_a_view() -> None:
     assert places["add_1"] != places["multiply_1"]
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean", "prod"])
+def test_reductions_of_what_lies_backwards(reduction: str) -> None:
+    """Which NumPy 2.0 does in another order where it is told where to put the result."""
+
+    def step(x: Any) -> Any:
+        y = x * 2
+        return [getattr(y[::-1], reduction)(axis=0), getattr(np, reduction)(y[:, ::-1], axis=1), np.add.reduce(y[::-1])]
+
+    captured = mg.capture(step)
+    for seed in range(4):
+        x = np.random.default_rng(seed).uniform(0.4, 0.6, (300, 64)).astype(np.float32)
+        assert bits(*captured(x)) == bits(*step(x))
+    assert replays(captured) == 2
+
+
 def test_arrays_without_elements_of_two_dtypes() -> None:
     def step(x: Any) -> Any:
         sums = [np.zeros((0, 3), dtype=dtype, like=x).sum() for dtype in (np.float32, np.float64, np.float32)]

@@ -248,6 +248,8 @@ def can_write(x: Instruction, root: Variable) -> bool:
         return _can_write_on_device(x, root)
     if x.kind == "operator":
         return x.name in OPERATORS and (x.name != "pow" or _is_plain_power(x, root))
+    if x.kind in ("reduce", "method", "function") and any(min(v.strides or (0,)) < 0 for v in x.reads()):
+        return False  # NumPy 2.0 adds up what lies backwards in another order where it is told where to put the sum
     if x.kind in ("ufunc", "reduce"):
         return "where" not in x.kwargs
     if x.kind == "create":
