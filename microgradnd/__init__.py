@@ -12,12 +12,13 @@ from .ops import *  # noqa: F403
 from .ops import __all__ as _operations
 from .primitive import primitive
 from .recompute import checkpoint
-from .recording import capture
+from .recording import CaptureError, capture
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CaptureError",
     "Tensor",
     "allow_tf32",
     "autocast",

@@ -12,7 +12,7 @@ import numpy as np
 from microgradnd import Tensor
 from microgradnd.autocast import in_float32
 from microgradnd.backends import NAMESPACES
-from microgradnd.recording.instructions import CaptureError, is_recording
+from microgradnd.recording.active import CaptureError, is_recording
 
 from .optim import Optimizer, as_float
 

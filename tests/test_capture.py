@@ -15,7 +15,6 @@ import pytest
 import microgradnd as mg
 import nn
 from microgradnd.kernels import chunked_attention
-from microgradnd.recording.instructions import CaptureError
 from tests.training_steps import OPTIMIZERS, assert_same_training, batches, bits, mlp, replays, training_step
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
@@ -309,7 +308,7 @@ def test_a_replay_that_differs_leaves_what_the_step_leaves() -> None:
         for _ in range(4):
             try:
                 captured(x)
-            except CaptureError as error:
+            except mg.CaptureError as error:
                 messages.append(str(error))
         assert w.grad is not None
         return [x.numpy(), w.numpy(), w.grad.numpy(), pair[0], scale.numpy()], messages

@@ -15,7 +15,6 @@ import pytest
 
 import microgradnd as mg
 import nn
-from microgradnd.recording.instructions import CaptureError
 from tests.training_steps import warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
@@ -29,7 +28,7 @@ def refused(step: Callable[..., Any], *args: Any) -> str:
     for _ in range(14):
         try:
             captured(*args)
-        except CaptureError as error:
+        except mg.CaptureError as error:
             return str(error)
     raise AssertionError("nothing was refused")
 
@@ -96,7 +95,7 @@ def test_results_put_into_a_queue_are_refused_and_stay_arrays() -> None:
     def step(x: Any) -> None:
         history.append(x * 2)
 
-    with pytest.raises(CaptureError, match="history changes"):
+    with pytest.raises(mg.CaptureError, match="history changes"):
         warm(step, X, count=14)
     assert all(type(x) is np.ndarray for x in history)
 

@@ -60,7 +60,7 @@ def double_rows(x: Any, y: Any) -> None:
 
 
 def set_row(x: Any, y: Any) -> None:
-    x[3] = y[int(y.shape[0] / 2)]
+    x[3] = y[ROWS // 2]
 
 
 IN_PLACE: list[Callable[[Any, Any], None]] = [add, double_rows, set_row]

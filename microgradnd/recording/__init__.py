@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from .active import CaptureError
+
 if TYPE_CHECKING:
     from .captured import Captured
+
+__all__ = ["CaptureError", "capture"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

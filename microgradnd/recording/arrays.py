@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .instructions import CaptureError, Variable, is_array, is_on_device, library_of, recorder
+from .active import CaptureError, recorder
+from .instructions import Variable, is_array, is_on_device, library_of
 
 OPERATORS = {
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "floordiv": "floor_divide",

@@ -13,9 +13,9 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from ..backends.memory import give_back_freed_memory
 from ..kernels import kernels
+from .active import CaptureError, active, is_recording
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, leaves
-from .instructions import CaptureError, active, is_recording
 from .recording import UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save

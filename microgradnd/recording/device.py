@@ -8,8 +8,9 @@ import cupy
 import numpy as np
 
 from ..backends import cupy_backend
+from .active import is_recording, recorder
 from .arrays import RecordedArray, RecordedNumber, call_function, create, device_ufunc
-from .instructions import is_on_device, is_recording, recorder
+from .instructions import is_on_device
 from .namespace import whole
 
 # Functions of ours that are noted as a call of their own; ``relu`` is written in terms of CuPy's.

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .instructions import CaptureError, Variable
+from .active import CaptureError
+from .instructions import Variable
 from .program import Program, is_dense, may_diverge
 
 

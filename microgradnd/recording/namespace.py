@@ -9,8 +9,8 @@ import numpy as np
 
 from ..backends import numpy_backend
 from ..dtypes import is_numeric
+from .active import is_recording, recorder
 from .arrays import CREATING, RecordedArray, RecordedNumber, create
-from .instructions import is_recording, recorder
 
 # Written in terms of NumPy's functions: what they call is noted.
 COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "rotate_halves", "sum", "take_rows")

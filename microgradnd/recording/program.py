@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable
 
 from ..dtypes import is_narrow, is_numeric
+from .active import CaptureError
 from .arrays import OPERATORS
 from .chains import Chain, chains
 from .copies import without_copies
-from .instructions import GIVEN, CaptureError, Instruction, Variable, bare
+from .instructions import GIVEN, Instruction, Variable, bare
 from .residuals import with_residuals
 from .sequences import arranged, sequences
 

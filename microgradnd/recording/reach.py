@@ -19,8 +19,9 @@ import numpy as np
 from ..autograd import Leaf
 from ..dtypes import is_numeric
 from ..tensor import Tensor
+from .active import CaptureError
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
-from .instructions import CaptureError, is_array, is_on_device
+from .instructions import is_array, is_on_device
 from .scout import Executed, globals_in, is_users, names_in, root_of
 
 MOST = 100_000  # places that are looked at

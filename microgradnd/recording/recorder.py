@@ -9,18 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .active import CaptureError, active
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, lies_alike
-from .instructions import (
-    CaptureError,
-    Instruction,
-    Variable,
-    active,
-    bare,
-    current_device,
-    is_array,
-    is_on_device,
-    library_of,
-)
+from .instructions import Instruction, Variable, bare, current_device, is_array, is_on_device, library_of
 
 # What may stand in the text of a program besides variables.
 LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, type, np.dtype, np.generic)

@@ -17,10 +17,11 @@ import numpy as np
 from ..backends import NAMESPACES, as_array
 from ..inplace import next_change, record_of
 from ..tensor import Tensor
+from .active import CaptureError
 from .arrays import RecordedArray, RecordedNumber
 from .graph import graphed, refuse
 from .guard import attempt_function, layout, layout_of, leaves, missed, settings
-from .instructions import CaptureError, Variable, current_device, current_stream, is_array
+from .instructions import Variable, current_device, current_stream, is_array
 from .program import Program
 from .reach import Place
 from .recorder import flat

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .instructions import CaptureError
+from .active import CaptureError
 from .recorder import owner_of
 from .scout import globals_in
 

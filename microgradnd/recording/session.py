@@ -20,9 +20,10 @@ from ..backends import NAMESPACES, register_cupy
 from ..dtypes import is_numeric
 from ..noting import hook
 from ..tensor import Tensor, constant
+from .active import CaptureError, active, is_recording, recorder
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, to_write
 from .guard import layout, layout_of, settings
-from .instructions import CaptureError, Variable, active, current_device, is_array, is_recording, recorder
+from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
 from .reach import HANDLES, PLAIN, Place, Reach
