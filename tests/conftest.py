@@ -96,6 +96,14 @@ def numba_kernels() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def numba_products(numba_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large products by the kernel, also where it isn't the faster one."""
+    from microgradnd.kernels import numba_compiler, numba_matmul  # noqa: F401 (in this order, as they are loaded)
+
+    monkeypatch.setattr(numba_matmul, "FASTER", True)
+
+
 class Device:
     """An array library: arrays to and from it."""
 

@@ -328,7 +328,8 @@ def test_a_step_by_numpy_needs_no_numba() -> None:
         "layer = nn.Linear(16, 40, rng=0)\n"
         "step = mg.capture(lambda x: mg.relu(layer(x)))\n"
         "for _ in range(4): step(np.ones((32, 16), np.float32))\n"
-        "assert step.recordings[0].calls > 1\n"
-        "assert not {'numba', 'llvmlite'} & set(sys.modules)\n"
+        "print(step.recordings[0].calls, {'numba', 'llvmlite'} & set(sys.modules))\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1], timeout=120)
+    command, root = [sys.executable, "-W", "error", "-c", code], Path(__file__).parents[1]
+    done = subprocess.run(command, check=True, cwd=root, timeout=120, capture_output=True, text=True)
+    assert done.stdout == "2 set()\n"

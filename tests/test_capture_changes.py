@@ -9,7 +9,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import OPTIMIZERS, batches, bits, mlp, replays, state, training_step
+from tests.training_steps import OPTIMIZERS, batches, bits, mlp, replays, state, step_that_branches, training_step
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -159,23 +159,11 @@ def test_no_grad_and_kernels_are_told_apart() -> None:
 
 
 def test_a_branch_on_a_value_goes_its_way() -> None:
-    weight = mg.tensor(np.ones(2), requires_grad=True)
-
-    def plain(x: Any, w: mg.Tensor) -> mg.Tensor:
-        w.zero_grad()
-        loss = (w * x).sum()
-        if loss > 0:
-            loss = loss * 2
-        loss.backward()
-        w.data -= 0.1 * w.grad.data  # type: ignore[union-attr]
-        return loss
-
-    other = mg.tensor(np.ones(2), requires_grad=True)
-    step = mg.capture(lambda x: plain(x, weight))
-    rng = np.random.default_rng(0)
+    w, other = [mg.tensor(np.ones(2), requires_grad=True) for _ in range(2)]
+    step, rng = mg.capture(lambda x: step_that_branches(x, w)), np.random.default_rng(0)
     for _ in range(20):
         x = rng.standard_normal(2)
-        assert bits(step(x), weight, weight.grad) == bits(plain(x, other), other, other.grad)
+        assert bits(step(x), w, w.grad) == bits(step_that_branches(x, other), other, other.grad)
     assert replays(step) > 3
 
 

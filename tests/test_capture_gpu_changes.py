@@ -13,7 +13,7 @@ import pytest
 import microgradnd as mg
 import nn
 from tests.capture_on_cupy import Pair, mlp, rows, tokens, transformer
-from tests.training_steps import bits, replays
+from tests.training_steps import bits, replays, step_that_branches
 
 # What is read anew, and what is recorded anew
 
@@ -105,21 +105,11 @@ def test_blocks_with_a_device_are_told_apart(cupy: Any) -> None:
 
 
 def test_a_branch_on_a_value_goes_its_way(cupy: Any) -> None:
-    weights = [mg.tensor(np.ones(2), requires_grad=True, device="cuda") for _ in range(2)]
-
-    def plain(x: Any, w: mg.Tensor) -> mg.Tensor:
-        w.zero_grad()
-        loss = (w * x).sum()
-        if loss > 0:
-            loss = loss * 2
-        loss.backward()
-        w.data -= 0.1 * w.grad.data  # type: ignore[union-attr]
-        return loss
-
-    step, rng = mg.capture(lambda x: plain(x, weights[1])), np.random.default_rng(0)
+    w, other = [mg.tensor(np.ones(2), requires_grad=True, device="cuda") for _ in range(2)]
+    step, rng = mg.capture(lambda x: step_that_branches(x, w)), np.random.default_rng(0)
     for _ in range(20):
         x = cupy.asarray(rng.standard_normal(2))
-        assert bits(step(x), weights[1], weights[1].grad) == bits(plain(x, weights[0]), weights[0], weights[0].grad)
+        assert bits(step(x), w, w.grad) == bits(step_that_branches(x, other), other, other.grad)
     assert replays(step) > 3
 
 

@@ -103,9 +103,7 @@ def everything_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     if request.param == "numba":
         if importlib.util.find_spec("numba") is None:
             pytest.skip("Numba is not installed")
-        from microgradnd.kernels import numba_compiler, numba_matmul  # noqa: F401 (in this order, as they are loaded)
-
-        monkeypatch.setattr(numba_matmul, "FASTER", True)
+        request.getfixturevalue("numba_products")
         monkeypatch.setattr(array_kernels, "LARGE_PRODUCT", 1)
         monkeypatch.setattr(numpy_backend, "LARGE_PRODUCT", 1)
     with mg.kernels(request.param), np.errstate(all="ignore"):

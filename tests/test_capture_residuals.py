@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,10 @@ from tests.training_steps import bits, replays
 
 if importlib.util.find_spec("numba") is None:
     pytest.skip("Numba is not installed", allow_module_level=True)
-from microgradnd.kernels import numba_compiler, numba_matmul, numba_threads  # noqa: F401 (in the order of loading)
+from microgradnd.kernels import numba_compiler, numba_threads  # noqa: F401 (in the order of loading)
 
+pytestmark = pytest.mark.usefixtures("numba_products")
 ROWS, WIDTH = 516, 128  # so large that the kernel computes products with a square matrix
-
-
-@pytest.fixture(autouse=True)
-def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernel, also where it isn't the faster one."""
-    monkeypatch.setattr(numba_matmul, "FASTER", True)
-    with mg.kernels("numba"):
-        yield
 
 
 def normal(*shape: int, seed: int = 0) -> Any:

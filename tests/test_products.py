@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,12 +35,7 @@ DEPTHS = [1, 2, 15, 17, DEPTH - 1, DEPTH, DEPTH + 1, 2 * DEPTH + 3]
 SHAPES = [(m, n, DEPTHS[(3 * i + 5 * j) % len(DEPTHS)]) for i, m in enumerate(ROWS) for j, n in enumerate(COLUMNS)]
 
 
-@pytest.fixture(autouse=True)
-def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernel, also where it isn't the faster one."""
-    monkeypatch.setattr(numba_matmul, "FASTER", True)
-    with mg.kernels("numba"):
-        yield
+pytestmark = pytest.mark.usefixtures("numba_products")
 
 
 def normal(*shape: int, seed: int = 0) -> Any:

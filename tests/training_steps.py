@@ -47,6 +47,17 @@ def training_step(model: nn.Module, optimizer: nn.Optimizer, max_norm: float | N
     return step
 
 
+def step_that_branches(x: Any, w: mg.Tensor) -> mg.Tensor:
+    """One that goes another way where the loss is negative."""
+    w.zero_grad()
+    loss = (w * x).sum()
+    if loss > 0:
+        loss = loss * 2
+    loss.backward()
+    w.data -= 0.1 * w.grad.data  # type: ignore[union-attr]
+    return loss
+
+
 def state(model: nn.Module, optimizer: nn.Optimizer) -> list[bytes]:
     """Everything that training changes."""
     found = bits(*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None))

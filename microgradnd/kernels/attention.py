@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import is_floating
-from . import compiled, kernels
-from .chunked_attention import attention_in_chunks
+from . import chunked_attention, compiled, kernels
 
 FEWEST_QUERIES = 8  # for which it pays that the compiled kernel copies the keys of a head; fewer go in chunks
 
@@ -58,7 +57,8 @@ def attention(
     if fast is not None and attn_mask is None and not dropout_p and shape[-2] >= FEWEST_QUERIES:
         found = fast.attention(query, key, value, is_causal, scale)
     if found is None:
-        found = attention_in_chunks(xp, query, key, value, attn_mask, is_causal, scale, dropout_p, seed, fast)
+        settings = is_causal, scale, dropout_p, seed
+        found = chunked_attention.attention(xp, query, key, value, attn_mask, *settings, shape, fast)
     return found[0].astype(result_dtype, copy=False), found[1]
 
 

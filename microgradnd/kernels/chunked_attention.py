@@ -45,7 +45,7 @@ def dropout_factor(xp: Any, number: int, shape: tuple[int, ...], dtype: Any, dro
     return kept.astype(dtype) * np.dtype(dtype).type(1 / (1 - dropout_p))
 
 
-def attention_in_chunks(
+def attention(
     xp: Any,
     query: Any,
     key: Any,
@@ -55,16 +55,15 @@ def attention_in_chunks(
     scale: float,
     dropout_p: float,
     seed: int,
+    shape: tuple[int, ...],
     fast: Any,
 ) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
     """softmax(scale query key^T + mask) value, for floats of one dtype and arguments of one ndim, and the pullback.
 
-    With ``fast``, the module of compiled kernels, these compute the weights from the scores.
+    ``shape`` is that of all scores. With ``fast``, the module of compiled kernels, these compute the weights from them.
     """
-    arguments = [x for x in (query, key, value, attn_mask) if x is not None]
-    leading = np.broadcast_shapes(*(x.shape[:-2] for x in arguments))
-    shape, dtype = (*leading, query.shape[-2], key.shape[-2]), query.dtype
-    out = xp.zeros((*leading, query.shape[-2], value.shape[-1]), dtype)
+    leading, dtype = shape[:-2], query.dtype
+    out = xp.zeros((*shape[:-1], value.shape[-1]), dtype)
     largest = xp.empty((*shape[:-1], 1), dtype)  # score of each query, and the sum of exp(score - largest)
     total = xp.ones((*shape[:-1], 1), dtype)
     all_chunks = list(chunks(shape, is_causal)) if 0 not in shape else []
@@ -85,16 +84,8 @@ def attention_in_chunks(
     kept = None
     for chunk in all_chunks:
         q, k, s = scores(chunk)
-        at = (chunk.batch, ..., chunk.rows, slice(None))
-        if fast is not None:
-            e, largest[at], total[at] = fast.attention_weights(s, chunk.rows.start if is_causal else -1)
-        else:
-            m = xp.max(s, axis=-1, keepdims=True)
-            largest[at] = xp.where(xp.isfinite(m), m, xp.zeros_like(m))  # -inf for a query that sees nothing
-            s -= largest[at]
-            e = xp.exp(s, out=s)
-            m = xp.sum(e.reshape(-1, chunk.keys), axis=1).reshape(m.shape)
-            total[at] = xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
+        at, first = (chunk.batch, ..., chunk.rows, slice(None)), chunk.rows.start if is_causal else -1
+        e, largest[at], total[at] = _weights(xp, s) if fast is None else fast.attention_weights(s, first)
         kept = (q, k, e) if len(all_chunks) == 1 else None
         if dropout_p:
             e = e * dropout_factor(xp, chunk.number, e.shape, e.dtype, dropout_p, seed)
@@ -118,22 +109,35 @@ def attention_in_chunks(
             at = (chunk.batch, ..., chunk.rows, slice(None))
             seen = (chunk.batch, ..., slice(chunk.keys), slice(None))
             de = xp.matmul(g[at], xp.swapaxes(_part(value, chunk.batch)[..., : chunk.keys, :], -1, -2))
+            remaining = e
             if dropout_p:
                 factor = dropout_factor(xp, chunk.number, e.shape, e.dtype, dropout_p, seed)
                 de *= factor
-                dv[seen] += xp.matmul(xp.swapaxes(e * factor, -1, -2), g[at])
-            else:
-                dv[seen] += xp.matmul(xp.swapaxes(e, -1, -2), g[at])
-            if fast is not None:
-                ds = fast.score_gradient(de, e, along[at])
-            else:
-                de -= along[at]
-                ds = xp.multiply(de, e, out=de)
+                remaining = e * factor
+            dv[seen] += xp.matmul(xp.swapaxes(remaining, -1, -2), g[at])
+            ds = (_score_gradient if fast is None else fast.score_gradient)(de, e, along[at])
             dq[at] = xp.matmul(ds, k) * scale
             dk[seen] += xp.matmul(xp.swapaxes(ds, -1, -2), q)
         return dq, dk, dv
 
     return out, pullback
+
+
+def _weights(xp: Any, s: Any) -> tuple[Any, Any, Any]:
+    """exp(score - largest) in the memory of the scores; the largest of each query; the sums."""
+    m = xp.max(s, axis=-1, keepdims=True)
+    largest = xp.where(xp.isfinite(m), m, xp.zeros_like(m))  # -inf for a query that sees nothing
+    s -= largest
+    e = xp.exp(s, out=s)
+    m = xp.sum(e.reshape(-1, e.shape[-1]), axis=1).reshape(m.shape)
+    return e, largest, xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
+
+
+def _score_gradient(de: Any, e: Any, along: Any) -> Any:
+    """(de - along) e, in the memory of de."""
+    de -= along
+    de *= e
+    return de
 
 
 def _mask(xp: Any, s: Any, attn_mask: Any, chunk: Chunk) -> None:

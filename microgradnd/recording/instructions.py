@@ -20,6 +20,7 @@ def is_array(x: Any) -> bool:
 
 
 def is_on_device(x: Any) -> bool:
+    """Whether x is an array itself on a device."""
     return type(x) in NAMESPACES and type(x) is not np.ndarray
 
 

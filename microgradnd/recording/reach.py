@@ -313,6 +313,7 @@ def whole(owner: Any) -> Any:
 
 
 def is_same_whole(owner: Any, content: Any) -> bool:
+    """Whether it still holds what :func:`whole` gave."""
     if isinstance(owner, np.ndarray):
         return bool(owner.tobytes() == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))

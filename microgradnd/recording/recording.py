@@ -66,7 +66,9 @@ class Recording:
         self.stream = 0  # on which a device's buffers are used
         self._unheld: list[int] = []
         self._sort(session)
-        self._compile(session)
+        returned = self._plan(session)
+        self._write(session, returned)
+        self._prepare(session)
         self.watch = Watch(self.reach, {id(place) for place, _ in self._assigned})
 
     # Making
@@ -107,7 +109,8 @@ class Recording:
             elif type(data) is not RecordedArray:
                 raise CaptureError(f"capture: the step gives {place.path} a gradient that was computed outside of it")
 
-    def _compile(self, session: Session) -> None:
+    def _plan(self, session: Session) -> list[Variable]:
+        """The program, and which gradients it leaves in buffers; what a replay returns."""
         gradients = [variable for _, variable in self._new_gradients]
         assigned = [variable for _, variable in self._assigned]
         read = {v for x in session.instructions for v in x.reads()}
@@ -117,16 +120,22 @@ class Recording:
         counts = Counter([*gradients, *self._results, *assigned])
         alone = {v for v in once if v.root is v and counts[v] == 1}
         outputs = [*self._results, *assigned, *gradients]
-        program = Program(session.instructions, outputs, alone, [number for _, number in self._written_numbers])
+        numbers = [number for _, number in self._written_numbers]
+        self.program = program = Program(session.instructions, outputs, alone, numbers)
         first = {variable: place for place, variable in reversed(self.loaded)}  # several places may hold one array
         self.loaded = [(place, variable) for variable, place in first.items() if variable in program.used]
         self._kept = [(place, v) for place, v in self._new_gradients if v in program.planned and v in alone]
         self._given_gradients = [
             (place, v) for place, v in self._new_gradients if not (v in program.planned and v in alone)
         ]
+        if self.graph:
+            refuse(program, session.arguments, bool(self.loaded or self._assigned))
+        return [*self._results, *assigned, *(v for _, v in self._given_gradients)]
+
+    def _write(self, session: Session, returned: list[Variable]) -> None:
+        """The program's text, compiled, and what it names."""
+        program, mappings = self.program, self._mappings
         extra = [variable for _, variable in self.loaded]
-        returned = [*self._results, *assigned, *(v for _, v in self._given_gradients)]
-        mappings = self._mappings
         self._scope: dict[str, Any] = {"np": np, "Diverged": Diverged}
         if self.device is not None:
             self._scope["cp"] = sys.modules["cupy"]
@@ -151,10 +160,8 @@ class Recording:
         text = Text(
             program, [*session.arguments, *extra], numbers, written, returned, session.name, set(self._scope), wishes
         )
-        self.source, self._text, self.program = text.source, text, program
+        self.source, self._text = text.source, text
         self._arguments = session.arguments
-        if self.graph:
-            refuse(program, session.arguments, bool(self.loaded or self._assigned))
         self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
         self.functions = text.functions
         self.parameters = [text.names[v] for v in session.arguments]
@@ -162,14 +169,17 @@ class Recording:
         for variable, word in text.names.items():
             if variable.kind == "generator":
                 self._scope[word] = variable.array
-        self._by_variable: dict[Variable, list[Place]] = {}  # the places that hold the same array
-        for place, handle in session.replaced:
-            if place.role == "array":
-                self._by_variable.setdefault(handle.variable, []).append(place)
         self._filename = filename = f"<captured {session.name} {next(_numbers)}>"
         linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         weakref.finalize(self, linecache.cache.pop, filename, None)
         self._code = compile(self.source, filename, "exec")
+
+    def _prepare(self, session: Session) -> None:
+        """What replays look at, before and after."""
+        self._by_variable: dict[Variable, list[Place]] = {}  # the places that hold the same array
+        for place, handle in session.replaced:
+            if place.role == "array":
+                self._by_variable.setdefault(handle.variable, []).append(place)
         self.kept_leaves = [place.owner for place, _ in self._kept]
         kept = set(map(id, self.kept_leaves))
         others = [
@@ -179,13 +189,9 @@ class Recording:
         self.others_none = [none for _, none in others]
         self._find_changes(session)
         self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
-        self.is_plain = (
-            isinstance(self.structure, Output)
-            and self.structure.is_tensor
-            and not (
-                self.sets or self._assigned or self._given_gradients or self._cleared or program.draws_before_branch
-            )
-        )
+        changes = self.sets or self._assigned or self._given_gradients or self._cleared
+        is_tensor = isinstance(self.structure, Output) and self.structure.is_tensor
+        self.is_plain = is_tensor and not (changes or self.program.draws_before_branch)
 
     def _find_changes(self, session: Session) -> None:
         """Whose memory a replay writes into: that of arrays in places, and of arguments.
