@@ -45,11 +45,12 @@ class autocast(Mode):
 
     Within, as in PyTorch (its lists of operations: https://docs.pytorch.org/docs/stable/amp.html):
 
-    - ``matmul``, ``linear``, ``linear_relu``, ``linear_gelu``, ``einsum`` and ``scaled_dot_product_attention`` convert
-      their float32 arguments (float64 ones stay) and give results in ``dtype``. Sums in them are float32's.
-    - ``exp``, ``log``, ``power``, ``sum``, ``mean``, ``var``, ``softmax``, ``log_softmax``, ``logsumexp``,
-      ``cross_entropy``, ``layer_norm``, ``rms_norm`` and ``nn.mse_loss`` convert float16 and bfloat16 arguments to
-      float32, and give that.
+    - ``matmul``, ``linear``, ``linear_relu``, ``linear_gelu``, ``einsum``, ``scaled_dot_product_attention`` and
+      ``self_attention`` convert their float32 arguments (float64 ones stay) and give results in ``dtype``. Sums in
+      them are float32's.
+    - ``exp``, ``log``, ``log1p``, ``power``, ``sum``, ``mean``, ``std``, ``var``, ``softmax``, ``log_softmax``,
+      ``logsumexp``, ``cross_entropy``, ``layer_norm``, ``rms_norm`` and ``nn.mse_loss`` convert float16 and bfloat16
+      arguments to float32, and give that.
     - All others follow NumPy's promotion.
 
     Holds for the current thread alone and may be nested; ``mg.autocast(None)`` turns it off inside. The point of it is

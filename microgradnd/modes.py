@@ -1,4 +1,4 @@
-"""Modes: settings of the current thread that hold within a ``with`` block or a decorated function."""
+"""Settings that hold within a ``with`` block: of the current thread (modes), of the whole process (choices)."""
 
 from __future__ import annotations
 
@@ -34,3 +34,29 @@ class Mode:
                 return function(*args, **kwargs)
 
         return wrapper  # type: ignore[return-value]
+
+
+class Choice:
+    """The base of settings of the process: they hold from when they are made on, or within each ``with`` block."""
+
+    current: Any
+
+    def __init__(self, choice: Any) -> None:
+        self._choice = choice
+        self._before = [self.current]  # the choices to go back to: this one for the first block
+        self._blocks = 0
+        self.choose(choice)
+
+    @classmethod
+    def choose(cls, choice: Any) -> None:
+        cls.current = choice
+
+    def __enter__(self) -> None:
+        if self._blocks == len(self._before):
+            self._before.append(self.current)
+            self.choose(self._choice)
+        self._blocks += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._blocks -= 1
+        self.choose(self._before.pop())

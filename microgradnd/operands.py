@@ -31,7 +31,7 @@ def operand(x: Any, operation: Operation, argument: str) -> Any:
     xp = NAMESPACES.get(x.__class__)
     if xp is not None and x.dtype.kind in "biufc":
         return xp.asarray(x)  # itself, or what stands for it in a recording
-    if x.__class__ in _NUMBERS or isinstance(x, (np.number, np.bool_)):
+    if isinstance(x, NUMBERS):
         return x
     return array_operand(x, operation, argument)
 
@@ -72,6 +72,10 @@ def explained(error: Exception, operation: Operation, **arguments: Any) -> Excep
         refuse_several_devices(operation.name, **{name: arguments[name] for name in operation.arguments})
     except TypeError as several:
         return several
+    if type(error) is AttributeError:  # of a number, which has no shape
+        for name in operation.arguments:
+            if isinstance(arguments[name], NUMBERS):
+                return ValueError(f"{operation.name}: {name} must be an array, got {arguments[name]!r}")
     for kind in _EXPLAINED:
         if type(error) is kind or (isinstance(error, kind) and type(error).__module__.startswith(("numpy", "cupy"))):
             got = ", ".join(f"{name}: {_described(x)}" for name, x in arguments.items())
@@ -95,4 +99,4 @@ _EXPLAINED = (
     ValueError,
     ZeroDivisionError,
 )
-_NUMBERS = frozenset({bool, int, float, complex})
+NUMBERS = (int, float, complex, np.number, np.bool_)

@@ -74,9 +74,11 @@ def mask(*shape: int) -> Any:
     return np.random.default_rng(7).random(shape) < 0.5
 
 
-def _clip(x: Any, a_min: Any, a_max: Any) -> Any:
-    x = x if a_min is None else np.maximum(x, a_min)
-    return x if a_max is None else np.minimum(x, a_max)
+def _var(x: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
+    """np.var without its absolute values, which differ for complex numbers."""
+    squares = (x - np.mean(x, axis=axis, keepdims=True)) ** 2
+    count = np.ones(x.shape).sum(axis=axis, keepdims=keepdims)
+    return np.sum(squares, axis=axis, keepdims=keepdims) / (count - ddof)
 
 
 def _logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
@@ -192,6 +194,14 @@ def _torch_axes(function: str) -> Callable[..., Any]:
     return call
 
 
+def _torch_spread(function: str) -> Callable[..., Any]:
+    def call(torch: Any, x: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
+        axis = tuple(range(x.ndim)) if axis is None else axis
+        return getattr(torch, function)(x, dim=axis, correction=ddof, keepdim=keepdims)
+
+    return call
+
+
 def _torch_named(name: str) -> Callable[..., Any]:
     return lambda torch, *args: getattr(torch, name)(*args)
 
@@ -217,6 +227,17 @@ def comparing(name: str) -> Op:
 
 def masking(name: str) -> Op:
     samples = (Sample((mask(3, 4), mask(4))), Sample((np.arange(6).reshape(2, 3), np.array(3))))
+    return Op(name, getattr(np, name), samples, differentiable=(), keeps_dtype=False)
+
+
+def choosing(name: str) -> Op:
+    samples = (shapes((3, 4)), shapes((3, 4), axis=1), shapes((2, 3, 4), axis=0, keepdims=True))
+    return Op(name, getattr(np, name), samples, differentiable=(), keeps_dtype=False)
+
+
+def testing(name: str) -> Op:
+    samples = tuple(Sample((mask(3, 4),), options) for options in ({}, {"axis": 1}, {"axis": (0, 1), "keepdims": True}))
+    samples += (Sample((np.array([[0, 2], [0, 0]]),), {"axis": 0}), shapes((0, 3), axis=0), shapes(()))
     return Op(name, getattr(np, name), samples, differentiable=(), keeps_dtype=False)
 
 
@@ -319,6 +340,7 @@ OPS = (
     # elementary functions
     elementwise("exp"),
     elementwise("log", low=0.2),
+    elementwise("log1p", low=-0.8),
     elementwise("sqrt", low=0.2),
     elementwise("tanh"),
     elementwise("sin"),
@@ -482,23 +504,20 @@ OPS = (
         "var",
         np.var,
         (*REDUCING, shapes((3, 4), axis=0, ddof=1), shapes((2, 3, 4), axis=(0, 2), ddof=1, keepdims=True)),
-        analytic=lambda x, axis=None, ddof=0, keepdims=False: (
-            np.sum((x - np.mean(x, axis=axis, keepdims=True)) ** 2, axis=axis, keepdims=keepdims)
-            / (np.ones(x.shape).sum(axis=axis, keepdims=keepdims) - ddof)
-        ),
-        torch=lambda torch, x, axis=None, ddof=0, keepdims=False: torch.var(
-            x, dim=tuple(range(x.ndim)) if axis is None else axis, correction=ddof, keepdim=keepdims
-        ),
+        analytic=_var,
+        torch=_torch_spread("var"),
+    ),
+    Op(
+        "std",
+        np.std,
+        (*(s for s in REDUCING if s.args != ((),)), shapes((3, 4), axis=0, ddof=1)),
+        analytic=lambda x, **options: np.sqrt(_var(x, **options)),
+        torch=_torch_spread("std"),
     ),
     Op("max", np.max, (*REDUCING, shapes((0, 3), axis=1)), torch=_torch_axes("amax")),
     Op("min", np.min, (*REDUCING, shapes((0, 3), axis=1)), torch=_torch_axes("amin")),
-    Op(
-        "argmax",
-        np.argmax,
-        (shapes((3, 4)), shapes((3, 4), axis=1), shapes((2, 3, 4), axis=0, keepdims=True)),
-        differentiable=(),
-        keeps_dtype=False,
-    ),
+    *map(choosing, ("argmax", "argmin")),
+    *map(testing, ("all", "any")),
     Op("logsumexp", _logsumexp, (*REDUCING, shapes((0, 3), axis=1)), torch=_torch_axes("logsumexp")),
     Op("softmax", _softmax, ALONG, torch=lambda torch, x, axis=-1: _torch_flat(torch.softmax, x, axis)),
     Op(
@@ -520,6 +539,7 @@ OPS = (
         ),
         torch=lambda torch, x, shape: x.reshape(shape),
     ),
+    Op("ravel", np.ravel, (shapes((2, 3)), shapes(()), shapes((0, 3)))),
     Op(
         "transpose",
         np.transpose,

@@ -21,8 +21,8 @@ from tests.conftest import Device
 LOW = ("float16", "bfloat16")
 PRODUCTS = ("matmul", "linear", "linear_relu", "linear_gelu", "einsum")
 IN_FLOAT32 = (
-    "exp", "log", "power", "sum", "mean", "var", "softmax", "log_softmax", "logsumexp", "cross_entropy", "layer_norm",
-    "rms_norm",
+    "exp", "log", "log1p", "power", "sum", "mean", "std", "var", "softmax", "log_softmax", "logsumexp", "cross_entropy",
+    "layer_norm", "rms_norm",
 )  # fmt: skip
 CALLS: dict[str, Callable[..., Any]] = {
     "matmul": lambda x, y: mg.matmul(x, y),
@@ -39,6 +39,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "power": lambda x, y: x**2,
     "sum": lambda x, y: x.sum(axis=0),
     "mean": lambda x, y: x.mean(),
+    "log1p": lambda x, y: mg.log1p(x),
+    "std": lambda x, y: x.std(axis=1),
     "var": lambda x, y: x.var(axis=1),
     "softmax": lambda x, y: mg.softmax(x),
     "log_softmax": lambda x, y: mg.log_softmax(x),

@@ -53,6 +53,18 @@ def test_the_choice() -> None:
     assert choice.current == "numba"
 
 
+def test_a_choice_can_be_entered_again() -> None:
+    numpy = mg.kernels("numpy")
+    with numpy:
+        assert choice.current == "numpy"
+    assert choice.current == "numba"
+    with mg.kernels("auto"), numpy:
+        with numpy:
+            assert choice.current == "numpy"
+        assert choice.current == "numpy"
+    assert choice.current == "numba"
+
+
 def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(choice, "_compiled", None)

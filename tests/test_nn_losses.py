@@ -182,6 +182,10 @@ def test_targets_can_be_differentiated_too():
         ((0, 4), np.zeros(0, int), ValueError, "there are no rows"),
         ((0, 4), np.zeros((0, 4)), ValueError, "there are no rows"),
         ((2, 0, 4), np.zeros((2, 0), int), ValueError, "there are no rows"),
+        ((), 0, ValueError, "logits must have at least one axis"),
+        ((4,), np.int32(-1), IndexError, "class indices must lie in 0 to 3, got -1"),
+        ((4,), 1.0, ValueError, "targets must be an array, got 1.0"),
+        ((4,), True, TypeError, "class indices must be integers, got bool"),
     ],
 )
 def test_cross_entropy_refuses(shape, targets, error, message):
@@ -227,4 +231,5 @@ def test_float16_of_many_rows(rows, classes, kind):
 
 def test_a_class_given_as_a_number_has_second_derivatives():
     x = np.array([0.3, -0.2, 0.9])
-    mg.check_grads(lambda t: nn.cross_entropy(t, 1), x)
+    for label in (1, np.int64(1), np.array([2, 1], np.uint8)[1]):
+        mg.check_grads(lambda t: nn.cross_entropy(t, label), x)  # noqa: B023  # called at once

@@ -95,6 +95,22 @@ def test_a_gradient_of_the_wrong_shape() -> None:
         wrong(x).sum().backward()
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x @ 3.0, "matmul: y must be an array, got 3.0"),
+        (lambda x: mg.linear(2, x), "linear: x must be an array, got 2"),
+        (lambda x: mg.linear_relu(x, x, 1.5), "linear_relu: bias must be an array, got 1.5"),
+        (lambda x: mg.layer_norm(3.0), "layer_norm: x must be an array, got 3.0"),
+        (lambda x: mg.rms_norm(x, True), "rms_norm: weight must be an array, got True"),
+        (lambda x: mg.swiglu(1.0, x), "swiglu: gate must be an array, got 1.0"),
+    ],
+)
+def test_numbers_where_arrays_are_expected(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        call(mg.tensor(np.ones((3, 3))))
+
+
 def test_definitions_that_do_not_fit_are_refused() -> None:
     def define(function: Any, **vjps: Any) -> None:
         mg.primitive(**vjps)(function)

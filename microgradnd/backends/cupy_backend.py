@@ -104,12 +104,12 @@ def matmul(x: Any, y: Any) -> Any:
 
 
 # What CuPy 14.2 refuses bfloat16 for, or gives another dtype; its erf gives float64 for float16.
-_batched_matmul, var = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.var))
+_batched_matmul, std, var = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.std, cupy.var))
 erf = in_float32(erf)
 einsum = in_float32(cupy.einsum, (BFLOAT16,), first=1)
 where = promoting(cupy.where)
 _functions = (kept, masked, matmul, relu, relu_gradient, rotate_halves, scatter_add, sigmoid, take_rows)
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
-_ours |= {"einsum": einsum, "erf": erf, "normal_cdf": ndtr, "var": var, "where": where}
+_ours |= {"einsum": einsum, "erf": erf, "normal_cdf": ndtr, "std": std, "var": var, "where": where}
 _ours["SMALL"] = 0  # kernels for all arrays that have elements: one launch instead of several
 namespace = SimpleNamespace(**{**vars(cupy), **_ours})

@@ -202,7 +202,7 @@ _functions = (
     take_rows,
 )
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
-_ours |= {f.__name__: in_float32(f) for f in (np.mean, np.var, np.vdot)}
+_ours |= {f.__name__: in_float32(f) for f in (np.mean, np.std, np.var, np.vdot)}
 _ours["einsum"] = in_float32(np.einsum, first=1)
 _ours["where"] = promoting(np.where)
 _ours["scatter_add"] = functools.partial(scatter_add, np)

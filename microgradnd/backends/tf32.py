@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..modes import Choice
 
-class allow_tf32:
+
+class allow_tf32(Choice):
     """Let CuPy multiply float32 matrices in TF32: for the process, or within a ``with`` block.
 
     >>> mg.allow_tf32(True)  # from now on
@@ -25,18 +27,11 @@ class allow_tf32:
     def __init__(self, allowed: bool = True) -> None:
         if not isinstance(allowed, bool):
             raise TypeError(f"allow_tf32: expected True or False, got {allowed!r}")
-        self._before = allow_tf32.current
-        self._choose(allowed)
+        super().__init__(allowed)
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        self._choose(self._before)
-
-    @staticmethod
-    def _choose(allowed: bool | None) -> None:
-        allow_tf32.current = allowed
+    @classmethod
+    def choose(cls, choice: bool | None) -> None:
+        super().choose(choice)
         if "cupy" in sys.modules:
             apply()
 

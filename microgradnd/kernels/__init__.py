@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from ..modes import Choice
+
 CHOICES = ("numpy", "numba", "auto")
 # Arrays of up to so many elements stay with NumPy. Kernels win from 256 on (tests/benchmarks/kernels.py), but Numba
 # takes half a second to load: only who asks for it gets them for small arrays. With "numpy" there are none.
 SMALL = {"numba": 1 << 8, "auto": 1 << 13, "numpy": 1 << 13}
 
 
-class kernels:
+class kernels(Choice):
     """Choose how fused operations and optimisers compute: for the process, or within a ``with`` block.
 
     >>> mg.kernels("numpy")  # from now on
@@ -48,14 +50,7 @@ class kernels:
             raise ValueError(f"kernels: expected any of {', '.join(CHOICES)}, got {choice!r}")
         if choice == "numba" and not installed():
             raise ImportError("kernels: Numba is not installed: pip install 'numba>=0.61'", name="numba")
-        self._before = kernels.current
-        kernels.current = choice
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        kernels.current = self._before
+        super().__init__(choice)
 
 
 def small() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..dtypes import is_floating, is_narrow
 from . import compiled
 from .array_kernels import narrow, wide
@@ -15,7 +17,9 @@ FEW_CLASSES = 32
 
 def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     """Mean cross-entropy of softmax(logits); one exp serves the loss and its gradient softmax(logits) - targets."""
-    if targets.__class__ is int:
+    if logits.ndim == 0:
+        raise ValueError("logits must have at least one axis, that of the classes")
+    if isinstance(targets, (int, np.integer)):
         if not 0 <= targets < logits.shape[-1]:
             raise IndexError(f"class indices must lie in 0 to {logits.shape[-1] - 1}, got {targets}")
         targets = xp.asarray(targets)

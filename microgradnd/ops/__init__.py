@@ -28,7 +28,7 @@ from .arithmetic import (
 )
 from .attention import rotate_halves, scaled_dot_product_attention, self_attention
 from .dropout import dropout
-from .elementwise import cos, erf, exp, log, sin, sqrt, tanh
+from .elementwise import cos, erf, exp, log, log1p, sin, sqrt, tanh
 from .indexing import getitem, scatter_add
 from .linalg import einsum, linear, linear_gelu, linear_relu, matmul
 from .losses import cross_entropy
@@ -49,13 +49,28 @@ from .nondifferentiable import (
     zeros_like,
 )
 from .normalization import layer_norm, rms_norm
-from .reductions import argmax, log_softmax, logsumexp, max, mean, min, softmax, sum, var
+from .reductions import (
+    all,
+    any,
+    argmax,
+    argmin,
+    log_softmax,
+    logsumexp,
+    max,
+    mean,
+    min,
+    softmax,
+    std,
+    sum,
+    var,
+)
 from .shaping import (
     alias,
     astype,
     broadcast_to,
     concatenate,
     expand_dims,
+    ravel,
     reshape,
     squeeze,
     stack,
@@ -70,7 +85,10 @@ __all__ = [
     "absolute",
     "add",
     "alias",
+    "all",
+    "any",
     "argmax",
+    "argmin",
     "astype",
     "bitwise_and",
     "bitwise_or",
@@ -102,6 +120,7 @@ __all__ = [
     "linear_gelu",
     "linear_relu",
     "log",
+    "log1p",
     "log_softmax",
     "logsumexp",
     "matmul",
@@ -116,6 +135,7 @@ __all__ = [
     "ones_like",
     "positive",
     "power",
+    "ravel",
     "relu",
     "remainder",
     "reshape",
@@ -132,6 +152,7 @@ __all__ = [
     "sqrt",
     "squeeze",
     "stack",
+    "std",
     "subtract",
     "sum",
     "swapaxes",
@@ -190,13 +211,19 @@ _others: dict[str, Any] = {
     "__gt__": greater,
     "__ge__": greater_equal,
     "__getitem__": getitem,
+    "all": all,
+    "any": any,
     "argmax": argmax,
+    "argmin": argmin,
     "astype": astype,
     "clip": clip,
+    "flatten": ravel,
     "max": max,
     "mean": mean,
     "min": min,
+    "ravel": ravel,
     "squeeze": squeeze,
+    "std": std,
     "sum": sum,
     "to": to,
     "swapaxes": swapaxes,

@@ -24,6 +24,12 @@ def log(xp: Any, x: Operand) -> Any:
     return xp.log(x)
 
 
+@primitive(in_float32, x=lambda g, x: g / (1.0 + x))
+def log1p(xp: Any, x: Operand) -> Any:
+    """log(1 + x), elementwise, exact for small x too."""
+    return xp.log1p(x)
+
+
 @primitive(x=lambda g, out: 0.5 * g / out)
 def sqrt(xp: Any, x: Operand) -> Any:
     """The square root, elementwise; the gradient at 0 is infinite."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..autocast import in_float32
 from ..backends import NAMESPACES, as_array
 from ..fused import fused
@@ -31,7 +33,7 @@ def cross_entropy(logits: Operand, targets: Operand) -> Tensor:
             gradient of that row are NaN instead.
         ValueError: for other shapes of ``targets``, and for no rows at all.
     """
-    targets = as_array(targets) if isinstance(targets, int) else targets
+    targets = as_array(targets) if isinstance(targets, int | np.integer) else targets
     log_p = log_softmax(logits)
     count = prod(log_p.shape[:-1])
     if targets.shape == log_p.shape:

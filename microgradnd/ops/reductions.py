@@ -69,6 +69,18 @@ def var(xp: Any, x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = 
     return xp.var(x, axis=axis, ddof=ddof, keepdims=keepdims)
 
 
+def _std(g, xp, x, x_shape, out, axis, ddof, keepdims):
+    deviation = x - xp.mean(x, axis=axis, keepdims=True)
+    g = g / xp.where(out == 0, xp.ones_like(out), out)
+    return _restored(xp, g, x_shape, axis, keepdims) * _share(x_shape, axis, ddof) * deviation
+
+
+@primitive(in_float32, x=_std)
+def std(xp: Any, x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
+    """The standard deviation over ``axis``, the root of :func:`var`; where it is 0 the gradient is 0 too."""
+    return xp.std(x, axis=axis, ddof=ddof, keepdims=keepdims)
+
+
 def _extremum(g, xp, x, x_shape, out, axis, keepdims):
     chosen = x == _restored(xp, out, x_shape, axis, keepdims)
     ties = xp.sum(chosen, axis=axis, keepdims=True).astype(np.result_type(g.dtype, np.float32))  # float16 ends early
@@ -91,6 +103,24 @@ def min(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
 def argmax(xp: Any, x: Operand, axis: int | None = None, keepdims: bool = False) -> Any:
     """The index of the largest element over ``axis`` (the first one; flat where ``axis`` is None). No gradient."""
     return xp.argmax(x, axis=axis, keepdims=keepdims)
+
+
+@primitive(x=None)
+def argmin(xp: Any, x: Operand, axis: int | None = None, keepdims: bool = False) -> Any:
+    """The index of the smallest element over ``axis`` (the first one; flat where ``axis`` is None). No gradient."""
+    return xp.argmin(x, axis=axis, keepdims=keepdims)
+
+
+@primitive(x=None)
+def all(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
+    """Whether all elements over ``axis`` are true, that is, not 0. No gradient."""
+    return xp.all(x, axis=axis, keepdims=keepdims)
+
+
+@primitive(x=None)
+def any(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
+    """Whether any element over ``axis`` is true, that is, not 0. No gradient."""
+    return xp.any(x, axis=axis, keepdims=keepdims)
 
 
 def _finite(xp, x):

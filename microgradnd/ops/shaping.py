@@ -24,6 +24,12 @@ def reshape(xp: Any, x: Operand, shape: Shape) -> Any:
     return xp.reshape(x, shape)
 
 
+@primitive(x=lambda g, xp, x_shape: xp.reshape(g, x_shape))
+def ravel(xp: Any, x: Operand) -> Any:
+    """x with one axis of all its elements, in C order; a tensor's method ``flatten`` is the same."""
+    return xp.reshape(x, -1)
+
+
 def _inverse(axes):
     return None if axes is None else tuple(int(i) for i in np.argsort([a % len(axes) for a in axes]))
 
@@ -76,7 +82,7 @@ def astype(x: Operand, dtype: npt.DTypeLike) -> Tensor:
 
 @primitive(x=lambda g: g)
 def alias(xp: Any, x: Operand) -> Any:
-    """x itself, as a node of its own in the graph: where a gradient is to stop, or to be read off."""
+    """x itself, as a node of its own in the graph, at which a gradient can be read off; gradients pass through it."""
     return x
 
 
