@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Set
 from heapq import heappop, heappush
 from operator import attrgetter
 from sys import getrefcount
+from types import CellType, FunctionType
 from typing import Any
 
 from .dtypes import cast, is_narrow
@@ -276,20 +277,26 @@ def _cast(g: Any, dtype: Any, op: Any, index: int) -> Any:
 
 def _refuse_changed(node: Node) -> None:
     """Raise if an array saved by ``node`` has been changed in place since it was saved."""
-    for index, array in saved_arrays(node):
+    for array in saved_arrays(node):
         if changed_since(array, node.order):
             raise RuntimeError(
-                f"backward: {node.op.name} saved an array of shape {array.shape} for the gradient with respect "
-                f"to {node.op.arguments[index]}, and its values have been changed in place since; call "
-                "backward() before the optimiser's step(), or assign a new array (t.data = t.data - ..., "
-                "not t.data -= ...)"
+                f"backward: {node.op.name} saved an array of shape {array.shape} for its gradient, and its values have "
+                "been changed in place since; call backward() before the optimiser's step(), or assign a new array "
+                "(t.data = t.data - ..., not t.data -= ...)"
             )
 
 
-def saved_arrays(node: Node) -> Iterator[tuple[int, Any]]:
-    """The arrays that a node saved, each with the index of the argument whose gradient needs it."""
-    for _, index, saved in node.edges or ():
-        for value in saved:
-            for array in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(array, "shape"):
-                    yield index, array
+def saved_arrays(node: Node) -> Iterator[Any]:
+    """The arrays that a node saved: for its vjps, and in the variables of its pullback."""
+    saved = [value for _, _, values in node.edges or () for value in values]
+    waiting = [*saved, node.pullback]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, tuple | list):
+            waiting += value
+        elif hasattr(value, "strides"):
+            yield value
+        elif isinstance(value, FunctionType) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]

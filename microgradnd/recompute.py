@@ -79,7 +79,7 @@ def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[
     stack: list[Any] = [root]
     while stack:
         node = stack.pop()
-        arrays += [weakref.ref(array) for _, array in saved_arrays(node) if array.__class__ in NAMESPACES]
+        arrays += [weakref.ref(array) for array in saved_arrays(node) if array.__class__ in NAMESPACES]
         for parent, _, _ in node.edges:
             if parent in seen:
                 continue

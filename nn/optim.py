@@ -152,11 +152,12 @@ class Optimizer:
                     continue
                 p = parameter._data
                 if p is not slot.own:
-                    p = parameter._data = slot.own = p.copy()
+                    p = p.copy()
                     # In the same dict, where a captured step looks for it.
                     slot.state.update({name: beside(x, p) for name, x in slot.state.items() if hasattr(x, "shape")})
                     leaf.assigned = order
                     slot.record = record_of(p)
+                    parameter._data = slot.own = p  # last: should a signal come in between, the next step does it again
                 work.append((p, g._data if g.__class__ is Tensor else g, slot.state))
                 slot.record[1] = order
             self._update(group, work)
@@ -221,7 +222,7 @@ class Optimizer:
                         f"{parameter.shape}"
                     )
                 value = beside(as_array(value), parameter.data)
-                value = NAMESPACES[parameter.data.__class__].array(value, order="C")
+                value = NAMESPACES[parameter.data.__class__].array(value, parameter.dtype.newbyteorder("="), order="C")
             loaded[name] = value
         return loaded
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+import numpy as np
+
 from ..backends.memory import give_back_freed_memory
 from ..kernels import kernels
 from .active import CaptureError, active, is_recording
 from .comparing import State, differences, fingerprints
-from .guard import MISSED, leaves
+from .guard import MISSED, generators_in, leaves
 from .recording import UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
@@ -55,22 +58,24 @@ class Captured(Generic[P, R]):
         self._reasons: list[str] = []  # why the last recordings did not hold for the next call
         self._lock = threading.RLock()  # buffers serve one call at a time
         self._executed: Executed | None = None  # what of the program it runs, once it has run
+        self._fill = False  # whether the next call fills caches, without being recorded
         self._unused = 0  # recordings in a row before one of them was replayed
         self._warned = False
         self._merge = True  # whether equal step counts of an optimiser are read once for all of its parameters
         self._name: str | None = None  # as an attribute of a class
+        self._key = ""  # under which an object keeps its own
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if active.recorder is not None and is_recording():  # part of another step; the first half is sooner asked
-            return self._step(*args, **kwargs)
+            return cast("R", detached(self._step(*args, **kwargs)))
         with self._lock:
             latest = self._latest
             if latest is not None and len(kwargs) == len(latest.keywords):
-                values = (*args, *map(kwargs.get, latest.keywords)) if kwargs else args
                 try:
+                    values = (*args, *map(kwargs.__getitem__, latest.keywords)) if kwargs else args
                     result = latest.attempt(*values)
                 except Exception as error:
-                    if latest.failed_at(error) is not None:  # else arguments of another kind, or something was deleted
+                    if latest.failed_at(error) is not None:  # else other arguments, or something was deleted
                         return cast("R", self._otherwise(latest, error, args, kwargs))
                 else:
                     if result is not MISSED:
@@ -79,23 +84,32 @@ class Captured(Generic[P, R]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+        self._key = f"_captured {owner.__qualname__}.{name}"  # a subclass may have one of the same name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: a captured step for each object, kept among its attributes."""
         if instance is None:
             return self
+        if isinstance(instance, type):  # of a class method: the class is an argument
+            return MethodType(self, instance)
         if not hasattr(instance, "__dict__"):
             raise TypeError(f"capture: a {type(instance).__name__} has no attributes, to keep its captured step in")
-        key = f"_captured_{self._name or self._step.__name__}"
-        found = instance.__dict__.get(key)
+        found = instance.__dict__.get(self._key)
         if found is None or found._step.__self__ is not instance:  # that of the object that this is a copy of
             method: Any = MethodType(self._step, instance)
-            found = instance.__dict__[key] = Captured(method, self.max_recordings, self.graph)
+            found = instance.__dict__[self._key] = Captured(method, self.max_recordings, self.graph)
+            found._name = self._name
         return found
 
     def __reduce__(self) -> Any:
-        """Copied and pickled without what was recorded."""
-        return Captured, (self._step, self.max_recordings, self.graph)
+        """Copied and pickled without what was recorded; by its name, where that is what a decorator gave it."""
+        if isinstance(self._step, MethodType) and self._name is not None:
+            return getattr, (self._step.__self__, self._name)
+        found: Any = sys.modules.get(self.__module__)
+        name: str = getattr(self, "__qualname__", "")
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return name if found is self else (Captured, (self._step, self.max_recordings, self.graph))
 
     def __repr__(self) -> str:
         calls = ", ".join(f"{recording.calls} replays" for recording in self.recordings)
@@ -127,7 +141,8 @@ class Captured(Generic[P, R]):
             if reason is not None:
                 raise CaptureError(f"save: this call is unlike the recorded one in {reason}")
             given = leaves(args, kwargs)
-            before = State(recording.reach, recording.generators, recording.changed_arrays(given))
+            generators = [*recording.generators, *generators_in(given)]
+            before = State(recording.reach, generators, recording.changed_arrays(given))
             other: Captured[..., Any] = Captured(self._step)
             with kernels("numpy"):
                 try:
@@ -181,13 +196,14 @@ class Captured(Generic[P, R]):
                     stacklevel=3,
                 )
             return cast("R", detached(self._step(*args, **kwargs)))
-        if self._executed is None:
-            self._executed = Executed(self._step)
+        if self._executed is None or self._fill:
+            self._executed, self._fill = self._executed or Executed(self._step), False
             with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
         session = Session(self._step, args, kwargs, self._executed, self._merge)
         if session.left_at is not None:  # an optimiser's first step, or what is never repeated
             self._reasons.append(session.left_at)
+            self._fill = session.cleared
         elif not session.met_functions:
             self._unused += 1
             self.recordings.insert(0, Recording(session, self.graph))
@@ -197,11 +213,12 @@ class Captured(Generic[P, R]):
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """A replay after something else: verified if it is the first one at all."""
         given = leaves(args, kwargs)
-        parts = recording.reach, recording.generators, given
+        generators = [*recording.generators, *generators_in(given)]
+        parts = recording.reach, generators, [x for x in given if not isinstance(x, np.random.Generator)]
         if recording.verified:
             before = None
         else:
-            before = State(recording.reach, recording.generators, recording.changed_arrays(given))
+            before = State(recording.reach, generators, recording.changed_arrays(given))
             give_back_freed_memory()  # what the recorded call took: a replay has buffers of its own
         try:
             replayed = recording.replay(recording.arrays(args, kwargs))

@@ -87,6 +87,18 @@ def _collect(x: Any, found: list[Any]) -> None:
             _collect(part, found)
 
 
+def generators_in(given: list[Any]) -> list[np.random.Generator]:
+    """The generators among the leaves of arguments."""
+    return [x for x in given if isinstance(x, np.random.Generator)]
+
+
+def which_generators(given: list[Any], known: list[Any]) -> list[int]:
+    """Which of the generators among the leaves of arguments are one, or one of those that are ``known``."""
+    found = generators_in(given)
+    places = [id(x) for x in (*known, *found)]
+    return [places.index(id(x)) for x in found]
+
+
 def missed(*args: Any, **kwargs: Any) -> Any:
     """What stands for the function where there is none: everything is looked at closely."""
     return MISSED
@@ -134,6 +146,12 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             scope[f"layout_{i}"] = expected
             conditions.append(f"layout_of({name}) == layout_{i}")
             arrays.append(f"*leaves(({name},), {{}})")
+    if recording.which_generators:
+        scope |= {"which_generators": which_generators, "known_generators": recording.known_generators}
+        given = "".join(f"argument_{i}, " for i in range(len(recording.arguments)))
+        conditions.append(
+            f"which_generators(leaves(({given}), {{}}), known_generators) == {recording.which_generators}"
+        )
     kernels_in_use, recording_gradients, scope["autocast_dtype"], device = recording.settings
     conditions += [f"kernels.current == {kernels_in_use!r}", f"grad_mode.enabled is {recording_gradients}"]
     conditions.append("autocast_mode.dtype is autocast_dtype")
@@ -161,6 +179,8 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
         read = place.expression(f"loaded_{k}")
         arrays.append(read)
         conditions.append(f"{read}.__class__ is {_named(variable.array_type, scope)}")
+        conditions += [f"{read}.shape == {variable.shape}", f"{read}.dtype == loaded_dtype_{k}"]
+        scope[f"loaded_dtype_{k}"] = variable.dtype
     if recording.device is not None:
         scope["current_device"] = current_device
         conditions.append(f"current_device() == {recording.device}")

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from contextvars import ContextVar
+from threading import local
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ from ..tensor import Tensor
 from .active import CaptureError
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import is_array, is_on_device
-from .scout import Executed, globals_in, is_users, names_in, root_of
+from .scout import Executed, globals_in, is_users, modules_in, root_of
 
 MOST = 100_000  # places that are looked at
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
@@ -48,6 +52,13 @@ class Place:
     def get(self) -> Any:
         return self.owner[self.key] if self.is_item else getattr(self.owner, self.key)
 
+    def exists(self) -> bool:
+        try:
+            self.get()
+        except (AttributeError, IndexError, KeyError, ValueError):
+            return False
+        return True
+
     def expression(self, owner: str, key: str = "") -> str:
         """What :meth:`get` does, as text."""
         return f"{owner}[{key or repr(self.key)}]" if self.is_item else f"{owner}.{self.key}"
@@ -68,7 +79,10 @@ class Reach:
     def __init__(self, function: Callable[..., Any], args: Any, executed: Executed) -> None:
         self.places: list[Place] = []
         self.lengths: list[tuple[Any, int, str]] = []
+        self.orders: list[tuple[Any, list[Any], str]] = []  # the keys of dicts
         self.wholes: list[tuple[Any, Any, str]] = []  # what is compared as a whole: sets, queues, strange arrays
+        self.missing: list[Place] = []  # places that the program names, with nothing in them
+        self.caches: list[Any] = []  # functions with functools.lru_cache
         self._seen: dict[int, Any] = {}
         self._kept: set[tuple[int, Any]] = set()
         self._numbers: set[tuple[int, Any]] = set()
@@ -76,8 +90,8 @@ class Reach:
         self._waiting: list[tuple[Any, str]] = []
         self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
         self._own = executed.own
-        self._function(function, "")
         self._names = executed.names()
+        self._function(function, "")
         for code, scope in executed.globals.items():
             self._globals(code, scope)
         for i, x in enumerate(args):
@@ -87,9 +101,11 @@ class Reach:
         self._go_on()
         guarded = len(self.places)
         self._waiting += self._later
-        lengths, wholes = list(self.lengths), list(self.wholes)
+        lists: list[list[Any]] = [self.lengths, self.orders, self.wholes, self.missing]
+        counts = list(map(len, lists))
         self._go_on()
-        self.lengths, self.wholes = lengths, wholes
+        for found, count in zip(lists, counts, strict=True):
+            del found[count:]
         for place in self.places[guarded:]:
             place.is_guarded = False
 
@@ -115,10 +131,14 @@ class Reach:
                 return place.path
             if value is not place.value and not (isinstance(value, PLAIN) and isinstance(place.value, PLAIN)):
                 return place.path
-        for owner, length, path in self.lengths:
-            if len(owner) != length:
-                return path
-        return next((path for owner, whole, path in self.wholes if not is_same_whole(owner, whole)), None)
+        return next(self.different(), None)
+
+    def different(self) -> Iterator[str]:
+        """The paths of what has another length, order or content as a whole, and of what was not there before."""
+        yield from (path for owner, length, path in self.lengths if len(owner) != length)
+        yield from (path for owner, keys, path in self.orders if [*owner] != keys)
+        yield from (path for owner, whole, path in self.wholes if not is_same_whole(owner, whole))
+        yield from (place.path for place in self.missing if place.exists())
 
     def _go_on(self) -> None:
         while self._waiting:
@@ -143,6 +163,8 @@ class Reach:
             if not is_users(function.__module__) and function.__globals__ is not self._own:
                 return
             self._globals(function.__code__, function.__globals__)
+            self._keep(function, "__code__", False, f"{path}code")  # IPython's autoreload replaces it
+            self._attributes(vars(function), f"{path}{function.__name__}")
             self._keep(function, "__defaults__", False, f"{path}defaults")
             self._keep(function, "__kwdefaults__", False, f"{path}defaults")
 
@@ -161,18 +183,26 @@ class Reach:
         for name in globals_in(code):
             if name in scope:
                 self._keep(scope, name, True, name)
-                if isinstance(scope[name], ModuleType):
-                    self._named_parts(scope[name], names_in(code), name)
+            else:  # one of Python's own, as long as there is no other
+                self.missing.append(Place(scope, name, True, name, "missing", None))
+        for module in modules_in(code, scope):
+            self._value(module, module.__name__)
 
-    def _named_parts(self, value: Any, names: Any, path: str) -> None:
+    def _module(self, module: ModuleType, path: str) -> None:
         """Of a module of the program what the texts of functions name."""
-        if is_users(value.__name__):
-            for name in names:
-                if name in vars(value) and not name.startswith("__"):
-                    self._keep(value, name, False, f"{path}.{name}")
+        self._seen[id(module)] = module
+        if is_users(module.__name__):
+            for name in self._names & vars(module).keys():
+                if not name.startswith("__"):
+                    self._keep(module, name, False, f"{path}.{name}")
+            if module.__name__ != "__main__":
+                self.lengths.append((vars(module), len(vars(module)), path))
 
     def _class(self, value: type, path: str) -> None:
+        for base in value.__mro__[1:]:
+            self._value(base, f"{path}.{base.__name__}")
         if is_users(value.__module__):
+            self.lengths.append((vars(value), len(vars(value)), path))
             for name, part in vars(value).items():
                 if is_array(part) or isinstance(part, np.random.Generator | RecordedArray | RecordedGenerator | tuple):
                     self._keep(value, name, False, f"{path}.{name}")
@@ -186,7 +216,10 @@ class Reach:
             return
         try:
             value = owner[key] if is_item else getattr(owner, key)
-        except (AttributeError, ValueError):  # an empty cell, a slot that is not set
+        except ValueError:  # an empty cell
+            return
+        except AttributeError:  # a slot that is not set
+            self.missing.append(Place(owner, key, is_item, path, "missing", None))
             return
         self._kept.add((id(owner), key))
         if len(self.places) > MOST:
@@ -226,9 +259,14 @@ class Reach:
             self._seen[id(value)] = value
             self._class(value, path)
             return
-        if isinstance(value, ModuleType | BuiltinFunctionType | CellType):
+        if isinstance(value, ModuleType):
+            self._module(value, path)
+            return
+        if isinstance(value, BuiltinFunctionType | CellType | CodeType):
             return
         self._seen[id(value)] = value
+        if isinstance(value, functools._lru_cache_wrapper):
+            self.caches.append(value)
         if callable(value) and hasattr(value, "__wrapped__"):
             self._function(value.__wrapped__, f"{path}.")  # what a decorator made: another captured step
             return
@@ -238,14 +276,22 @@ class Reach:
         if isinstance(value, Tensor):
             self._tensor(value, path)
             return
-        if isinstance(value, list | dict):
-            self.lengths.append((value, len(value), path))
+        if isinstance(value, ContextVar):
+            self.wholes.append((value, whole(value), path))
+            self._value(value.get(None), path)
+        elif isinstance(value, MappingProxyType):
+            self._value(gc.get_referents(value)[0], path)  # what it shows
+        elif isinstance(value, list | dict):
+            if isinstance(value, dict) and len(value) > 1:
+                self.orders.append((value, [*value], path))
+            else:
+                self.lengths.append((value, len(value), path))
             for key in list(value) if isinstance(value, dict) else range(len(value)):
                 if (id(value), key) in self._numbers and isinstance(value[key], int | float | np.floating):
                     self.places.append(Place(value, key, True, f"{path}.{key}", "number", value[key]))
                 else:
                     self._keep(value, key, True, f"{path}.{key}")
-        elif isinstance(value, tuple | set | frozenset | deque):
+        elif isinstance(value, tuple | set | frozenset | deque | array | bytearray):
             if not isinstance(value, tuple | frozenset):
                 self.wholes.append((value, whole(value), path))
             for i, part in enumerate(value):
@@ -260,6 +306,9 @@ class Reach:
             self.places.append(Place(tensor._node, "grad", False, path, "gradient", tensor._node.grad))
 
     def _object(self, value: Any, path: str) -> None:
+        if isinstance(value, local):
+            for name in vars(value):
+                self._keep(value, name, False, f"{path}.{name}")  # by its name, since each thread has its own
         if root_of(type(value).__module__) in OPAQUE:
             return
         parameter = getattr(value, "parameter", None) if hasattr(type(value), "parameter") else None
@@ -271,15 +320,9 @@ class Reach:
         # Of objects that the library knows nothing of, only what the program's functions name can matter.
         named = None if self._is_read_by_others(value) else self._names
         if isinstance(attributes, dict):
-            if named is None:
-                self.lengths.append((attributes, len(attributes), path))
-            for name in list(attributes):
-                if named is not None and name not in named:
-                    continue
-                if name in unwatched:
-                    self._later.append((attributes[name], f"{path}.{name}"))
-                else:
-                    self._keep(attributes, name, True, f"{path}.{name}")
+            self._attributes(attributes, path, named, unwatched)
+        if is_users(type(value).__module__):
+            self._keep(value, "__class__", False, f"{path}.__class__")
         for kind in type(value).__mro__:
             self._value(kind, f"{path}.{kind.__name__}")
             slots = getattr(kind, "__slots__", ())
@@ -289,12 +332,24 @@ class Reach:
                     name = f"_{kind.__name__.lstrip('_')}{name}" if mangled else name
                     self._keep(value, name, False, f"{path}.{name}")
 
+    def _attributes(self, attributes: dict[str, Any], path: str, named: Any = None, unwatched: Any = ()) -> None:
+        """Those in ``named`` (None: all), and how many there are: a new one might hide that of a class."""
+        self.lengths.append((attributes, len(attributes), path))
+        for name in list(attributes):
+            if named is not None and name not in named:
+                continue
+            if name in unwatched:
+                self._later.append((attributes[name], f"{path}.{name}"))
+            else:
+                self._keep(attributes, name, True, f"{path}.{name}")
+
     def _is_read_by_others(self, value: Any) -> bool:
-        """Whether attributes are read without being named: by layers and optimisers, or through what asks for any."""
+        """Whether attributes are read without being named: by layers, optimisers, ChainMap, or what asks for any."""
         if {"getattr", "vars", "__dict__", "asdict", "astuple", "replace"} & self._names:
             return True
         kinds = type(value).__mro__
-        return any(root_of(kind.__module__) in ("microgradnd", "nn") or "__getattr__" in vars(kind) for kind in kinds)
+        ours = ("collections", "microgradnd", "nn")
+        return any(root_of(kind.__module__) in ours or "__getattr__" in vars(kind) for kind in kinds)
 
 
 def _is_recorded(x: Any) -> bool:
@@ -308,12 +363,16 @@ def is_equal(x: Any, y: Any) -> bool:
 
 
 def whole(owner: Any) -> Any:
-    """What is in a set, a queue or an array that is no array of numbers."""
+    """What is in a set, a queue, a context variable or an array that is no array of numbers."""
+    if isinstance(owner, ContextVar):
+        return owner.get(None)
     return owner.tobytes() if isinstance(owner, np.ndarray) else tuple(owner)
 
 
 def is_same_whole(owner: Any, content: Any) -> bool:
     """Whether it still holds what :func:`whole` gave."""
+    if isinstance(owner, ContextVar):
+        return owner.get(None) is content
     if isinstance(owner, np.ndarray):
         return bool(owner.tobytes() == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))

@@ -20,7 +20,7 @@ from ..tensor import Tensor
 from .active import CaptureError
 from .arrays import RecordedArray, RecordedNumber
 from .graph import graphed, refuse
-from .guard import attempt_function, layout, layout_of, leaves, missed, settings
+from .guard import attempt_function, generators_in, layout, layout_of, leaves, missed, settings, which_generators
 from .instructions import Variable, current_device, current_stream, is_array
 from .program import Program
 from .reach import Place
@@ -55,6 +55,8 @@ class Recording:
         self.verified = False
         self.sets, self.structure = session.sets, session.structure
         self.reach, self.generators = session.reach, session.generators
+        self.known_generators = [place.value for place in self.reach.of_role("generator")]
+        self.which_generators = which_generators(session.given, self.known_generators)
         self.device = session.device  # the number of the GPU, where a program uses one
         self.graph = graph
         self._mappings: dict[int, str] = {}  # what numbers lie in, by name
@@ -149,8 +151,9 @@ class Recording:
                 mappings[id(place.owner)], self._scope[wish] = wish, place.owner
             return f"{mappings[id(place.owner)]}[{place.key!r}]"
 
-        numbers = {
-            variable: _as_number(places[0], text_of(places[0]))
+        counts = {id(place) for place, _ in self._written_numbers}
+        numbers = {  # others than counts may be one of NumPy's at another time
+            variable: text_of(places[0]) if id(places[0]) in counts else f"float({text_of(places[0])})"
             for variable, places in self._numbers.items()
             if variable in program.used
         }
@@ -217,11 +220,12 @@ class Recording:
         scope = dict(self._scope)
         scope.update((name, variable.array) for name, variable in self._inputs)
         exec(self._code, scope)
-        self._step = graphed(scope["step"], self._arguments) if self.graph else scope["step"]
+        step = graphed(scope["step"], self._arguments) if self.graph else scope["step"]
         self._scope_of_step = scope
         self.buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
         self.records = [record_of(v.array) for v in self._written]
-        self.attempt, self._scope_of_attempt, self._unheld = attempt_function(self, self._step)
+        self.attempt, self._scope_of_attempt, self._unheld = attempt_function(self, step)
+        self._step = step  # last: it says that all is there
 
     # Holding
 
@@ -229,6 +233,8 @@ class Recording:
         """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
         if layout(args, kwargs) != self.layout:
             return "the arguments"
+        if self.which_generators != which_generators(self._leaves_of(args, kwargs), self.known_generators):
+            return "which random generators are one"
         if settings() != self.settings:
             return "mg.kernels, mg.no_grad, mg.autocast or mg.device"
         if self.device is not None and current_device() != self.device:
@@ -296,17 +302,20 @@ class Recording:
         if self._step is None:
             self.bind()
         read = [place.get() for place, _ in self.loaded]
-        kwargs = {name: kwargs[name] for name in self.keywords}  # in the order of the recording
-        return leaves(args, kwargs) + list(map(data_of, read))
+        return self._leaves_of(args, kwargs) + list(map(data_of, read))
+
+    def _leaves_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        return leaves(args, {name: kwargs[name] for name in self.keywords})  # in the order of the recording
 
     def replay(self, arrays: list[Any]) -> Any:
         """What the step would do and return. Raises Diverged, with nothing changed, at a branch that goes elsewhere."""
         if self.program.draws_before_branch:
-            states = [generator.bit_generator.state for generator in self.generators]
+            generators = [*self.generators, *generators_in(arrays)]
+            states = [generator.bit_generator.state for generator in generators]
             try:
                 out = self._step(*arrays)
             except Diverged:
-                for generator, state in zip(self.generators, states, strict=True):
+                for generator, state in zip(generators, states, strict=True):
                     generator.bit_generator.state = state
                 raise
         else:
@@ -367,11 +376,6 @@ class Recording:
     def generators_by_name(self) -> dict[str, np.random.Generator]:
         """The random generators that the program draws from."""
         return {name: v.array for v, name in self._text.names.items() if v.kind == "generator"}
-
-
-def _as_number(place: Place, text: str) -> str:
-    """What reads a number that may be one of NumPy's, as optimisers do."""
-    return text if type(place.value) is int else f"float({text})"
 
 
 def _are_equal(places: list[Place]) -> bool:

@@ -7,13 +7,13 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 LIBRARIES = frozenset(
     ["builtins", "cupy", "cupy_backends", "cupyx", "fastrlock", "llvmlite", "microgradnd", "nn", "numba", "numpy"]
 )
-UNREPEATED = (input, next, open, print)  # what a replay does not do
+UNREPEATED = (globals, input, next, open, print)  # what a replay does not do
 
 
 def root_of(module: str | None) -> str:
@@ -123,3 +123,11 @@ def globals_in(code: CodeType) -> list[str]:
         if isinstance(constant, CodeType):
             found.update(dict.fromkeys(globals_in(constant)))
     return list(found)
+
+
+def modules_in(code: CodeType, scope: dict[str, Any]) -> list[ModuleType]:
+    """The modules that a function imports itself, as far as they have been imported."""
+    names = [x.argval for x in dis.get_instructions(code) if x.opname == "IMPORT_NAME"]
+    package = scope.get("__package__") or ""  # relative ones are taken for those of the innermost package
+    found = [sys.modules.get(name) for x in names for name in (x, f"{package}.{x}".strip("."))]
+    return [module for module in found if module is not None]

@@ -22,7 +22,7 @@ from ..noting import hook
 from ..tensor import Tensor, constant
 from .active import CaptureError, active, is_recording, recorder
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, to_write
-from .guard import layout, layout_of, settings
+from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
@@ -41,11 +41,13 @@ class Session:
         result: what it returned, without handles.
         structure: the same with an ``Output`` for each array.
         instructions: what it did.
+        given: the arrays, floats and generators among the arguments, in order.
         arguments: variables for the arrays and floats among the arguments, in order.
         reach: what it can reach, as it was before.
         replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
         left_at: a place that was not there before and holds what the step computed, if there is one: what the step
             does next time is something else, then.
+        cleared: whether caches (functools.lru_cache), in which handles were, have been cleared.
         met_functions: whether functions ran that were not looked into before.
         sets: places of plain values that the step changes, with what it leaves there.
         finals: what those places, and those of all gradients, held at the end, by id of the place.
@@ -66,6 +68,7 @@ class Session:
         self.layout = layout(args, kwargs)
         self.layouts = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
         self.keywords = tuple(kwargs)
+        self.given = leaves(args, kwargs)
         self._merge = merge
         with _one_at_a_time, uncollected():
             self._run(function, args, kwargs, executed)
@@ -74,8 +77,10 @@ class Session:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
     ) -> None:
         known = len(executed.globals)
+        self.cleared = False
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
+        self._misses = {id(cache): cache.cache_info().misses for cache in self.reach.caches}
         self._recorder = Recorder(notes(function))
         self._generators: dict[int, RecordedGenerator] = {}
         self.left_at: str | None = None
@@ -127,7 +132,7 @@ class Session:
         self.instructions = self._recorder.instructions
         on_device = self._recorder.uses_device or any(v.is_on_device for v in self.arguments)
         self.device = current_device() if on_device else None
-        self.generators = [x.value for x in self._generators.values()]
+        self.generators = [x.value for x in self._generators.values() if x.variable.kind == "generator"]
 
     def short(self, path: str) -> str:
         """A path without the name of the model, where there is one only."""
@@ -250,6 +255,11 @@ class Session:
         expected = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
         known = {(id(place.owner), place.key) for place in expected}
         reach = self._everything()
+        for cache in reach.caches:
+            if cache.cache_info().misses != self._misses.get(id(cache), 0):
+                cache.cache_clear()
+                self.left_at = f"the cache of {cache.__name__}"
+                self.cleared = True
         for owner, _, path in reach.wholes:
             for i, part in enumerate(owner) if isinstance(owner, deque) else ():
                 if (bare := _bare(part)) is not part:

@@ -18,7 +18,7 @@ class Watch:
     def __init__(self, reach: Reach, ignored: set[int]) -> None:
         guarded = reach.of_role("plain", "array", "tuple", "generator")
         self.places = [x for x in guarded if x.is_guarded and id(x) not in ignored]
-        self._lengths, self._wholes = reach.lengths, reach.wholes
+        self._reach = reach
         self.scope: dict[str, Any] = {"is_same_whole": is_same_whole}
         self.conditions: list[str] = []
         self._owners: dict[int, str] = {}
@@ -28,6 +28,14 @@ class Watch:
             self.scope |= {key: place.key} if key else {}
             self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
         self.conditions += [f"len({self._name(x)}) == {n}" for x, n, _ in reach.lengths]
+        for i, (x, keys, _) in enumerate(reach.orders):
+            self.scope[f"keys_{i}"] = keys
+            self.conditions.append(f"[*{self._name(x)}] == keys_{i}")
+        for place in reach.missing:
+            owner = self._name(place.owner)
+            self.conditions.append(
+                f"{place.key!r} not in {owner}" if place.is_item else f"not hasattr({owner}, {place.key!r})"
+            )
         for i, (x, content, _) in enumerate(reach.wholes):
             self.scope[f"whole_{i}"] = content
             self.conditions.append(f"is_same_whole({self._name(x)}, whole_{i})")
@@ -39,8 +47,7 @@ class Watch:
 
     def differences(self) -> list[tuple[Place | None, str]]:
         """The places that hold something else now, and the names of what has another length or content."""
-        found: list[tuple[Place | None, str]] = [(None, path) for x, n, path in self._lengths if len(x) != n]
-        found += [(None, path) for x, content, path in self._wholes if not is_same_whole(x, content)]
+        found: list[tuple[Place | None, str]] = [(None, path) for path in self._reach.different()]
         for place in self.places:
             try:
                 value = place.get()
