@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import threading
 from pathlib import Path
@@ -68,22 +67,6 @@ def test_a_class_attribute_that_is_a_tuple_of_arrays() -> None:
         assert step(X).numpy().tolist() == (2 * X).tolist()
     Model.scales[1][:] = 5.0
     assert step(X).numpy().tolist() == (5 * X).tolist()
-
-
-def test_a_shallow_copy_has_a_captured_step_of_its_own() -> None:
-    class Model:
-        factor = 2.0
-
-        @mg.capture
-        def step(self, x: Any) -> mg.Tensor:
-            return mg.tensor(x) * self.factor
-
-    model = Model()
-    warm(model.step, X)
-    other = copy.copy(model)
-    other.factor = 3.0
-    assert other.step(X).numpy().tolist() == (3 * X).tolist()
-    assert model.step(X).numpy().tolist() == (2 * X).tolist()
 
 
 def test_steps_of_a_module_without_a_name() -> None:

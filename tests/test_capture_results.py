@@ -1,9 +1,8 @@
-"""mg.capture: gradients and results are nobody else's, of methods, in threads and within another step."""
+"""mg.capture: gradients and results are nobody else's."""
 
 from __future__ import annotations
 
 import re
-import threading
 from typing import Any
 
 import numpy as np
@@ -202,55 +201,3 @@ def test_in_place_work_on_views_of_results() -> None:
         x = rng.standard_normal((3, 4))
         assert bits(*captured(x)) == bits(*step(x))
     assert replays(captured) == 3
-
-
-# As a method, from threads, within another
-
-
-def test_methods_are_captured_for_each_object() -> None:
-    class Trainer:
-        def __init__(self, seed: int) -> None:
-            self.model = mlp(seed)
-            self.optimizer = nn.Adam(self.model.parameters())
-
-        @mg.capture
-        def step(self, X: Any, y: Any) -> mg.Tensor:
-            self.optimizer.zero_grad()
-            loss = nn.cross_entropy(self.model(X), y)
-            loss.backward()
-            self.optimizer.step()
-            return loss
-
-    trainers = [Trainer(0), Trainer(1)]
-    plain = [mlp(0), mlp(1)]
-    steps = [training_step(model, nn.Adam(model.parameters())) for model in plain]
-    for X, y in batches(6):
-        for trainer, step in zip(trainers, steps, strict=True):
-            assert bits(trainer.step(X, y)) == bits(step(X, y))
-    assert all(replays(trainer.step) == 4 for trainer in trainers)
-
-
-def test_threads_take_turns() -> None:
-    weight = mg.tensor(np.ones((50, 50)), requires_grad=True)
-    step = mg.capture(lambda x: mg.tanh(weight * x).sum())
-    expected = {n: step(np.full((50, 50), n / 10)).item() for n in range(8)}
-    found: dict[int, set[float]] = {n: set() for n in range(8)}
-
-    def work(n: int) -> None:
-        for _ in range(50):
-            found[n].add(step(np.full((50, 50), n / 10)).item())
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {n: {value} for n, value in expected.items()}
-
-
-def test_a_captured_step_within_another() -> None:
-    weight = mg.tensor(np.ones(2), requires_grad=True)
-    inner = mg.capture(lambda x: weight * x)
-    outer = mg.capture(lambda x: inner(x).sum() + 1)
-    assert [outer(np.full(2, i)).item() for i in range(4)] == [1.0, 3.0, 5.0, 7.0]
-    assert replays(outer) == 2

@@ -85,11 +85,11 @@ def test_nan_and_infinity_stay_in_their_place(name: str, threads: str) -> None:
     x = normal(100, 128)
     x[3, 5], x[7, 127], x[50, 0], x[60] = np.nan, np.inf, -np.inf, np.nan
     with np.errstate(all="ignore"):
-        ours, reference = (operations[name](y).data for y in (x, x.astype(np.float64)))
-        np.testing.assert_array_equal(np.isnan(ours), np.isnan(reference))
-        finite = np.isfinite(reference)
-        np.testing.assert_array_equal(np.isfinite(ours), finite)
-        np.testing.assert_allclose(ours[finite], reference[finite], rtol=1e-4, atol=1e-5)
+        for ours, reference in zip(*both(operations[name], x), strict=True):  # the result and the gradient
+            np.testing.assert_array_equal(np.isnan(ours), np.isnan(reference))
+            finite = np.isfinite(reference)
+            np.testing.assert_array_equal(np.isfinite(ours), finite)
+            np.testing.assert_allclose(ours[finite], reference[finite], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(ours[np.isinf(reference)], reference[np.isinf(reference)])
 
 

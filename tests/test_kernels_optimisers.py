@@ -162,3 +162,25 @@ def test_no_decay_of_infinite_parameters() -> None:
         w.grad = mg.tensor(np.ones(10_000, np.float32))
         make([w]).step()
         assert (w.data == np.inf).all()
+
+
+def test_state_saved_in_another_byte_order() -> None:
+    def trained(steps: nn.Optimizer, w: mg.Tensor, count: int) -> nn.Optimizer:
+        for i in range(count):
+            w.grad = normal(40, 30, seed=i)
+            steps.step()
+        return steps
+
+    w = mg.tensor(normal(40, 30), requires_grad=True)
+    state = trained(nn.Adam([w], 0.01), w, 3).state_dict()
+    found = []
+    for order in "<>":
+        copy = mg.tensor(w.data.copy(), requires_grad=True)
+        other = nn.Adam([copy], 0.01)
+        arrays = [
+            {k: x.astype(f"{order}f4") if hasattr(x, "shape") else x for k, x in s.items()} for s in state["state"]
+        ]
+        other.load_state_dict(state | {"state": arrays})
+        trained(other, copy, 2)
+        found.append(copy.data)
+    np.testing.assert_array_equal(*found)

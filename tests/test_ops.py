@@ -231,6 +231,39 @@ def test_no_grad_records_nothing(op: Op, sample: Sample, device: Any) -> None:
     assert_close(constant.numpy(), recorded.numpy(), 1e-15)
 
 
+def gradients_after(out: mg.Tensor, inputs: list[Any], change: bool) -> list[Any] | None:
+    """Those of the weighted sum, after the result was changed in place or not; None where backward refuses."""
+    if change:
+        out.detach().data -= 0.3
+    try:
+        out.backward(weights(out.shape, out.dtype))
+    except RuntimeError as error:
+        if "changed in place" not in str(error):
+            raise
+        return None
+    return [x.grad.data for x in inputs]
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.differentiable], ids=str)
+def test_results_changed_in_place_are_refused_or_not_needed(op: Op) -> None:
+    for sample in op.samples:
+        args = drawn(op, sample)
+        found = []
+        for change in (False, True):
+            tensors = [
+                mg.tensor(x, requires_grad=i in varied(op, args)) if isinstance(x, np.ndarray) else x
+                for i, x in enumerate(args)
+            ]
+            out = evaluated(op, getattr(mg, op.name), tensors, sample.options)
+            if not out.data.flags.writeable:
+                break
+            inputs = [x for x in tensors if isinstance(x, mg.Tensor) and x.requires_grad]
+            found.append(gradients_after(out, inputs, change))
+        if len(found) == 2 and found[1] is not None:
+            for before, after in zip(*found, strict=True):
+                np.testing.assert_array_equal(before, after)
+
+
 @pytest.mark.parametrize("op", [op for op in OPS if not op.differentiable], ids=str)
 def test_constants_to_the_graph(op: Op) -> None:
     args = drawn(op, op.samples[0])

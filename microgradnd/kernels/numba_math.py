@@ -97,6 +97,7 @@ def sigmoid_and_slope(x):
     return (e * s if x < ZERO else s), e * s * s
 
 
+INFINITY = f4(np.inf)
 NORMAL_TAIL_END = f4(13)  # where 2^-127 comes, for which normal_tail is 0
 
 
@@ -144,8 +145,8 @@ def gelu_of(z):
 
 @inline
 def gelu_slope(z):
-    """Phi(z) + z phi(z), phi being the density."""
+    """Phi(z) + z phi(z), phi being the density; NaN for infinities, as that product is."""
     t = abs(z)
-    t = NORMAL_TAIL_END if t > NORMAL_TAIL_END else t
+    t = NORMAL_TAIL_END if NORMAL_TAIL_END < t < INFINITY else t  # of infinity normal_tail is NaN
     d = normal_tail(t) - t * DENSITY * exp_unclamped(-HALF * t * t)
     return d if z < ZERO else ONE - d
