@@ -8,7 +8,7 @@ races, streams, a device's rounding and speed show on a device alone. This runs,
 
 1. what is there: versions, the device, its memory;
 2. the suite on it: python -m pytest --device cuda;
-3. the seed article's perceptron, trained on the digits on CPU and GPU: the same losses and accuracy;
+3. the multilayer perceptron of demos/mlp_engine.py, trained on the digits on CPU and GPU: the same losses and accuracy;
 4. the benchmarks' table on it, beside PyTorch CUDA where that is installed.
 
 It ends with status 0 if all is well, 1 if anything failed, and 2 where there is no GPU.

@@ -25,8 +25,8 @@ def check_grads(f: Callable[..., Tensor], *args: Any, order: int = 2, rtol: floa
     >>> mg.check_grads(lambda x, y: mg.sin(x) * y, np.ones(3), 2.0)
 
     Args:
-        f: takes tensors and returns a tensor of any shape; it must be smooth within about 1e-3 of
-            ``args``, so not at the kink of ``abs`` or ``max``.
+        f: takes tensors and returns a tensor of any shape; it must be smooth within 2e-3 max(1, abs(x)) of
+            each element x of ``args``, so not at the kink of ``abs`` or ``max``.
         args: tensors, arrays or numbers. Floating-point ones are checked, converted to float64 (differences
             in float32 prove nothing); others, such as indices, are passed on as they are.
         order: 1 checks the gradient, 2 also the gradient of the gradient, and so on.

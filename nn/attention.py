@@ -150,6 +150,8 @@ class MultiHeadAttention(Module):
 
         Returns:
             (..., L, d_model), or a pair with ``need_weights``.
+
+        Raises ValueError for queries, keys, values and masks of other shapes, TypeError for masks of integers.
         """
         if any(x is not None and x.ndim < 2 for x in (query, key, value)):
             raise ValueError(f"MultiHeadAttention: expected queries (..., L, d_model), got shape {query.shape}")

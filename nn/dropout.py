@@ -22,12 +22,14 @@ class Dropout(Module):
         rng: a ``numpy.random.Generator``, which may be shared with others, or a seed; None draws a seed. The layer
             keeps it, and ``nn.save_checkpoint`` saves where it stands.
 
-    Raises ValueError for p out of range.
+    Raises ValueError for p out of range, TypeError for a boolean as ``rng`` (PyTorch's ``inplace`` comes second).
     """
 
     def __init__(self, p: float = 0.5, rng: Rng = None) -> None:
         if not 0 <= p <= 1:
             raise ValueError(f"Dropout: p must lie between 0 and 1, got {p}")
+        if isinstance(rng, bool):
+            raise TypeError(f"Dropout: rng must be a generator, a seed or None, got {rng}")
         self.p = float(p)
         self.rng = np.random.default_rng(rng)
 
@@ -35,6 +37,7 @@ class Dropout(Module):
         """``residual`` is added to the result."""
         if self.training and self.p:
             return mg.dropout(x, self.p, self.rng, residual)
+        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
         return x if residual is None else residual + x
 
     def extra_repr(self) -> str:

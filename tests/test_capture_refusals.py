@@ -182,6 +182,17 @@ def test_arrays_kept_from_a_recording_are_refused() -> None:
         kept[0]["array"] * 2
 
 
+def test_a_decorator_with_settings() -> None:
+    @mg.capture(max_recordings=2)
+    def step(x: Any) -> Any:
+        return x + 1
+
+    assert step.max_recordings == 2
+    assert [step(np.full(n, 1.0)).size for n in (1, 2, 3, 1)] == [1, 2, 3, 1]
+    with pytest.raises(ValueError, match="at least 1"):
+        mg.capture(max_recordings=0)(len)
+
+
 def test_what_is_no_function_is_refused() -> None:
     with pytest.raises(TypeError, match="expected a function"):
         mg.capture(3)  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ REFUSED = [
     (ValueError, "head_dim must be even, got 5", lambda: nn.RotaryPositions(4, 5)),
     (ValueError, "p must lie between 0 and 1, got -0.1", lambda: nn.Dropout(-0.1)),
     (ValueError, "p must lie between 0 and 1, got nan", lambda: nn.Dropout(math.nan)),
+    (TypeError, "Dropout: rng must be a generator, a seed or None, got True", lambda: nn.Dropout(0.5, True)),
+    (TypeError, "dropout: rng must be a generator, a seed or None, got False", lambda: mg.dropout([1.0], 0.5, False)),
     (ValueError, "num_kv_heads, got 8, 3 and 3", lambda: nn.MultiHeadAttention(8, 3)),
     (ValueError, "num_kv_heads, got 8, 4 and 3", lambda: nn.MultiHeadAttention(8, 4, 3)),
     (ValueError, "num_kv_heads, got 8, 4 and 8", lambda: nn.MultiHeadAttention(8, 4, 8)),

@@ -188,7 +188,7 @@ def _changed(x: Any, p: Any) -> Any:
 
 @noted(writes=lambda work, *settings: [x for p, _, *averages in work for x in (p, *averages)])
 def adam_all(work: Sequence[tuple[Any, Any, Any, Any]], *settings: float) -> None:
-    """A step of all (p, g, m, v) in place. The settings, in the kernel's order, are those of numba_kernels.adam."""
+    """A step of all (p, g, m, v) in place. The settings are those of numba_optimisers.adam_all, in its order."""
     rows = [(_changed(p, p), like(g, p), *[_changed(x, p) for x in averages]) for p, g, *averages in work]
     for char, tensors, blocks in _launches(rows):
         _run("adam", char, blocks, tensors, *settings)

@@ -37,10 +37,12 @@ def dropout(x: Operand, p: float = 0.5, rng: Rng = None, residual: Operand | Non
             gives a seed for the device, so that nothing is copied; there other elements are dropped than on the host.
         residual: added to the result, in the same pass over memory where it has the shape of x.
 
-    Raises ValueError for p out of range.
+    Raises ValueError for p out of range, TypeError for a boolean as ``rng``.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must lie between 0 and 1, got {p}")
+    if isinstance(rng, bool):
+        raise TypeError(f"dropout: rng must be a generator, a seed or None, got {rng}")
     x, p, rng = x if isinstance(x, Tensor) else Tensor(x), float(p), generator(rng)
     if x.data.__class__ is np.ndarray:
         return _dropout(x, residual, rng.random(x.shape, np.float32) >= p, p)

@@ -41,8 +41,9 @@ def layer_norm(
 def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6, residual: Operand | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, with the mean of the last axis (Zhang and Sennrich, 2019).
 
-    ``x`` is (..., n) and ``weight`` (n,). With ``residual``, of the shape of x, that of x + residual; one kernel
-    computes both where Numba's are used. Raises ValueError for other shapes.
+    ``x`` is (..., n) and ``weight`` (n,). ``nn.RMSNorm`` has another default for ``eps``, PyTorch's. With ``residual``,
+    of the shape of x, that of x + residual; one kernel computes both where Numba's are used. Raises ValueError for
+    other shapes.
     """
     x = x if residual is None else x + residual
     out: Any = x / sqrt(mean(x * x, axis=-1, keepdims=True) + eps)

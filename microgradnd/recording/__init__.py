@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .active import CaptureError
 
@@ -16,7 +17,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def capture(step: Callable[P, R], max_recordings: int = 8, graph: bool = False) -> Captured[P, R]:
+@overload
+def capture(step: Callable[P, R], max_recordings: int = 8, graph: bool = False) -> Captured[P, R]: ...
+
+
+@overload
+def capture(*, max_recordings: int = 8, graph: bool = False) -> Callable[[Callable[P, R]], Captured[P, R]]: ...
+
+
+def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> Any:
     """``step`` as a function that records what it does to arrays, and from then on only repeats it.
 
     >>> @mg.capture
@@ -26,6 +35,8 @@ def capture(step: Callable[P, R], max_recordings: int = 8, graph: bool = False) 
     ...     loss.backward()
     ...     optimizer.step()
     ...     return loss
+
+    With settings: ``@mg.capture(max_recordings=20)``.
 
     The first calls run the step itself and record it: all that it does to arrays, forward, backward and update. Later
     calls run a straight line of NumPy's functions that does the same, with memory for all but large results planned
@@ -56,7 +67,10 @@ def capture(step: Callable[P, R], max_recordings: int = 8, graph: bool = False) 
             that require a gradient, kernels for CuPy arrays that are not recorded, arrays on another GPU than CuPy's
             current one.
         TypeError: for what is no function, and for generator and coroutine functions.
+        ValueError: for ``max_recordings`` below 1.
     """
     from .captured import Captured
 
+    if step is None:
+        return functools.partial(Captured, max_recordings=max_recordings, graph=graph)
     return Captured(step, max_recordings, graph)
