@@ -77,7 +77,7 @@ class Part:
 
 
 class Onto:
-    """A gradient that is computed in one pass over memory with its addition to what has reached its tensor before."""
+    """A gradient that adds itself to the sum so far, in one pass over memory."""
 
     __slots__ = ("compute",)
     shape = None

@@ -26,8 +26,8 @@ def noted(function: Any = None, *, writes: Any = None, bound: Any = None) -> Any
 
     It takes arrays, numbers, and lists and tuples of them, by position, and returns arrays that it has made, in a tuple
     if they are several. What it does depends on nothing else. With ``writes`` it changes arrays among its arguments:
-    those that ``writes`` picks out of the same arguments. Where its first argument is the same in every replay, they
-    may call instead, with the other ones, what ``bound`` gives for it.
+    those that ``writes`` picks out of the same arguments. If the first argument is the same in every replay,
+    ``bound(first)`` is called once, and replays call its result with the other arguments.
 
     >>> @noted(writes=lambda x, bias: [x])
     ... def add_bias(x, bias): ...

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from microgradnd.backends import NAMESPACES
-from microgradnd.kernels import compiled
 
 from .optim import Optimizer, Params, arrays_of, as_float, for_all
 
@@ -57,25 +56,19 @@ class Adam(Optimizer):
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
         lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
         beta1, beta2 = map(as_float, group["betas"])
-        together = for_all([p for p, _, _ in work], self._largest)
+        fast = for_all([p for p, _, _ in work], self._largest)
         batches: list[tuple[Any, list[Any]]] = []  # of parameters in a row with the same number of steps
         for parameter, gradient, state in work:
             t = state["step"] = state.get("step", 0) + 1
             averages = arrays_of(state, parameter, "exp_avg", "exp_avg_sq")
             root = (1 - beta2**t) ** 0.5  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
-            fast = together
-            if fast is None and self._largest > NAMESPACES[parameter.__class__].SMALL:
-                fast = compiled(parameter, gradient, *averages)
             if fast is not None:
                 added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
                 settings = added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
-                if together is None:
-                    fast.adam_all([(parameter, gradient, *averages)], *settings)
-                else:
-                    if not batches or batches[-1][0] != settings:
-                        batches.append((settings, []))
-                    batches[-1][1].append((parameter, gradient, *averages))
+                if not batches or batches[-1][0] != settings:
+                    batches.append((settings, []))
+                batches[-1][1].append((parameter, gradient, *averages))
                 continue
             xp = NAMESPACES[parameter.__class__]
             for p, d, m, v in _blocks(parameter, gradient, *averages):
@@ -96,7 +89,7 @@ class Adam(Optimizer):
                 scratch *= rate
                 p -= scratch
         for settings, arrays in batches:
-            together.adam_all(arrays, *settings)
+            fast.adam_all(arrays, *settings)
 
 
 class AdamW(Adam):

@@ -14,7 +14,7 @@ from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import beside
 from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
-from microgradnd.kernels import compiled, compiled_together
+from microgradnd.kernels import kernels_for_all
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -33,10 +33,10 @@ def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
 
 
 def for_all(arrays: list[Any], largest: int) -> Any:
-    """The kernels that take all of these arrays at once; None where there are none, or no array is large."""
+    """The kernels that take all of these arrays at once; None where there are none for them, or none is large."""
     if not arrays or (arrays[0].__class__ is np.ndarray and largest <= NAMESPACES[np.ndarray].SMALL):
         return None
-    return compiled_together(*arrays)
+    return kernels_for_all(*arrays)
 
 
 class _Slot:
@@ -266,13 +266,7 @@ class SGD(Optimizer):
             )
             return
         lr: Any = None
-        large = bool(work) and self._largest > NAMESPACES[work[0][0].__class__].SMALL
         for p, d, state in work:
-            if large:
-                v = state.get("momentum_buffer") if momentum else None
-                if (v is not None or not momentum) and (fast := compiled(p, d, v)):
-                    fast.sgd_all([(p, d) if v is None else (p, d, v)], weight_decay, momentum, group["lr"])
-                    continue
             if weight_decay:
                 d = d + as_float(weight_decay) * p
             if momentum:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
-from microgradnd.kernels import compiled
+from microgradnd.kernels import kernels_for
 from tests.against_numpy import both, close, normal
 
 pytestmark = pytest.mark.usefixtures("cupy")
@@ -212,7 +212,7 @@ def test_bfloat16(name: str) -> None:
         found = []
         for dtype in (bfloat16, np.float32):
             arrays = [cupy.asarray(a.astype(dtype)) for a in x]
-            out, pullback = getattr(compiled(*arrays), name)(*arrays, *others.get(name, []))
+            out, pullback = getattr(kernels_for(*arrays), name)(*arrays, *others.get(name, []))
             parts = [out, *pullback(cupy.asarray(g.astype(dtype)))[: len(x)]]
             found.append([(part() if callable(part) else part).get() for part in parts])
         for ours, wide in zip(*found, strict=True):
@@ -224,12 +224,12 @@ def test_choice_of_kernels(counted: Any) -> None:
     import cupy
 
     x = cupy.ones((3, 4), np.float32)
-    assert compiled(x).softmax
-    assert compiled(x, None, x) is compiled(x)
+    assert kernels_for(x).softmax
+    assert kernels_for(x, None, x) is kernels_for(x)
     for other in (x.astype(int), x.astype(bool), x.astype(np.complex64)):
-        assert compiled(other) is None
-    assert compiled(x, x.astype(np.float64)) is None
-    assert compiled(x, np.ones(3, np.float32)) is None
+        assert kernels_for(other) is None
+    assert kernels_for(x, x.astype(np.float64)) is None
+    assert kernels_for(x, np.ones(3, np.float32)) is None
     with mg.kernels("numpy"), counted() as cost:
         mg.softmax(x)
     assert cost.launches > 1

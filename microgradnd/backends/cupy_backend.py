@@ -10,7 +10,7 @@ import numpy as np
 from cupyx.scipy.special import erf, ndtr
 
 from ..dtypes import BFLOAT16
-from ..kernels import compiled
+from ..kernels import kernels_for
 from ..kernels.cupy_random import kept
 from . import numpy_backend, tf32
 from .narrow import in_float32, promoting
@@ -49,7 +49,7 @@ def relu(x: Any, out: Any = None) -> Any:
 
 def relu_gradient(g: Any, out: Any) -> Any:
     """g where ``out``, the rectifier's result, is positive, and 0 elsewhere."""
-    fast = compiled(g, out) if g.size and g.shape == out.shape else None
+    fast = kernels_for(g, out) if g.size and g.shape == out.shape else None
     return masked(g, out > 0) if fast is None else fast.relu_gradient(g, out)
 
 
@@ -65,7 +65,7 @@ def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)); of integers in float64."""
     x = x.astype(np.float64) if x.dtype.kind in "biu" else x
-    if x.size and (fast := compiled(x)) is not None:
+    if x.size and (fast := kernels_for(x)) is not None:
         return fast.sigmoid(x)
     return 1 / (1 + cupy.exp(-x))
 
@@ -83,7 +83,7 @@ def rotate_halves(x: Any, cos: Any, sin: Any) -> Any:
 def scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     """As that of NumPy's namespace; rows at integers, always added in the same order."""
     is_rows = hasattr(index, "dtype") and index.dtype.kind in "iu" and x.size and x.shape == index.shape + shape[1:]
-    if not is_rows or (fast := compiled(x)) is None:
+    if not is_rows or (fast := kernels_for(x)) is None:
         return numpy_backend.scatter_add(cupy, x, index, shape)
     out = cupy.zeros(shape, x.dtype)
     fast.add_rows(out, cupy.asarray(index), x)

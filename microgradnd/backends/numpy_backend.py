@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import is_narrow
-from ..kernels import compiled, small
+from ..kernels import kernels_for, small
 from ..kernels.array_kernels import LARGE_PRODUCT, product
 from ..noting import noted
 from .narrow import in_float32, promoting
@@ -36,7 +36,7 @@ def _add_rows(out: Any, index: Any, x: Any) -> None:
     if index.min() < -len(out) or index.max() >= len(out):
         raise IndexError(f"index {index.min()} to {index.max()} is out of bounds for an axis of length {len(out)}")
     index = np.where(index < 0, index + len(out), index)
-    if x.size > small() and out.ndim == 2 and (fast := compiled(out, x)):
+    if x.size > small() and out.ndim == 2 and (fast := kernels_for(out, x)):
         return fast.add_rows(out, index, x)
     order = np.argsort(index, kind="stable")
     index = index[order]

@@ -63,7 +63,7 @@ def installed() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def compiled(*arrays: Any) -> Any:
+def kernels_for(*arrays: Any) -> Any:
     """The module of compiled functions, if they are chosen and made for these arrays (None among them is skipped)."""
     if kernels.current == "numpy":
         return None
@@ -75,10 +75,10 @@ def compiled(*arrays: Any) -> Any:
     return kernels._compiled or None
 
 
-def compiled_together(*arrays: Any) -> Any:
+def kernels_for_all(*arrays: Any) -> Any:
     """The module of kernels that take many arrays at once: of float32 on the host, of any floats on a device."""
     if arrays[0].__class__ is np.ndarray:
-        return compiled(*arrays)
+        return kernels_for(*arrays)
     return None if kernels.current == "numpy" else _for_device(arrays, same_dtype=False)
 
 

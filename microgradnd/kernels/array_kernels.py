@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import is_narrow
-from . import compiled
+from . import kernels_for
 
 SHARED = 1 << 17  # elements to which two threads add a bias in less time than NumPy
 
@@ -45,7 +45,7 @@ def product(xp: Any, x: Any, y: Any, bias: Any = None) -> Any:
     if (
         x.size * y.shape[1] >= LARGE_PRODUCT
         and x.__class__ is np.ndarray
-        and (fast := compiled(x, y, bias)) is not None
+        and (fast := kernels_for(x, y, bias)) is not None
     ):
         out = fast.product(x, y, bias)
         if out is not None:
@@ -60,7 +60,7 @@ def _plus_bias(xp: Any, x: Any, bias: Any) -> Any:
     if bias is None:
         return x
     # On a device CuPy's own addition is a kernel.
-    if x.size >= SHARED and x.__class__ is np.ndarray and (fast := compiled(x, bias)) is not None:
+    if x.size >= SHARED and x.__class__ is np.ndarray and (fast := kernels_for(x, bias)) is not None:
         return fast.add_bias(x, bias)
     return xp.add(x, bias, out=x if bias.dtype == x.dtype else None)
 
@@ -81,7 +81,7 @@ def linear_relu(xp: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
     _check_shapes(weight, bias)
     x_rows = rows(x)
     out = product(xp, x_rows, weight)
-    if out.size > xp.SMALL and (fast := compiled(out, bias)) is not None:
+    if out.size > xp.SMALL and (fast := kernels_for(out, bias)) is not None:
         out, gradient = fast.bias_relu(out, bias)
     else:
         out = _plus_bias(xp, out, bias)
@@ -103,7 +103,7 @@ def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tu
     _check_shapes(weight, bias)
     x_rows = rows(x)
     inner = product(xp, x_rows, weight)
-    fast = compiled(inner, bias) if inner.size > xp.SMALL else None
+    fast = kernels_for(inner, bias) if inner.size > xp.SMALL else None
     if fast is not None and approximate in fast.BIAS_GELU:
         out, gradient = fast.bias_gelu(inner, bias, approximate)
     else:
@@ -123,7 +123,7 @@ def linear_gelu(xp: Any, x: Any, weight: Any, bias: Any, approximate: str) -> tu
 
 def silu(xp: Any, x: Any) -> tuple[Any, Any]:
     """x sigmoid(x), with s + x s (1 - s) for its derivative."""
-    if x.size > xp.SMALL and (fast := compiled(x)):
+    if x.size > xp.SMALL and (fast := kernels_for(x)):
         return fast.silu(x)
     return _silu(xp, x)
 
@@ -137,7 +137,7 @@ def _silu(xp: Any, x: Any) -> tuple[Any, Any]:
 
 def swiglu(xp: Any, gate: Any, x: Any) -> tuple[Any, Any]:
     """silu(gate) x."""
-    if gate.shape == x.shape and x.size > xp.SMALL and (fast := compiled(gate, x)):
+    if gate.shape == x.shape and x.size > xp.SMALL and (fast := kernels_for(gate, x)):
         return fast.swiglu(gate, x)
     inner, silu_pullback = _silu(xp, gate)
     return inner * x, lambda g: (lambda: silu_pullback(g * x)[0], lambda: g * inner)
@@ -147,7 +147,7 @@ def gelu(xp: Any, x: Any, approximate: str) -> tuple[Any, Any]:
     """x Phi(x), with Phi + x Phi' for its derivative; keeps Phi."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    if x.size > xp.SMALL and (fast := compiled(x)):
+    if x.size > xp.SMALL and (fast := kernels_for(x)):
         return fast.gelu(x, approximate)
     z = wide(x)
     if approximate == "tanh":
@@ -188,7 +188,7 @@ def dropout(xp: Any, x: Any, residual: Any, kept: Any, p: float, seed: int) -> t
     """residual + x / (1 - p) where ``kept`` holds; without ``kept`` that is drawn from ``seed``."""
     scale, fast = dropout_scale(p), None
     if x.size > xp.SMALL and (residual is None or residual.shape == x.shape):
-        fast = compiled(x, residual)
+        fast = kernels_for(x, residual)
     if fast is not None and kept is None:
         out, kept = fast.dropout(x, residual, p, scale, seed)
     elif fast is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import is_floating, is_narrow
-from . import compiled
+from . import kernels_for
 from .array_kernels import narrow, wide
 
 # Up to so many classes NumPy is faster with the classes along the first axis: reductions and broadcasts then
@@ -23,7 +23,7 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
         if not 0 <= targets < logits.shape[-1]:
             raise IndexError(f"class indices must lie in 0 to {logits.shape[-1] - 1}, got {targets}")
         targets = xp.asarray(targets)
-    if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := compiled(logits)):
+    if logits.size > xp.SMALL and targets.shape != logits.shape and (fast := kernels_for(logits)):
         _check_labels(logits, targets)
         if fast.TAKES_FLAT_INDEX:
             targets = _flat_index(xp, targets, logits.size // logits.shape[-1], logits.shape[-1], 1)

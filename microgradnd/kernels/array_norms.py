@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Onto
-from . import compiled
+from . import kernels_for
 from .array_kernels import narrow, rows, wide
 
 
@@ -16,11 +16,11 @@ def layer_norm(xp: Any, x: Any, weight: Any, bias: Any, eps: float, residual: An
     n = _normalized(x, weight, bias)
     if residual is not None:
         return _of_sum(layer_norm, xp, x, residual, weight, bias, eps)
-    if x.size > xp.SMALL and (fast := compiled(x, weight, bias)):
+    if x.size > xp.SMALL and (fast := kernels_for(x, weight, bias)):
         return fast.layer_norm(x, weight, bias, eps)
     x_rows = wide(rows(x))
     normal = x_rows - (xp.sum(x_rows, axis=1) / n)[:, None]
-    normal -= (xp.sum(normal, axis=1) / n)[:, None]  # what rounding left: 1 / sqrt(eps) times of it would be seen
+    normal -= (xp.sum(normal, axis=1) / n)[:, None]  # what rounding left: 1 / sqrt(eps) magnifies it
     scale = 1 / xp.sqrt(xp.sum(normal * normal, axis=1) / n + float(eps))[:, None]  # of each row
     normal *= scale
     out = normal if weight is None else normal * weight
@@ -46,7 +46,7 @@ def _of_sum(norm: Any, xp: Any, x: Any, residual: Any, *args: Any) -> tuple[Any,
     """A norm of x + residual, whose gradient is that of both: a compiled kernel computes the sum on the way."""
     if residual.shape != x.shape:
         raise ValueError(f"residual must have the shape of x, {x.shape}")
-    fast = compiled(x, residual, *args[:-1]) if x.size > xp.SMALL and x.__class__ is np.ndarray else None
+    fast = kernels_for(x, residual, *args[:-1]) if x.size > xp.SMALL and x.__class__ is np.ndarray else None
     if fast is not None:
         out, pullback = getattr(fast, norm.__name__)(x, *args, residual)
     else:
@@ -72,7 +72,7 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float, residual: Any = None) -> 
     n = _normalized(x, weight)
     if residual is not None:
         return _of_sum(rms_norm, xp, x, residual, weight, eps)
-    if x.size > xp.SMALL and (fast := compiled(x, weight)):
+    if x.size > xp.SMALL and (fast := kernels_for(x, weight)):
         return fast.rms_norm(x, weight, eps)
     x_rows = wide(rows(x))
     scale = 1 / xp.sqrt(xp.sum(x_rows * x_rows, axis=1) / n + float(eps))[:, None]
@@ -103,7 +103,7 @@ def _normalized(x: Any, *parameters: Any) -> int:
 
 def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """exp(x) / sum(exp(x)), shifted by the maximum."""
-    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := kernels_for(x)):
         return fast.softmax(x)
     e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
     out = e / xp.sum(e, axis=axis, keepdims=True)
@@ -112,7 +112,7 @@ def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
 
 def log_softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """x - logsumexp(x), shifted by the maximum."""
-    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := compiled(x)):
+    if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := kernels_for(x)):
         return fast.log_softmax(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     out = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import is_floating
-from . import chunked_attention, compiled, kernels
+from . import chunked_attention, kernels, kernels_for
 
 FEWEST_QUERIES = 8  # for which it pays that the compiled kernel copies the keys of a head; fewer go in chunks
 
@@ -52,7 +52,7 @@ def attention(
     dtype = np.result_type(result_dtype, np.float32)  # float16 ends at 65504, which sums of many keys go beyond
     query, key, value = (x.astype(dtype, copy=False) for x in (query, key, value))
     on_host = query.__class__ is np.ndarray  # the kernels for CuPy arrays were tried above
-    fast = compiled(query, key, value) if on_host and math.prod(shape) > xp.SMALL else None
+    fast = kernels_for(query, key, value) if on_host and math.prod(shape) > xp.SMALL else None
     found = None
     if fast is not None and attn_mask is None and not dropout_p and shape[-2] >= FEWEST_QUERIES:
         found = fast.attention(query, key, value, is_causal, scale)

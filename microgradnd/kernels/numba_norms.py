@@ -11,8 +11,8 @@ from .numba_math import ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
 
 FEW = 256  # elements whose mean is the first guess of their row's
-# The part of the variance that the square of what a guess leaves of the mean may be: it is subtracted from a mean of
-# squares, of which rounding counts 1.05 times then.
+# The variance is mean((x - guess)^2) - (mean - guess)^2. The second term may be this share of it at most, so that the
+# subtraction magnifies rounding at most 1.05 times.
 SLIGHT = f4(0.05)
 INFINITY = f4(np.inf)
 
@@ -38,8 +38,8 @@ def moments(x, r, m):
 def normalize(x, r, weight, bias, eps, out, guess, rest, scale):
     """(x - mean) / sqrt(variance + eps) * weight + bias of row r, with the mean in two parts.
 
-    The first one is a guess, corrected in another pass where it is a bad one. Of what it leaves, be it by rounding,
-    1 / sqrt(eps) times would be seen where a row is constant.
+    The first one is a guess, corrected in another pass where it is a bad one; the second one is what it leaves. In a
+    constant row any error left in the mean is magnified by 1 / sqrt(eps).
     """
     n = x.shape[1]
     few = min(n, FEW)

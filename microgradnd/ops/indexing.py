@@ -42,7 +42,7 @@ def scatter_add(x: Operand, index: Any, shape: tuple[int, ...]) -> Tensor:
     """
     array = x._data if x.__class__ is Tensor else x
     if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
-        index = _looked_at("scatter_add", _plain(index), shape, array)
+        index = _checked_index("scatter_add", _plain(index), shape, array)
     return _scatter_add(x, index, shape)
 
 
@@ -61,11 +61,11 @@ def getitem(x: Operand, index: Any) -> Tensor:
     index = _plain(index)
     array = x._data if x.__class__ is Tensor else x
     if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
-        index = _looked_at("getitem", index, array.shape, array)
+        index = _checked_index("getitem", index, array.shape, array)
     return _getitem(x, index)
 
 
-def _looked_at(operation: str, index: Any, shape: tuple[int, ...], like: Any) -> Any:
+def _checked_index(operation: str, index: Any, shape: tuple[int, ...], like: Any) -> Any:
     """The index for an array of ``shape``, with its arrays beside ``like``; CuPy itself lets them wrap around."""
     parts, axis, found = index if index.__class__ is tuple else (index,), 0, []
     after = sum(map(_axes, parts))

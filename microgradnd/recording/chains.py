@@ -109,7 +109,7 @@ def chains(
 
 
 def _are_apart(used: set[Variable], changed: set[Variable], arrays: Mapping[Variable, Any]) -> bool:
-    """Whether none of the arrays that were there before the step lies across one that is changed.
+    """Whether none of the arrays that were there before the step overlaps one that is changed.
 
     What NumPy knows to share memory has one root. An argument may be a part of anything.
     """
@@ -180,4 +180,4 @@ def _is_whole(v: Variable) -> bool:
     root = v.root
     if v.is_on_device or v.address != root.address or v.dtype.itemsize != root.dtype.itemsize:
         return False
-    return math.prod(v.shape) == math.prod(root.shape) and v.is_in_order
+    return math.prod(v.shape) == math.prod(root.shape) and v.is_c_contiguous

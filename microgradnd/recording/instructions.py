@@ -66,12 +66,12 @@ class Variable:
         self.address = value.ctypes.data if isinstance(value, np.ndarray) else None  # in the recording, on the host
 
     @property
-    def is_in_order(self) -> bool:
+    def is_c_contiguous(self) -> bool:
         """Whether the elements lie in memory, without gaps, in the order of their indices."""
         return self._is_ordered(reversed(self.shape), reversed(self.strides))
 
     @property
-    def is_in_columns(self) -> bool:
+    def is_f_contiguous(self) -> bool:
         """The same for its transpose."""
         return self._is_ordered(self.shape, self.strides)
 

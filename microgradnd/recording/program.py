@@ -130,8 +130,8 @@ class Program:
     def _plan(self) -> None:
         """A place in memory for each array that an instruction can write into, free again after its last use.
 
-        Of a chain, which is done block by block, all that it uses is free after the last operation. The result of one
-        may still take the place of what that one is the last to read, since they lie alike.
+        The arrays of a chain, which is done block by block, are free after its last operation. A result may still reuse
+        the memory of an argument that its operation is the last to read, since both have the same layout.
         """
         ends, leaving, kept = self.ending, self.leaving, self.kept
         whole = {v.root for v in self.outputs if fills_root(v)}  # of others a part would keep all of their memory
@@ -262,11 +262,11 @@ def can_write(x: Instruction, root: Variable) -> bool:
     if x.kind == "method" and x.name in ("flatten", "ravel", "copy") and len(x.args) > 1:
         return False
     if x.kind == "method":
-        return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and root.is_in_order)
+        return (x.name in METHODS_WITH_OUT and "where" not in x.kwargs) or (x.name in SHAPING and root.is_c_contiguous)
     if x.kind == "draw":
-        return x.name in ("random", "standard_normal") and root.dtype.kind == "f" and root.is_in_order
+        return x.name in ("random", "standard_normal") and root.dtype.kind == "f" and root.is_c_contiguous
     if bare(x.name) == "reshape":
-        return root.is_in_order
+        return root.is_c_contiguous
     if bare(x.name) in ("asarray", "array") and not isinstance(x.args[0], Variable):
         return False
     return x.kind == "function" and bare(x.name) in WITH_OUT and "where" not in x.kwargs
@@ -277,7 +277,7 @@ def _can_write_on_device(x: Instruction, root: Variable) -> bool:
         # The operator ** does not give the bits of cupy.power; cupy.matmul takes its time with a place for the result.
         return x.name not in ("matmul", "pow") and "where" not in x.kwargs
     if x.kind == "method" and x.name == "dot":
-        return root.is_in_order and all(type(v) is Variable and len(v.shape) == 2 for v in x.args)
+        return root.is_c_contiguous and all(type(v) is Variable and len(v.shape) == 2 for v in x.args)
     return x.kind == "create" and bare(x.name) == "empty"
 
 

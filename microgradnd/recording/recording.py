@@ -252,7 +252,7 @@ class Recording:
             if any(place.get() is not places[0].get() for place in places):
                 return places[0].path
         if rebind and not self._chains_hold():
-            return "the memory of arrays, which lie across one another"
+            return "the memory of arrays, which now overlaps"
         for place, none in zip(self._leaves, self._was_none, strict=True):
             if (place.owner.grad is None) != none:
                 return f"the gradient of {place.path}"

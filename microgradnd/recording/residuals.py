@@ -64,7 +64,7 @@ def _added(x: Instruction, out: Variable) -> Variable | None:
     residuals = [v for v in x.args if type(v) is Variable and v.root is not out]
     if not residuals or math.prod(total.shape) != math.prod(out.shape):
         return None
-    alike = all(v.shape == total.shape and v.dtype == np.float32 and v.is_in_order for v in (*x.args, total))
+    alike = all(v.shape == total.shape and v.dtype == np.float32 and v.is_c_contiguous for v in (*x.args, total))
     return residuals[0] if alike else None
 
 

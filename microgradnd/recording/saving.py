@@ -33,7 +33,7 @@ arrays = np.load(Path(__file__).with_name({arrays!r}))
 '''
 
 # What stands for functions that look for compiled kernels.
-WITHOUT_KERNELS = {"compiled": "def compiled(*arrays):\n    return None", "small": "def small():\n    return 0"}
+WITHOUT_KERNELS = {"kernels_for": "def kernels_for(*arrays):\n    return None", "small": "def small():\n    return 0"}
 
 
 def save(recording: Recording, path: str | os.PathLike[str]) -> None:

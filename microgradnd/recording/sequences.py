@@ -77,7 +77,9 @@ def call_of(x: Instruction) -> Call | None:
     arrays = [*x.args, *x.results, *x.kwargs.values()]
     if not all(type(v) is Variable and v.array_type is np.ndarray and v.dtype == np.float32 for v in arrays):
         return None
-    if any(1 in v.shape or 0 in v.shape for v in arrays) or not all(v.is_in_order or v.is_in_columns for v in arrays):
+    if any(1 in v.shape or 0 in v.shape for v in arrays) or not all(
+        v.is_c_contiguous or v.is_f_contiguous for v in arrays
+    ):
         return None
     if any(_bytes(v) > LARGE for v in (*x.results, *x.writes)):
         return None
@@ -90,22 +92,22 @@ def call_of(x: Instruction) -> Call | None:
 
 def _product(a: Variable, b: Variable, out: Variable) -> Call | None:
     blas = importlib.import_module("..kernels.numba_blas", __package__)
-    if len(b.shape) != 2 or not out.is_in_order:
+    if len(b.shape) != 2 or not out.is_c_contiguous:
         return None
     if a.shape == b.shape[::-1] and a.strides == b.strides[::-1]:
         return None  # if it is a matrix and its own transpose, now or in another replay, NumPy computes a half
     if len(a.shape) == 2 and blas.SGEMM:
         return "dot", blas.dot, (1, a, b, out)
-    if len(a.shape) == 1 and b.is_in_order and blas.SGEMV:
+    if len(a.shape) == 1 and b.is_c_contiguous and blas.SGEMV:
         return "vector_dot", blas.vector_dot, (1, a, b, out)
     return None
 
 
 def _sum(x: Variable, bias: Variable) -> Call | None:
-    if len(x.shape) != 2 or bias.shape != x.shape[1:] or not x.is_in_order:
+    if len(x.shape) != 2 or bias.shape != x.shape[1:] or not x.is_c_contiguous:
         return None
     if x.root.kind in GIVEN or x.root is bias.root:
-        return None  # they may lie across one another, or be read-only
+        return None  # they may overlap, or be read-only
     kernels = importlib.import_module("..kernels.numba_kernels", __package__)
     return "add_bias", kernels.add_bias.compiled, (x.shape[0], x, bias)
 
@@ -197,7 +199,7 @@ def _early_first(body: list[Instruction], written: set[Variable]) -> list[Instru
 
 
 def _is_small(v: Variable) -> bool:
-    return v.array_type is np.ndarray and v.is_in_order and _bytes(v) <= SMALL
+    return v.array_type is np.ndarray and v.is_c_contiguous and _bytes(v) <= SMALL
 
 
 def _copied(v: Variable, buffers: dict[Variable, Variable]) -> Instruction:

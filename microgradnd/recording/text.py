@@ -186,7 +186,7 @@ class Text:
             if self.program.computes_nothing(x) and not any(v.root in chain.temporaries for v in x.results):
                 self._write(x)
         if any(v.root.kind in GIVEN for x in operations for v in x.writes):
-            self._changes()  # in the first turn: in the second one what comes before it follows
+            self._changes()  # from the loop's first line on: in its next iteration lines above a write run after it
         count, step = chain.shape[0], chain.step
         self._loop_names = self._loop_names or (self._names.unused("i"), self._names.unused("rows"))
         turn, rows = self._loop_names
