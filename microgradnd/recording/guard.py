@@ -122,11 +122,35 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
     with its variables and with how often the buffers of gradients are referred to when nobody else holds them.
     """
     scope: dict[str, Any] = {"Tensor": Tensor, "array": np.ndarray, "layout_of": layout_of, "leaves": leaves}
-    scope |= {"kernels": kernels, "grad_mode": grad_mode, "autocast_mode": autocast_mode}
-    scope |= {"getrefcount": getrefcount} | recording.watch.scope
-    names, conditions, arrays = [], [], []
+    scope |= {"kernels": kernels, "grad_mode": grad_mode, "autocast_mode": autocast_mode, "default": default}
+    scope |= {"getrefcount": getrefcount, "which_generators": which_generators} | recording.watch.scope
+    scope |= {"MISSED": MISSED, "step": step, "recording": recording, "next_change": next_change}
+    names = [f"argument_{i}" for i in range(len(recording.arguments))]
+    conditions, arrays = _of_arguments(recording, scope)
+    conditions += _of_settings(recording, scope)
+    conditions += recording.watch.conditions
+    conditions += _of_gradients(recording, scope)
+    conditions += _of_numbers(recording, scope)
+    more, loaded = _of_loaded(recording, scope)
+    conditions, arrays = conditions + more, arrays + loaded
+    text = (
+        f"def attempt({', '.join(names)}):\n"
+        f"    if ({' and '.join(conditions)}):\n        "
+        + "\n        ".join(_replaying(recording, arrays, scope))
+        + "\n"
+        "    return MISSED\n"
+    )
+    exec(text, scope)
+    return scope["attempt"], scope, list(map(getrefcount, recording.buffers))
+
+
+# Each of these puts what its conditions name into the scope. The arrays are those that the program takes.
+
+
+def _of_arguments(recording: Recording, scope: dict[str, Any]) -> tuple[list[str], list[str]]:
+    conditions, arrays = [], []
     for i, (kind, expected) in enumerate(recording.arguments):
-        names.append(name := f"argument_{i}")
+        name = f"argument_{i}"
         if kind is Tensor:
             conditions.append(f"{name}.__class__ is Tensor and {name}._node is None")
             name += "._data"
@@ -138,8 +162,7 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             else:
                 conditions.append(f"{name}.__class__ is array")
             shape, strides, dtype = described
-            conditions.append(f"{name}.shape == {shape}")
-            conditions += [f"{name}.strides == {strides}", f"{name}.dtype is dtype_{i}"]
+            conditions += [f"{name}.shape == {shape}", f"{name}.strides == {strides}", f"{name}.dtype is dtype_{i}"]
             scope[f"dtype_{i}"] = dtype
             arrays.append(name)
         else:
@@ -147,68 +170,78 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
             conditions.append(f"layout_of({name}) == layout_{i}")
             arrays.append(f"*leaves(({name},), {{}})")
     if recording.which_generators:
-        scope |= {"which_generators": which_generators, "known_generators": recording.known_generators}
+        scope["known_generators"] = recording.known_generators
         given = "".join(f"argument_{i}, " for i in range(len(recording.arguments)))
         conditions.append(
             f"which_generators(leaves(({given}), {{}}), known_generators) == {recording.which_generators}"
         )
-    kernels_in_use, recording_gradients, scope["autocast_dtype"], device = recording.settings
-    conditions += [f"kernels.current == {kernels_in_use!r}", f"grad_mode.enabled is {recording_gradients}"]
-    conditions.append("autocast_mode.dtype is autocast_dtype")
-    conditions.append("default.current is None" if device is None else "default.current == device")
-    scope |= {"default": default, "device": device}
-    conditions += recording.watch.conditions
-    for i, (leaf, none) in enumerate(zip(recording.other_leaves, recording.others_none, strict=True)):
-        scope[f"leaf_{i}"] = leaf
-        conditions.append(f"leaf_{i}.grad is {'' if none else 'not '}None")
-    scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(recording.buffers)}
-    unheld = list(map(getrefcount, recording.buffers))
-    # Counted as the conditions will count them: how many references a call holds differs among versions of Python.
-    counts = eval(f"[{', '.join(f'getrefcount(buffer_{i})' for i in range(len(recording.buffers)))}]", scope)
-    for i, (leaf, count) in enumerate(zip(recording.kept_leaves, counts, strict=True)):
-        scope[f"kept_{i}"] = leaf
-        # The leaf holds the buffer too; somebody else who does shall keep what is in it.
-        conditions += [f"kept_{i}.grad is buffer_{i}", f"getrefcount(buffer_{i}) == {count + 1}"]
-    for i, places in enumerate(recording.merged):
-        for k, place in enumerate(places):
-            scope[f"number_{i}_{k}"] = place.owner
-        first, *others = [f"number_{i}_{k}[{place.key!r}]" for k, place in enumerate(places)]
-        conditions += [f"{other} == {first}" for other in others]
-    for k, (place, variable) in enumerate(recording.loaded):
-        scope[f"loaded_{k}"] = place.owner
-        read = place.expression(f"loaded_{k}")
-        arrays.append(read)
-        conditions.append(f"{read}.__class__ is {_named(variable.array_type, scope)}")
-        conditions += [f"{read}.shape == {variable.shape}", f"{read}.dtype == loaded_dtype_{k}"]
-        scope[f"loaded_dtype_{k}"] = variable.dtype
+    return conditions, arrays
+
+
+def _of_settings(recording: Recording, scope: dict[str, Any]) -> list[str]:
+    kernels_in_use, recording_gradients, scope["autocast_dtype"], scope["device"] = recording.settings
+    conditions = [
+        f"kernels.current == {kernels_in_use!r}",
+        f"grad_mode.enabled is {recording_gradients}",
+        "autocast_mode.dtype is autocast_dtype",
+        "default.current is None" if scope["device"] is None else "default.current == device",
+    ]
     if recording.device is not None:
         scope["current_device"] = current_device
         conditions.append(f"current_device() == {recording.device}")
         if recording.program.device_memory or recording.graph:
             scope["current_stream"] = current_stream
             conditions.append(f"current_stream() == {recording.stream}")
-    if recording.is_plain:  # as recording.replay does it, written out
-        changed = ""
-        for i, record in enumerate(recording.records):
-            scope[f"record_{i}"] = record
-            changed += f"record_{i}[1] = "
-        lines = [
-            f"out = step({', '.join(arrays)})",
-            "recording.calls += 1",
-            *([f"{changed}next_change()"] if changed else []),
-            "tensor = new(Tensor)",
-            f"tensor._data = out if out.__class__ is {_named(recording.result_type, scope)} else as_array(out)",
-            "tensor._node = None",
-            "return tensor",
-        ]
-        scope |= {"new": new, "as_array": as_array}
-    else:
-        lines = [f"return recording.replay([{', '.join(arrays)}])"]
-    text = (
-        f"def attempt({', '.join(names)}):\n"
-        f"    if ({' and '.join(conditions)}):\n        " + "\n        ".join(lines) + "\n"
-        "    return MISSED\n"
-    )
-    scope |= {"MISSED": MISSED, "step": step, "recording": recording, "next_change": next_change}
-    exec(text, scope)
-    return scope["attempt"], scope, unheld
+    return conditions
+
+
+def _of_gradients(recording: Recording, scope: dict[str, Any]) -> list[str]:
+    conditions = []
+    for i, (leaf, none) in enumerate(zip(recording.other_leaves, recording.others_none, strict=True)):
+        scope[f"leaf_{i}"] = leaf
+        conditions.append(f"leaf_{i}.grad is {'' if none else 'not '}None")
+    scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(recording.buffers)}
+    # Counted as the conditions will count them: how many references a call holds differs among versions of Python.
+    counts = eval(f"[{', '.join(f'getrefcount(buffer_{i})' for i in range(len(recording.buffers)))}]", scope)
+    for i, (leaf, count) in enumerate(zip(recording.kept_leaves, counts, strict=True)):
+        scope[f"kept_{i}"] = leaf
+        # The leaf holds the buffer too; somebody else who does shall keep what is in it.
+        conditions += [f"kept_{i}.grad is buffer_{i}", f"getrefcount(buffer_{i}) == {count + 1}"]
+    return conditions
+
+
+def _of_numbers(recording: Recording, scope: dict[str, Any]) -> list[str]:
+    conditions = []
+    for i, places in enumerate(recording.merged):
+        scope |= {f"number_{i}_{k}": place.owner for k, place in enumerate(places)}
+        first, *others = [f"number_{i}_{k}[{place.key!r}]" for k, place in enumerate(places)]
+        conditions += [f"{other} == {first}" for other in others]
+    return conditions
+
+
+def _of_loaded(recording: Recording, scope: dict[str, Any]) -> tuple[list[str], list[str]]:
+    conditions, arrays = [], []
+    for k, (place, variable) in enumerate(recording.loaded):
+        scope[f"loaded_{k}"], scope[f"loaded_dtype_{k}"] = place.owner, variable.dtype
+        read = place.expression(f"loaded_{k}")
+        conditions.append(f"{read}.__class__ is {_named(variable.array_type, scope)}")
+        conditions += [f"{read}.shape == {variable.shape}", f"{read}.dtype == loaded_dtype_{k}"]
+        arrays.append(read)
+    return conditions, arrays
+
+
+def _replaying(recording: Recording, arrays: list[str], scope: dict[str, Any]) -> list[str]:
+    """The lines of a replay: for a result alone as recording.replay does it, written out."""
+    if not recording.is_plain:
+        return [f"return recording.replay([{', '.join(arrays)}])"]
+    scope |= {"new": new, "as_array": as_array} | {f"record_{i}": x for i, x in enumerate(recording.records)}
+    changed = "".join(f"record_{i}[1] = " for i in range(len(recording.records)))
+    return [
+        f"out = step({', '.join(arrays)})",
+        "recording.calls += 1",
+        *([f"{changed}next_change()"] if changed else []),
+        "tensor = new(Tensor)",
+        f"tensor._data = out if out.__class__ is {_named(recording.result_type, scope)} else as_array(out)",
+        "tensor._node = None",
+        "return tensor",
+    ]
