@@ -27,7 +27,7 @@ def next_change() -> int:
 
 def record_of(array: Any) -> list[Any]:
     """The record of the memory of ``array``: [weak reference, order of the latest change in place]."""
-    owner = _owner(array)
+    owner = owner_of(array)
     key = id(owner)
     if key not in changes.records:
         changes.records[key] = [weakref.ref(owner, functools.partial(_forget, key)), 0]
@@ -40,16 +40,16 @@ def _forget(key: int, reference: Any) -> None:
 
 def changed_since(array: Any, order: int) -> bool:
     """Whether the memory of ``array`` was changed in place after ``order``."""
-    record = changes.records.get(id(_owner(array)))
+    record = changes.records.get(id(owner_of(array)))
     return record is not None and record[1] < order
 
 
 def is_changed_in_place(array: Any) -> bool:
     """Whether the memory of ``array`` has been changed in place before."""
-    return id(_owner(array)) in changes.records
+    return id(owner_of(array)) in changes.records
 
 
-def _owner(array: Any) -> Any:
+def owner_of(array: Any) -> Any:
     """The array whose memory ``array`` is, or is a view of."""
     array = getattr(array, "value", array)  # of one that is being recorded, the array itself
     while hasattr(base := getattr(array, "base", None), "shape"):

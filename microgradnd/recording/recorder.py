@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..inplace import owner_of
 from .active import CaptureError, active
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, lies_alike
 from .instructions import Instruction, Variable, bare, current_device, is_array, is_on_device, library_of
@@ -238,13 +239,6 @@ def flat(args: Any) -> Iterator[Any]:
             yield from flat(part)
         else:
             yield part
-
-
-def owner_of(array: Any) -> Any:
-    """The array whose memory an array is, or is a view of."""
-    while is_array(array.base):
-        array = array.base
-    return array
 
 
 def bytes_of(array: Any) -> Any:

@@ -6,8 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from ..backends import NAMESPACES, as_array
-from ..tensor import Tensor, new
+from ..tensor import Tensor, constant
 from .instructions import Variable
 
 
@@ -20,12 +19,7 @@ class Output:
         self.variable, self.is_tensor = variable, is_tensor
 
     def rebuilt(self, value: Any) -> Any:
-        if not self.is_tensor:
-            return value
-        tensor = new(Tensor)
-        tensor._data = value if type(value) in NAMESPACES else as_array(value)
-        tensor._node = None
-        return tensor
+        return constant(value) if self.is_tensor else value
 
 
 def data_of(x: Any) -> Any:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..inplace import owner_of
 from .active import CaptureError
-from .recorder import owner_of
 from .scout import globals_in
 
 if TYPE_CHECKING:

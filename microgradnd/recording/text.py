@@ -68,6 +68,14 @@ class Text:
             self._write(x)
         for root, offset in program.planned.items():
             self._buffer(root, offset)
+        self._write_all(written_numbers)
+        given: set[Variable] = set()
+        self._line(f"return {', '.join([self._returned(variable, given) for variable in returned]) or 'None'}")
+        self._join(f"step({', '.join(self.names[variable] for variable in arguments)})", title)
+
+    def _write_all(self, written_numbers: dict[str, Variable]) -> None:
+        """All instructions, and the numbers where what depends on them is next."""
+        program = self.program
         pending = {place: (variable, program.depending_on(variable)) for place, variable in written_numbers.items()}
         end = -1  # of the chain or sequence that has been written
         for i, x in enumerate(program.body):
@@ -87,10 +95,10 @@ class Text:
         self._note = ""
         for place, (variable, _) in pending.items():
             self._write_number(place, variable)
-        given: set[Variable] = set()
-        self._line(f"return {', '.join([self._returned(variable, given) for variable in returned]) or 'None'}")
-        signature = ", ".join(self.names[variable] for variable in arguments)
-        memory = []
+
+    def _join(self, signature: str, title: str) -> None:
+        """The source of memory, buffers and function, and the line of it at which the first change is made."""
+        program, memory = self.program, []
         if program.memory:
             memory = [
                 f"memory = np.zeros({program.memory + ALIGNMENT}, np.uint8)",
@@ -100,7 +108,7 @@ class Text:
             memory.append(f"device_memory = cp.empty({program.device_memory}, np.uint8)")
         body = [f"    {line}".rstrip() for line in self._lines]
         title = re.sub(r'["\\\n]', " ", title)
-        head = [*memory, *self._setup, "", "", f"def step({signature}):", f'    """{title}"""']
+        head = [*memory, *self._setup, "", "", f"def {signature}:", f'    """{title}"""']
         self.source = "\n".join([*head, *body, ""])
         self.first_change = len(head) + 1 + sum(line.count("\n") for line in self._lines[: self._first_change])
         self.first_change += self._first_change
