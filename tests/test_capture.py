@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tracemalloc
@@ -292,7 +293,7 @@ def test_a_replay_that_differs_leaves_what_the_step_leaves() -> None:
     def run(decorate: Callable[..., Any]) -> tuple[list[Any], list[str]]:
         w = mg.tensor(np.ones(3), requires_grad=True)
         pair, x, scale = (np.zeros(3), 1.0), mg.tensor(np.full(3, 2.0)), mg.tensor(np.ones(3))
-        hidden = iter([scale.data] * 10)
+        hidden = itertools.cycle([scale.data])
 
         def step(x: Any) -> mg.Tensor:
             (w * x).sum().backward()  # adds to the gradient

@@ -169,7 +169,7 @@ class RecordedArray(_Recorded):
 
     __slots__ = ()
 
-    def _unknown(self, *_: Any) -> NoReturn:
+    def _unknown(self, *_: Any, **__: Any) -> NoReturn:
         raise CaptureError(
             "capture: the value of a tensor was asked for, by item, float or print, by a NumPy function that is not "
             "recorded, or as the index of a plain array (of mg.tensor(table) it is recorded); replays do not know it "

@@ -62,7 +62,6 @@ class Captured(Generic[P, R]):
         self._unused = 0  # recordings in a row before one of them was replayed
         self._warned = False
         self._merge = True  # whether equal step counts of an optimiser are read once for all of its parameters
-        self._name: str | None = None  # as an attribute of a class
         self._key = ""  # under which an object keeps its own
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -83,7 +82,6 @@ class Captured(Generic[P, R]):
             return self._search(args, kwargs)
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
         self._key = f"_captured {owner.__qualname__}.{name}"  # a subclass may have one of the same name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -98,13 +96,13 @@ class Captured(Generic[P, R]):
         if found is None or found._step.__self__ is not instance:  # that of the object that this is a copy of
             method: Any = MethodType(self._step, instance)
             found = instance.__dict__[self._key] = Captured(method, self.max_recordings, self.graph)
-            found._name = self._name
+            found._key = self._key
         return found
 
     def __reduce__(self) -> Any:
         """Copied and pickled without what was recorded; by its name, where that is what a decorator gave it."""
-        if isinstance(self._step, MethodType) and self._name is not None:
-            return getattr, (self._step.__self__, self._name)
+        if isinstance(self._step, MethodType) and self._key:
+            return _of_object, (self._step.__self__, self._key)
         found: Any = sys.modules.get(self.__module__)
         name: str = getattr(self, "__qualname__", "")
         for part in name.split("."):
@@ -269,3 +267,9 @@ class Captured(Generic[P, R]):
             return result
         error.add_note("(in a replay of a captured step, which had changed some of what it changes)")
         raise error
+
+
+def _of_object(instance: Any, key: str) -> Any:
+    """The captured method of an object that it keeps under ``key``."""
+    methods = (x for kind in type(instance).__mro__ for x in vars(kind).values() if isinstance(x, Captured))
+    return next(x for x in methods if x._key == key).__get__(instance)

@@ -52,6 +52,8 @@ def fingerprint(value: Any) -> Any:
     value = data_of(value)
     if is_on_device(value):
         return value.device.id, fingerprint(value.get())
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return value.shape, str(value.dtype), repr(value.tolist())
     if isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
         if (array.dtype.kind in "fc" or is_narrow(array.dtype)) and (undefined := np.isnan(array)).any():

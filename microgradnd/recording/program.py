@@ -70,7 +70,7 @@ class Program:
         self.body = with_residuals([x for x in needed if x not in alone], (*outputs, *kept))
         self.body = arranged(self.body, (*outputs, *kept), can_write, may_diverge)
         _refuse_late_branches(self.body)
-        self.draws_before_branch = _draws_before_branch(self.body)
+        self.draws = any(x.kind == "draw" for x in self.body)
         self.constant = _constant(self.body, outputs)
         self.makers = {variable.root: x for x in self.body for variable in x.results if variable.root is variable}
         self.last = {
@@ -341,15 +341,6 @@ def _refuse_late_branches(body: list[Instruction]) -> None:
                 "such a step can't be taken back where the branch goes another way. Branch before, or use mg.where"
             )
         changed = changed or any(variable.root.kind in GIVEN for variable in x.writes)
-
-
-def _draws_before_branch(body: list[Instruction]) -> bool:
-    drawn = False
-    for x in body:
-        if (x.kind == "branch" or may_diverge(x)) and drawn:
-            return True
-        drawn = drawn or x.kind == "draw"
-    return False
 
 
 def _constant(body: list[Instruction], outputs: list[Variable]) -> set[Variable]:

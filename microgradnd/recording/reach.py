@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import random
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from operator import length_hint
 from threading import local
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import numpy as np
 
@@ -29,7 +32,18 @@ from .instructions import is_array, is_on_device
 from .scout import Executed, globals_in, is_users, modules_in, root_of
 
 MOST = 100_000  # places that are looked at
+# What decorators in classes make of functions, and where these are then.
+DECORATED = (
+    classmethod, staticmethod, property, functools.cached_property, functools.partialmethod,
+    functools.singledispatchmethod,
+)  # fmt: skip
+FUNCTIONS = ("__func__", "fget", "fset", "func", "args", "keywords", "dispatcher")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
+# What reads or writes attributes whose names are in no text.
+ANY_ATTRIBUTE = frozenset([
+    "__dict__", "__match_args__", "asdict", "astuple", "attrgetter", "delattr", "getattr", "hasattr", "replace",
+    "setattr", "vars",
+])  # fmt: skip
 HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
 # Not looked into: what belongs to other libraries, and the machinery of Python itself.
 OPAQUE = frozenset([
@@ -79,10 +93,12 @@ class Reach:
     def __init__(self, function: Callable[..., Any], args: Any, executed: Executed) -> None:
         self.places: list[Place] = []
         self.lengths: list[tuple[Any, int, str]] = []
+        self.absent: list[tuple[dict[str, Any], frozenset[str], str]] = []  # names that no attribute may get
         self.orders: list[tuple[Any, list[Any], str]] = []  # the keys of dicts
         self.wholes: list[tuple[Any, Any, str]] = []  # what is compared as a whole: sets, queues, strange arrays
         self.missing: list[Place] = []  # places that the program names, with nothing in them
         self.caches: list[Any] = []  # functions with functools.lru_cache
+        self.without_place: list[Any] = []  # random generators that get no handle, such as those in tuples
         self._seen: dict[int, Any] = {}
         self._kept: set[tuple[int, Any]] = set()
         self._numbers: set[tuple[int, Any]] = set()
@@ -101,7 +117,7 @@ class Reach:
         self._go_on()
         guarded = len(self.places)
         self._waiting += self._later
-        lists: list[list[Any]] = [self.lengths, self.orders, self.wholes, self.missing]
+        lists: list[list[Any]] = [self.lengths, self.absent, self.orders, self.wholes, self.missing]
         counts = list(map(len, lists))
         self._go_on()
         for found, count in zip(lists, counts, strict=True):
@@ -118,7 +134,7 @@ class Reach:
         for place in self.of_role("plain"):
             with contextlib.suppress(AttributeError, IndexError, KeyError, ValueError):
                 value = place.get()
-                if value is not place.value and isinstance(value, PLAIN) and isinstance(place.value, PLAIN):
+                if value is not place.value and is_plain(value) and is_plain(place.value):
                     found += [] if is_equal(value, place.value) else [(place, value)]
         return found
 
@@ -129,13 +145,14 @@ class Reach:
                 value = place.get()
             except (AttributeError, IndexError, KeyError, ValueError):
                 return place.path
-            if value is not place.value and not (isinstance(value, PLAIN) and isinstance(place.value, PLAIN)):
+            if value is not place.value and not (is_plain(value) and is_plain(place.value)):
                 return place.path
         return next(self.different(), None)
 
     def different(self) -> Iterator[str]:
         """The paths of what has another length, order or content as a whole, and of what was not there before."""
         yield from (path for owner, length, path in self.lengths if len(owner) != length)
+        yield from (path for owner, names, path in self.absent if not owner.keys().isdisjoint(names))
         yield from (path for owner, keys, path in self.orders if [*owner] != keys)
         yield from (path for owner, whole, path in self.wholes if not is_same_whole(owner, whole))
         yield from (place.path for place in self.missing if place.exists())
@@ -164,7 +181,7 @@ class Reach:
                 return
             self._globals(function.__code__, function.__globals__)
             self._keep(function, "__code__", False, f"{path}code")  # IPython's autoreload replaces it
-            self._attributes(vars(function), f"{path}{function.__name__}")
+            self._attributes(vars(function), f"{path}{function.__name__}", self._names)
             self._keep(function, "__defaults__", False, f"{path}defaults")
             self._keep(function, "__kwdefaults__", False, f"{path}defaults")
 
@@ -199,16 +216,20 @@ class Reach:
                 self.lengths.append((vars(module), len(vars(module)), path))
 
     def _class(self, value: type, path: str) -> None:
+        self._value(type(value), f"{path}.__class__")
         for base in value.__mro__[1:]:
             self._value(base, f"{path}.{base.__name__}")
         if is_users(value.__module__):
             self.lengths.append((vars(value), len(vars(value)), path))
+            all_read = self._are_read_by_others(value.__mro__)
             for name, part in vars(value).items():
-                if is_array(part) or isinstance(part, np.random.Generator | RecordedArray | RecordedGenerator | tuple):
-                    self._keep(value, name, False, f"{path}.{name}")
-                elif not name.startswith("__") or name in ("__call__", "__getattr__"):
-                    # Not by getattr, which makes a new object of a class method each time.
-                    self._keep(vars(value), name, True, f"{path}.{name}")
+                if isinstance(part, (FunctionType, *DECORATED)):
+                    self._keep(vars(value), name, True, f"{path}.{name}")  # getattr would call the latter
+                elif (all_read or name in self._names) and not name.startswith("__"):
+                    if hasattr(type(part), "__get__"):
+                        self._keep(vars(value), name, True, f"{path}.{name}")
+                    else:  # so that it can be set too
+                        self._keep(value, name, False, f"{path}.{name}")
 
     def _keep(self, owner: Any, key: Any, is_item: bool, path: str) -> None:
         """Note what lies in a place, and go on into it."""
@@ -233,9 +254,12 @@ class Reach:
             role = "generator"
         elif type(value) is RecordedNumber:
             role = "number"
-        elif type(value) is tuple and any(map(_is_recorded, value)):
+        elif isinstance(value, tuple) and any(map(_is_recorded, _in_tuples(value))):
             role = "tuple"
         self.places.append(Place(owner, key, is_item, path, role, value))
+        for part in value if role == "tuple" else ():
+            if not _is_recorded(part):
+                self._value(part, path)
         if role == "plain" or (role == "array" and not is_numeric(value.dtype)):
             self._value(value, path)
 
@@ -254,23 +278,42 @@ class Reach:
             self._seen[id(value)] = value
             if type(value) is not np.ndarray or not is_numeric(value.dtype):
                 self.wholes.append((value, whole(value), path))
+            for part in value.flat if value.dtype.hasobject and value.dtype.names is None else ():
+                self._value(part, path)
             return
         if isinstance(value, type):
             self._seen[id(value)] = value
             self._class(value, path)
             return
+        if isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
+            self._seen[id(value)] = value
+            self.without_place.append(value)
+            return
         if isinstance(value, ModuleType):
             self._module(value, path)
             return
-        if isinstance(value, BuiltinFunctionType | CellType | CodeType):
+        if isinstance(value, BuiltinFunctionType):  # a method such as d.get
+            self._value(value.__self__, path)
+            return
+        if isinstance(value, CellType | CodeType):
             return
         self._seen[id(value)] = value
         if isinstance(value, functools._lru_cache_wrapper):
             self.caches.append(value)
-        if callable(value) and hasattr(value, "__wrapped__"):
-            self._function(value.__wrapped__, f"{path}.")  # what a decorator made: another captured step
-            return
-        self._waiting.append((value, path))
+            for part in cached_values(value):
+                self._value(part, path)
+        if isinstance(value, DECORATED):
+            for name in FUNCTIONS:
+                self._value(getattr(value, name, None), f"{path}.")
+        wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # of what a decorator made
+        self._value(wrapped, f"{path}.")
+        if type(value) is ref:
+            self._value(value(), path)
+        elif isinstance(value, WeakKeyDictionary | WeakValueDictionary):
+            for part in value.values():
+                self._value(part, path)
+        if wrapped is None or root_of(type(value).__module__) not in ("functools", "microgradnd"):
+            self._waiting.append((value, path))
 
     def _open(self, value: Any, path: str) -> None:
         if isinstance(value, Tensor):
@@ -281,7 +324,7 @@ class Reach:
             self._value(value.get(None), path)
         elif isinstance(value, MappingProxyType):
             self._value(gc.get_referents(value)[0], path)  # what it shows
-        elif isinstance(value, list | dict):
+        elif isinstance(value, list | dict | deque):
             if isinstance(value, dict) and len(value) > 1:
                 self.orders.append((value, [*value], path))
             else:
@@ -291,7 +334,11 @@ class Reach:
                     self.places.append(Place(value, key, True, f"{path}.{key}", "number", value[key]))
                 else:
                     self._keep(value, key, True, f"{path}.{key}")
-        elif isinstance(value, tuple | set | frozenset | deque | array | bytearray):
+                if not isinstance(key, PLAIN):
+                    self._value(key, path)
+        elif hasattr(type(value), "__length_hint__"):  # an iterator, which a replay does not advance
+            self.wholes.append((value, whole(value), path))
+        elif isinstance(value, tuple | set | frozenset | array | bytearray):
             if not isinstance(value, tuple | frozenset):
                 self.wholes.append((value, whole(value), path))
             for i, part in enumerate(value):
@@ -318,7 +365,7 @@ class Reach:
                 self._numbers.add((id(mapping), key))
         attributes, unwatched = getattr(value, "__dict__", None), getattr(type(value), "unwatched", ())
         # Of objects that the library knows nothing of, only what the program's functions name can matter.
-        named = None if self._is_read_by_others(value) else self._names
+        named = None if self._are_read_by_others(type(value).__mro__) else self._names
         if isinstance(attributes, dict):
             self._attributes(attributes, path, named, unwatched)
         if is_users(type(value).__module__):
@@ -332,9 +379,14 @@ class Reach:
                     name = f"_{kind.__name__.lstrip('_')}{name}" if mangled else name
                     self._keep(value, name, False, f"{path}.{name}")
 
-    def _attributes(self, attributes: dict[str, Any], path: str, named: Any = None, unwatched: Any = ()) -> None:
-        """Those in ``named`` (None: all), and how many there are: a new one might hide that of a class."""
-        self.lengths.append((attributes, len(attributes), path))
+    def _attributes(
+        self, attributes: dict[str, Any], path: str, named: set[str] | None, unwatched: tuple[str, ...] = ()
+    ) -> None:
+        """Those in ``named`` (None: all), and that there is none more: it might hide that of a class."""
+        if named is None:
+            self.lengths.append((attributes, len(attributes), path))
+        else:
+            self.absent.append((attributes, frozenset(named - attributes.keys()), path))
         for name in list(attributes):
             if named is not None and name not in named:
                 continue
@@ -343,13 +395,16 @@ class Reach:
             else:
                 self._keep(attributes, name, True, f"{path}.{name}")
 
-    def _is_read_by_others(self, value: Any) -> bool:
+    def _are_read_by_others(self, kinds: tuple[type, ...]) -> bool:
         """Whether attributes are read without being named: by layers, optimisers, ChainMap, or what asks for any."""
-        if {"getattr", "vars", "__dict__", "asdict", "astuple", "replace"} & self._names:
+        if ANY_ATTRIBUTE & self._names:
             return True
-        kinds = type(value).__mro__
         ours = ("collections", "microgradnd", "nn")
-        return any(root_of(kind.__module__) in ours or "__getattr__" in vars(kind) for kind in kinds)
+        return any(
+            root_of(kind.__module__) in ours or {"__getattr__", "__getattribute__"} & vars(kind).keys()
+            for kind in kinds
+            if kind is not object
+        )
 
 
 def _is_recorded(x: Any) -> bool:
@@ -357,15 +412,52 @@ def _is_recorded(x: Any) -> bool:
     return type(x) is np.ndarray or is_on_device(x) or type(x) is RecordedArray
 
 
+def _in_tuples(x: Any) -> Iterator[Any]:
+    """What is in nested tuples."""
+    for part in x:
+        yield from _in_tuples(part) if isinstance(part, tuple) else (part,)
+
+
+def is_plain(x: Any) -> bool:
+    """Whether x is a plain value, or a tuple of them."""
+    return isinstance(x, PLAIN) or (type(x) is tuple and all(map(is_plain, x)))
+
+
 def is_equal(x: Any, y: Any) -> bool:
     """Whether plain values are equal to the last bit: 0.0 is not -0.0."""
+    if type(x) is tuple and type(y) is tuple:
+        return len(x) == len(y) and all(map(is_equal, x, y))
     return isinstance(x, PLAIN) and type(x) is type(y) and bool(x == y) and repr(x) == repr(y)
 
 
+def cached_values(cache: Any) -> list[Any]:
+    """What a function with functools.lru_cache has kept: in a dict, or in links that are found with their contents."""
+    parts = [x for x in gc.get_referents(cache) if x is not vars(cache) and not isinstance(x, type)]
+    if cache.cache_info().maxsize is None:
+        return [x for part in parts if isinstance(part, dict) for x in part.values()]
+    links = [
+        part
+        for part in parts
+        if isinstance(part, dict) and {type(x).__name__ for x in part.values()} <= {"_lru_list_elem"}
+    ]
+    return [x for x in parts if not any(x is part for part in links)]
+
+
+def random_state(generator: Any) -> Any:
+    """Where a random generator of Python or NumPy stands."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return repr(generator.get_state(legacy=False))
+    return repr(generator.bit_generator.state)
+
+
 def whole(owner: Any) -> Any:
-    """What is in a set, a queue, a context variable or an array that is no array of numbers."""
+    """What is in a set, a context variable or an array that is no array of numbers; how far an iterator is."""
     if isinstance(owner, ContextVar):
         return owner.get(None)
+    if hasattr(type(owner), "__length_hint__"):
+        return length_hint(owner)
     return owner.tobytes() if isinstance(owner, np.ndarray) else tuple(owner)
 
 
@@ -373,6 +465,8 @@ def is_same_whole(owner: Any, content: Any) -> bool:
     """Whether it still holds what :func:`whole` gave."""
     if isinstance(owner, ContextVar):
         return owner.get(None) is content
+    if hasattr(type(owner), "__length_hint__"):
+        return bool(length_hint(owner) == content)
     if isinstance(owner, np.ndarray):
         return bool(owner.tobytes() == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))

@@ -30,6 +30,8 @@ class Recorder:
 
     def __init__(self, note: Callable[[], str]) -> None:
         self.instructions: list[Instruction] = []
+        self._errors: dict[str, Any] = dict(np.geterr())
+        self.quiet: set[str] = set()  # kinds of NumPy's errors that the step ignores somewhere
         self._note = note
         self._thread = threading.get_ident()
         self._roots: dict[int, tuple[Any, Variable]] = {}  # id of an array that owns memory -> itself, its variable
@@ -112,6 +114,8 @@ class Recorder:
         """The result of a call, noted. ``out`` or ``writes`` are those of its arguments that it changes."""
         if not self.is_this_thread():
             raise CaptureError("capture: another thread uses the tensors of a step while the step is recorded")
+        if (errors := dict(np.geterr())) != self._errors:
+            self._note_errors(errors)
         real_args, noted_args = self.unwrapped(args)
         real_kwargs, noted_kwargs = self.unwrapped(kwargs or {})
         instruction = Instruction(kind, name, function, noted_args, noted_kwargs, self._note())
@@ -157,6 +161,15 @@ class Recorder:
             return handle
         self.instructions.append(instruction)
         return self._result(result, instruction)
+
+    def _note_errors(self, errors: dict[str, Any]) -> None:
+        """What np.errstate says within the step."""
+        different = {kind: how for kind, how in errors.items() if how != self._errors[kind]}
+        if any(how != "ignore" for how in different.values()):
+            self.trouble = CaptureError(
+                f"capture: np.errstate within the step, {different}, is not recorded; put it around the call"
+            )
+        self.quiet |= different.keys()
 
     def _tried(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result; an error that the step itself may catch and go on from is remembered."""
@@ -235,7 +248,7 @@ def _is_array(x: Any) -> bool:
 def flat(args: Any) -> Iterator[Any]:
     """What is in nested tuples and lists."""
     for part in args:
-        if type(part) in (tuple, list):
+        if isinstance(part, tuple | list):
             yield from flat(part)
         else:
             yield part

@@ -52,6 +52,7 @@ class Recording:
         self.settings, self.layout = session.settings, session.layout
         self.arguments, self.keywords = session.layouts, session.keywords  # kind and layout of each; names of the last
         self.calls = self.diverged = 0
+        self._quiet: Any = dict.fromkeys(session.quiet, "ignore")  # for np.errstate
         self.verified = False
         self.sets, self.structure = session.sets, session.structure
         self.reach, self.generators = session.reach, session.generators
@@ -194,7 +195,7 @@ class Recording:
         self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
         changes = self.sets or self._assigned or self._given_gradients or self._cleared
         is_tensor = isinstance(self.structure, Output) and self.structure.is_tensor
-        self.is_plain = is_tensor and not (changes or self.program.draws_before_branch)
+        self.is_plain = is_tensor and not (changes or (self.program.draws or self._quiet))
 
     def _find_changes(self, session: Session) -> None:
         """Whose memory a replay writes into: that of arrays in places, and of arguments.
@@ -309,17 +310,19 @@ class Recording:
 
     def replay(self, arrays: list[Any]) -> Any:
         """What the step would do and return. Raises Diverged, with nothing changed, at a branch that goes elsewhere."""
-        if self.program.draws_before_branch:
+        if self.program.draws:
             generators = [*self.generators, *generators_in(arrays)]
             states = [generator.bit_generator.state for generator in generators]
             try:
-                out = self._step(*arrays)
-            except Diverged:
-                for generator, state in zip(generators, states, strict=True):
-                    generator.bit_generator.state = state
+                out = self._run(arrays)
+            except Exception as error:
+                line = self.failed_at(error)
+                if line is None or not self.had_changed(line):  # the step runs instead, and draws them again
+                    for generator, state in zip(generators, states, strict=True):
+                        generator.bit_generator.state = state
                 raise
         else:
-            out = self._step(*arrays)
+            out = self._run(arrays)
         if self.records:
             order = next_change()
             for record in self.records:
@@ -337,6 +340,12 @@ class Recording:
             for (place, _), value in zip(self._given_gradients, values[count + len(self._assigned) :], strict=True):
                 place.owner.grad = as_array(value)
         return rebuilt(self.structure, iter(values))
+
+    def _run(self, arrays: list[Any]) -> Any:
+        if not self._quiet:
+            return self._step(*arrays)
+        with np.errstate(**self._quiet):
+            return self._step(*arrays)
 
     def failed_at(self, error: BaseException) -> int | None:
         """The line of the program at which a replay failed; None for an error from somewhere else."""

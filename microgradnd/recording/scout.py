@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dis
+import functools
 import gc
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import CO_GENERATOR
+from queue import SimpleQueue
 from types import CodeType, ModuleType
 from typing import Any
 
 LIBRARIES = frozenset(
     ["builtins", "cupy", "cupy_backends", "cupyx", "fastrlock", "llvmlite", "microgradnd", "nn", "numba", "numpy"]
 )
+GLOBAL_NAMES = ("DELETE_GLOBAL", "LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
+PATHS = ("posixpath", "ntpath")
+OUTSIDE = ("os", *PATHS, "logging", "queue")  # what these do, a replay does not do either
 UNREPEATED = (globals, input, next, open, print)  # what a replay does not do
 
 
@@ -52,6 +59,7 @@ class Executed:
         self.own = getattr(getattr(step, "__func__", step), "__globals__", None)
         self.globals: dict[CodeType, dict[str, Any]] = {}
         self.unrepeated: str | None = None
+        self._generators: set[Any] = set()  # frames of those that the step has begun
         self._importing: Any = None  # the frame of what an import has called, until it returns
 
     @contextmanager
@@ -70,6 +78,7 @@ class Executed:
             yield
         finally:
             sys.setprofile(outer)
+            self._generators.clear()
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
         if self._importing is not None:  # of modules of their own, such as Numba's and SciPy's, once
@@ -84,14 +93,38 @@ class Executed:
         if event == "call":
             if users:
                 self.globals.setdefault(frame.f_code, frame.f_globals)
-            elif module in ("os", "posixpath", "ntpath") and _is_called_by_users(frame):
-                self.unrepeated = f"os.{frame.f_code.co_name}"
-        elif event == "c_call" and (argument in UNREPEATED or argument.__module__ == "time") and users:
-            self.unrepeated = f"{argument.__module__}.{argument.__name__}".removeprefix("builtins.")
+                if frame.f_code.co_flags & CO_GENERATOR:
+                    if frame.f_lasti < _first_yield(frame.f_code):  # begun, and not gone on with
+                        self._generators.add(frame)
+                    elif frame not in self._generators:
+                        self.unrepeated = f"a generator that was there before, {frame.f_code.co_name}"
+            elif module in OUTSIDE and self.unrepeated is None and _is_called_by_users(frame):
+                self.unrepeated = f"{'os' if module in PATHS else module}.{frame.f_code.co_name}"
+        elif event == "c_call" and users and _is_unrepeated(argument):
+            owner = argument.__module__ or type(argument.__self__).__name__
+            self.unrepeated = f"{owner}.{argument.__name__}".removeprefix("builtins.")
 
     def names(self) -> set[str]:
-        """All names in their text, those of attributes included."""
-        return {name for code in self.globals for name in names_in(code)}
+        """All names in their text, those of attributes and of patterns' keywords included."""
+        found = {name for code in self.globals for name in names_in(code)}
+        patterns = [code for code in self.globals if any(x.opname == "MATCH_CLASS" for x in dis.get_instructions(code))]
+        keywords = {name for code in patterns for x in code.co_consts if isinstance(x, tuple) for name in x}
+        return found | keywords | ({"__match_args__"} if patterns else set())
+
+
+@functools.cache
+def _first_yield(code: CodeType) -> int:
+    """Where a generator function yields first."""
+    return next((x.offset for x in dis.get_instructions(code) if x.opname == "YIELD_VALUE"), sys.maxsize)
+
+
+def _is_unrepeated(function: Any) -> bool:
+    """Whether a replay would not do what a function of Python's does: the clock, files and iterators go on."""
+    return (
+        function in UNREPEATED
+        or function.__module__ == "time"
+        or isinstance(getattr(function, "__self__", None), io.IOBase | SimpleQueue)
+    )
 
 
 def _is_import(frame: Any) -> bool:
@@ -117,8 +150,8 @@ def names_in(code: CodeType) -> list[str]:
 
 
 def globals_in(code: CodeType) -> list[str]:
-    """The global variables that a function reads, and functions within it."""
-    found = {x.argval: None for x in dis.get_instructions(code) if x.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    """The global variables that a function reads or sets, and functions within it."""
+    found = {x.argval: None for x in dis.get_instructions(code) if x.opname in GLOBAL_NAMES}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             found.update(dict.fromkeys(globals_in(constant)))

@@ -7,9 +7,9 @@ import inspect
 import random
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from operator import is_
 from typing import Any
 
@@ -26,7 +26,7 @@ from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
-from .reach import HANDLES, PLAIN, Place, Reach
+from .reach import HANDLES, PLAIN, Place, Reach, cached_values, random_state
 from .recorder import Recorder, flat
 from .results import Output, data_of, like
 from .scout import Executed, uncollected
@@ -80,7 +80,6 @@ class Session:
         self.cleared = False
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
-        self._misses = {id(cache): cache.cache_info().misses for cache in self.reach.caches}
         self._recorder = Recorder(notes(function))
         self._generators: dict[int, RecordedGenerator] = {}
         self.left_at: str | None = None
@@ -94,7 +93,7 @@ class Session:
             wrapped = [self._argument(x, name) for x, name in zip(args, _names(function, len(args)), strict=True)]
             wrapped_kwargs = {name: self._argument(x, name) for name, x in kwargs.items()}
             containers = [(x, _shape_of(x)) for x in (*wrapped, *wrapped_kwargs.values())]
-            drawn = _global_random_states()
+            drawn = _random_states(self.reach)
             try:
                 self._replace()
                 with executed.noted():
@@ -111,10 +110,10 @@ class Session:
                         "capture: the step changes a list, dict or tensor among its arguments, which a replay does not "
                         "do; return what is new instead"
                     )
-                if _global_random_states() != drawn:
+                if _random_states(self.reach) != drawn:
                     raise CaptureError(
-                        "capture: the step draws from a random generator of a module (random, np.random), which is not "
-                        "recorded; use a np.random.Generator"
+                        "capture: the step draws from a random generator of a module (random, np.random), from one of "
+                        "Python's or from one in a tuple, which is not recorded; use a np.random.Generator"
                     )
                 self.structure = self._structure(result)
                 kept = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
@@ -129,7 +128,7 @@ class Session:
         if len(executed.globals) > known:
             self.met_functions = True
         self.result = _bare(result)
-        self.instructions = self._recorder.instructions
+        self.instructions, self.quiet = self._recorder.instructions, self._recorder.quiet
         on_device = self._recorder.uses_device or any(v.is_on_device for v in self.arguments)
         self.device = current_device() if on_device else None
         self.generators = [x.value for x in self._generators.values() if x.variable.kind == "generator"]
@@ -183,10 +182,7 @@ class Session:
             value, name = place.value, self.short(place.path)
             handle: Any = None
             if place.role == "tuple":
-                handle = tuple(
-                    self._recorder.given(x, "input", f"{name}_{i}") if type(x) in NAMESPACES else x
-                    for i, x in enumerate(value)
-                )
+                handle = self._tuple(value, name)
             elif place.role == "array" and type(value) in NAMESPACES and is_numeric(value.dtype):
                 handle = self._recorder.given(value, "input", name)
             elif place.role == "gradient" and value is not None:
@@ -209,6 +205,15 @@ class Session:
                 self.replaced.append((place, handle))
         for place, handle in self.replaced:
             place.set(handle)
+
+    def _tuple(self, value: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+        """A tuple with handles for the arrays in it."""
+        parts = []
+        for i, x in enumerate(value):
+            if type(x) in NAMESPACES:
+                x = self._recorder.given(x, "input", f"{name}_{i}")
+            parts.append(self._tuple(x, f"{name}_{i}") if isinstance(x, tuple) else x)
+        return like(value, parts)  # type: ignore[no-any-return]
 
     def _generator(self, generator: Any, name: str = "rng") -> Any:
         """The handle of a generator; one that the step makes for itself can't be repeated."""
@@ -256,23 +261,22 @@ class Session:
         known = {(id(place.owner), place.key) for place in expected}
         reach = self._everything()
         for cache in reach.caches:
-            if cache.cache_info().misses != self._misses.get(id(cache), 0):
+            if any(_bare(part) is not part for part in cached_values(cache)):  # arrays: where they are is not known
                 cache.cache_clear()
-                self.left_at = f"the cache of {cache.__name__}"
-                self.cleared = True
+                self.left_at, self.cleared = f"the cache of {cache.__name__}", True
         for owner, _, path in reach.wholes:
-            for i, part in enumerate(owner) if isinstance(owner, deque) else ():
-                if (bare := _bare(part)) is not part:
-                    owner[i] = bare
-                    self.left_at = path
+            if isinstance(owner, ContextVar) and (bare := _bare(owner.get(None))) is not owner.get(None):
+                owner.set(bare)
+                self.left_at = path
         for place in reach.places:
             value = place.value
-            if type(value) in (*HANDLES, Tensor, tuple):
+            if type(value) in (*HANDLES, Tensor) or isinstance(value, tuple):
                 bare = _bare(value)
                 if bare is not value:
                     place.set(bare)
                     if (id(place.owner), place.key) not in known:
-                        self.left_at = place.path
+                        is_element = place.is_item and isinstance(place.key, int)
+                        self.left_at = place.path.rpartition(".")[0] if is_element else place.path
 
 
 def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -306,10 +310,10 @@ def _shape_of(x: Any) -> Any:
     return id(x) if type(x) is not Tensor else (id(x), id(x._data), id(x._node))
 
 
-def _global_random_states() -> Any:
-    """Of the generators of modules: of ``random``, and of ``np.random`` if anybody has used it."""
+def _random_states(reach: Reach) -> Any:
+    """Of generators that get no handle: of ``random``, of ``np.random`` if anybody has used it, and those found."""
     legacy = sys.modules.get("numpy.random")
-    states: list[Any] = [random.getstate()]
+    states: list[Any] = [random.getstate(), *map(random_state, reach.without_place)]
     if legacy is not None:
         states.append(repr(legacy.get_state(legacy=False)["state"]))
     return states

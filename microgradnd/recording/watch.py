@@ -28,6 +28,9 @@ class Watch:
             self.scope |= {key: place.key} if key else {}
             self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
         self.conditions += [f"len({self._name(x)}) == {n}" for x, n, _ in reach.lengths]
+        for i, (x, names, _) in enumerate(reach.absent):
+            self.scope[f"absent_{i}"] = names
+            self.conditions.append(f"{self._name(x)}.keys().isdisjoint(absent_{i})")
         for i, (x, keys, _) in enumerate(reach.orders):
             self.scope[f"keys_{i}"] = keys
             self.conditions.append(f"[*{self._name(x)}] == keys_{i}")
