@@ -19,24 +19,11 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import replays, warm
+from tests.training_steps import Case, changed_in_time, replays, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
-X = np.arange(1.0, 4.0)
-Case = tuple[Callable[[Any], Any], Callable[[], Any]]  # a step, and a change that makes it another one
-
-
-def changed_in_time(step: Callable[[Any], Any], change: Callable[[], Any]) -> None:
-    captured = mg.capture(step)
-    warm(captured, X)
-    before = np.asarray(step(X))
-    change()
-    after = np.asarray(step(X))
-    assert not np.array_equal(before, after)
-    for _ in range(3):
-        np.testing.assert_array_equal(captured(X), after)
-    assert replays(captured) > 2
+X = np.arange(1.0, 4.0)  # as in changed_in_time
 
 
 class Base:

@@ -89,3 +89,20 @@ def replays(captured: Any) -> int:
 def warm(step: Any, *args: Any, count: int = 4) -> None:
     for _ in range(count):
         step(*args)
+
+
+Case = tuple[Callable[[Any], Any], Callable[[], Any]]  # a step, and a change that makes it another one
+
+
+def changed_in_time(step: Callable[[Any], Any], change: Callable[[], Any]) -> None:
+    """A captured step is another one from the first call on in which the step itself is."""
+    x = np.arange(1.0, 4.0)
+    captured = mg.capture(step)
+    warm(captured, x)
+    before = np.asarray(step(x))
+    change()
+    after = np.asarray(step(x))
+    assert not np.array_equal(before, after)
+    for _ in range(3):
+        np.testing.assert_array_equal(captured(x), after)
+    assert replays(captured) > 2

@@ -25,7 +25,7 @@ UNREPEATED = (globals, input, next, open, print)  # what a replay does not do
 
 def root_of(module: str | None) -> str:
     """The top-level package of a module, by its name; "" for none."""
-    return (module or "").partition(".")[0]
+    return module.partition(".")[0] if isinstance(module, str) else ""  # Cython's classes have something else
 
 
 def is_users(module: str | None) -> bool:
