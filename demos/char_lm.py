@@ -329,10 +329,6 @@ def learn(args: argparse.Namespace, given: dict) -> None:
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint} to write from")
     elif args.resume:
         print(f"there is no checkpoint {args.checkpoint} yet: starting anew")
-    elif args.checkpoint.exists():
-        kept = args.checkpoint.with_stem(args.checkpoint.stem + "_before")
-        args.checkpoint.replace(kept)
-        print(f"{args.checkpoint} is of another run (--resume goes on from it): kept as {kept}")
     settings, start = values["settings"], values["step"]
     trains = start < settings["iterations"]
     if trains:
@@ -353,6 +349,10 @@ def learn(args: argparse.Namespace, given: dict) -> None:
     if unknown:
         raise ValueError(f"the text has no {', '.join(map(repr, unknown))}, which --prompt has")
 
+    if not args.resume and args.checkpoint.exists():
+        kept = args.checkpoint.with_stem(args.checkpoint.stem + "_before")
+        args.checkpoint.replace(kept)
+        print(f"{args.checkpoint} is of another run (--resume goes on from it): kept as {kept}")
     parts = make(settings, len(characters.characters), np.random.default_rng(settings["seed"]))
     model = parts["model"]
     if start:

@@ -17,7 +17,7 @@ class Draws:
     """Which generators a computation used, and the state in which each was when it was first used."""
 
     def __init__(self) -> None:
-        self.states: dict[np.random.Generator, Any] = {}
+        self.states: dict[np.random.BitGenerator, Any] = {}  # which several generators may share
         self.unseeded: list[np.random.Generator] = []  # made for calls without a generator, in their order
 
 
@@ -51,7 +51,7 @@ def generator(rng: Rng) -> np.random.Generator:
         found = np.random.default_rng(rng)
     draws = _recording.draws
     if draws is not None:
-        draws.states.setdefault(found, found.bit_generator.state)
+        draws.states.setdefault(found.bit_generator, found.bit_generator.state)
         if rng is None:
             draws.unseeded.append(found)
     return found
@@ -74,13 +74,13 @@ def recorded() -> Iterator[Draws]:
 @contextlib.contextmanager
 def repeated(draws: Draws) -> Iterator[None]:
     """Let the block draw the same numbers again; afterwards the generators stand where they stood before."""
-    outer, now = _recording.repeating, {g: g.bit_generator.state for g in draws.states}
-    for g, state in draws.states.items():
-        g.bit_generator.state = state
+    outer, now = _recording.repeating, {bits: bits.state for bits in draws.states}
+    for bits, state in draws.states.items():
+        bits.state = state
     _recording.repeating = iter(draws.unseeded)
     try:
         yield
     finally:
         _recording.repeating = outer
-        for g, state in now.items():
-            g.bit_generator.state = state
+        for bits, state in now.items():
+            bits.state = state

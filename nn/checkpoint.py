@@ -91,8 +91,9 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
             _restore(part, _unpacked(tree[name]["state"], arrays))
     except BaseException as error:
         for part, state in reversed(before):
-            _restore(part, state)
-        if isinstance(error, ValueError | TypeError | LookupError):
+            with contextlib.suppress(ValueError):  # of a part that refuses its own state; the others follow
+                _restore(part, state)
+        if isinstance(error, ValueError | TypeError | LookupError | RuntimeError):
             raise ValueError(
                 f"load_checkpoint: {os.fspath(path)}: {name} does not fit, and nothing was loaded: {error}"
             ) from error

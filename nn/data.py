@@ -64,11 +64,12 @@ def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:
     for x in arrays[1:]:
         if x.shape[1:] != arrays[0].shape[1:] or x.ndim == 0:
             raise ValueError(f"standardize: features differ: shapes {arrays[0].shape} and {x.shape}")
-    mean, std = arrays[0].mean(axis=0), arrays[0].std(axis=0)
+    # Added up in float64: along the first axis NumPy adds row by row, which loses bits over millions of them.
+    mean, std = arrays[0].mean(axis=0, dtype=np.float64), arrays[0].std(axis=0, dtype=np.float64)
     # The deviation of a constant is not 0 where its mean is rounded, as that of 1/3 is.
     constant = arrays[0].min(axis=0) == arrays[0].max(axis=0)
     std = np.where(constant | (std == 0), np.ones_like(std), std)
-    scaled = tuple((x - mean) / std for x in arrays)
+    scaled = tuple(((x - mean) / std).astype(x.dtype, copy=False) for x in arrays)
     return scaled if others else scaled[0]
 
 

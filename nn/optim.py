@@ -15,6 +15,7 @@ from microgradnd.devices import beside
 from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
 from microgradnd.kernels import kernels_for_all
+from microgradnd.noting import hook
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -152,6 +153,8 @@ class Optimizer:
                     continue
                 p = parameter._data
                 if p is not slot.own:
+                    if hook.once is not None:
+                        hook.once("the array of a parameter, which the optimiser copies once,")
                     p = p.copy()
                     # In the same dict, where a captured step looks for it.
                     slot.state.update({name: beside(x, p) for name, x in slot.state.items() if hasattr(x, "shape")})

@@ -28,16 +28,24 @@ from .checkpoint import replace_file, safetensors_numpy
 from .linear import Linear
 from .module import Module, children
 
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?", "I64": "<i8", "I32": "<i4", "I16": "<i2",
+    "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+}  # fmt: skip
+
 
 def save_pytorch(path: str | os.PathLike[str], module: Module) -> None:
     """Write the parameters of ``module`` under PyTorch's names and in its layouts, whole or not at all.
 
-    ``torch_module.load_state_dict(safetensors.torch.load_file(path))`` reads them there.
+    ``torch_module.load_state_dict(safetensors.torch.load_file(path))`` reads them there. A tensor that is in two places
+    is written twice, as PyTorch expects it. Raises ValueError where two tensors would have one name.
     """
     if not isinstance(module, Module):
         raise TypeError(f"save_pytorch: expected a module, got {module!r}")
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for _, theirs, tensor, transposed in _counterparts(module):
+        if theirs in arrays:
+            raise ValueError(f"save_pytorch: two tensors of {type(module).__name__} would have the name {theirs}")
         array = tensor.numpy()
         arrays[theirs] = np.ascontiguousarray(array.T if transposed else array)
     replace_file(path, safetensors_numpy().save(arrays))
@@ -51,24 +59,20 @@ def load_pytorch(path: str | os.PathLike[str], module: Module) -> None:
     """
     if not isinstance(module, Module):
         raise TypeError(f"load_pytorch: expected a module, got {module!r}")
-    try:
-        state = safetensors_numpy().load(Path(path).read_bytes())
-    except (OSError, ImportError, MemoryError):
-        raise
-    except KeyError as error:  # a dtype that NumPy lacks
-        raise ValueError(
-            f"load_pytorch: {os.fspath(path)} holds values of dtype {error}, which NumPy lacks; save "
-            "torch_module.float().state_dict()"
-        ) from error
-    except Exception as error:
-        raise ValueError(f"load_pytorch: {os.fspath(path)} can't be read: {type(error).__name__}: {error}") from error
+    state = _read(path)
     ours: dict[str, Any] = {}
-    known = []
+    known: dict[str, str] = {}  # names there, and here
     for name, theirs, _, transposed in _counterparts(module):
-        known.append(theirs)
         if theirs in state:
             array = state.pop(theirs)
-            ours[name] = array.T if transposed and array.ndim == 2 else array
+            array = array.T if transposed and array.ndim == 2 else array
+            if name in ours and not np.array_equal(ours[name], array, equal_nan=True):
+                both = [other for other, ours_ in known.items() if ours_ == name]
+                raise ValueError(
+                    f"load_pytorch: {os.fspath(path)}: {both[0]} and {theirs} differ, which are one tensor here"
+                )
+            ours[name] = array
+        known[theirs] = name
     try:
         if state:
             raise ValueError(f"unexpected {', '.join(state)}; {type(module).__name__} has {', '.join(known) or 'none'}")
@@ -77,13 +81,35 @@ def load_pytorch(path: str | os.PathLike[str], module: Module) -> None:
         raise type(error)(f"load_pytorch: {os.fspath(path)}: {error}") from None
 
 
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arrays of a safetensors file, those in bfloat16 as float32."""
+    safetensors_numpy()  # says what to install
+    from safetensors import deserialize
+
+    state = {}
+    try:
+        for name, found in deserialize(Path(path).read_bytes()):
+            if found["dtype"] not in DTYPES:
+                raise ValueError(f"{name} has the dtype {found['dtype']}, which NumPy lacks")
+            array = np.frombuffer(found["data"], DTYPES[found["dtype"]]).reshape(found["shape"])
+            if found["dtype"] == "BF16":
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            state[name] = array
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"load_pytorch: {os.fspath(path)} can't be read: {type(error).__name__}: {error}") from error
+    return state
+
+
 def _counterparts(module: Module) -> Iterator[tuple[str, str, Tensor, bool]]:
-    """Each tensor's name here, its name in PyTorch, the tensor, and whether PyTorch holds its transpose."""
-    listed = dict(module.named_tensors())
-    names = {id(tensor): name for name, tensor in listed.items()}
+    """Each tensor's name here, its name in PyTorch, the tensor, and whether PyTorch holds its transpose.
+
+    A tensor in several places has several names there.
+    """
+    names = {id(tensor): name for name, tensor in module.named_tensors()}
     for theirs, tensor, transposed in _named_there(module, frozenset()):
-        if id(tensor) in names:
-            yield names.pop(id(tensor)), theirs, tensor, transposed
+        yield names[id(tensor)], theirs, tensor, transposed
 
 
 def _named_there(module: Module, outer: frozenset[int]) -> Iterator[tuple[str, Tensor, bool]]:

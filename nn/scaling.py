@@ -17,6 +17,7 @@ from microgradnd.recording.active import CaptureError, is_recording
 from .optim import Optimizer, as_float
 
 LARGEST = float(np.finfo(np.float32).max)
+LEAST = 2.0**-126
 
 
 class GradScaler:
@@ -158,7 +159,8 @@ class GradScaler:
         elif not checked:
             raise RuntimeError("update: call step() or unscale_() before; there is no gradient to judge the scale by")
         elif not all(map(bool, checked)):
-            self._live["scale"] = float(np.float32(self._live["scale"] * self.backoff_factor))
+            # Not below the least scale whose inverse float32 can hold.
+            self._live["scale"] = max(float(np.float32(self._live["scale"] * self.backoff_factor)), LEAST)
             self._growth_tracker = 0
         else:
             self._growth_tracker += 1

@@ -39,10 +39,14 @@ class LRScheduler:
         """Go on to the next step."""
         self._go_to(self.last_step + 1)
 
+    def _base_lrs(self) -> list[float]:
+        """Those of groups that joined the optimiser since are what they have now."""
+        joined = self.optimizer.param_groups[len(self.base_lrs) :]
+        return self.base_lrs + [group["lr"] for group in joined]
+
     def _go_to(self, step: int) -> None:
         """Set the rates of ``step``, all or none; groups that joined the optimiser since begin with theirs."""
-        groups = self.optimizer.param_groups
-        base_lrs = self.base_lrs + [group["lr"] for group in groups[len(self.base_lrs) :]]
+        groups, base_lrs = self.optimizer.param_groups, self._base_lrs()
         rates = [float(self.rate(base_lr, step)) for base_lr in base_lrs]
         if not all(0 <= rate < math.inf for rate in rates):
             raise ValueError(f"{type(self).__name__}: learning rates must be at least 0 and finite, got {rates}")
@@ -52,7 +56,7 @@ class LRScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on from here."""
-        return {"schedule": type(self).__name__, "base_lrs": list(self.base_lrs), "last_step": self.last_step}
+        return {"schedule": type(self).__name__, "base_lrs": self._base_lrs(), "last_step": self.last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where the schedule stood. Raises ValueError, and changes nothing, for another's state."""
@@ -61,7 +65,9 @@ class LRScheduler:
             not isinstance(state, dict)
             or set(state) != {"schedule", "base_lrs", "last_step"}
             or state["schedule"] != name
-            or len(state["base_lrs"]) != len(groups)
+            or not len(self.base_lrs) <= len(state["base_lrs"]) <= len(groups)
+            or not isinstance(state["last_step"], int)
+            or state["last_step"] < 0
         ):
             raise ValueError(f"load_state_dict: this is no state of a {name} of {len(groups)} groups")
         before, self.base_lrs = self.base_lrs, [float(lr) for lr in state["base_lrs"]]

@@ -317,6 +317,8 @@ class Transformer(Module):
 
 def _sampled(logits: Any, temperature: float, top_k: int | None, rng: np.random.Generator) -> Any:
     """A token for each row of (..., vocab_size) logits: the largest of logits / temperature + Gumbel noise."""
+    if np.isnan(logits).any():
+        raise ValueError("generate: the model gives NaN for the next token")
     if temperature == 0:
         return logits.argmax(axis=-1)
     with np.errstate(over="ignore"):  # minus infinity is as good as any large number

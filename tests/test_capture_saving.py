@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,3 +103,78 @@ def test_a_step_without_arguments_is_saved_with_numpys_functions(
         step.save(tmp_path / "without_arguments.py")
     monkeypatch.syspath_prepend(tmp_path)
     np.testing.assert_allclose(importlib.import_module("without_arguments").step(), mg.gelu(x).data, rtol=1e-5)
+
+
+def saved(step: Any, folder: Path, name: str) -> Any:
+    step.save(folder / f"{name}.py")
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop(name, None)
+
+
+def test_what_was_loaded_after_the_last_call_is_saved(tmp_path: Path) -> None:
+    model = mlp()
+    step = mg.capture(training_step(model, optimizer := nn.Adam(model.parameters())))
+    predict = mg.capture(lambda x: model(x))
+    data = batches(10)
+    for X, y in data[:4]:
+        step(X, y)
+        predict(X)
+    before, moments = model.state_dict(), optimizer.state_dict()
+    for X, y in data[4:]:
+        step(X, y)
+    model.load_state_dict(before)
+    optimizer.load_state_dict(moments)
+    expected = bits(predict(data[0][0]))
+    model.load_state_dict(before)  # other arrays once more
+    assert bits(saved(predict, tmp_path, "predictions").step(data[0][0])) == expected
+
+
+def test_saving_is_refused_where_the_step_would_be_another_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 3, rng=0), nn.Dropout(0.5, 0))
+    step = mg.capture(lambda x: model(x))
+    X = batches(1)[0][0]
+    for _ in range(4):
+        step(X)
+    model.eval()
+    with pytest.raises(mg.CaptureError, match="model is another one than in the last call of the step"):
+        step.save(tmp_path / "step.py")
+    step(X)
+    step(X)
+    step.save(tmp_path / "step.py")
+    assert (tmp_path / "step.py").exists()
+
+
+def test_steps_in_bfloat16_are_not_saved(tmp_path: Path) -> None:
+    pytest.importorskip("ml_dtypes")
+    model = nn.Linear(3, 2, rng=0)
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        with mg.autocast("bfloat16"):
+            return model(x)
+
+    for _ in range(3):
+        step(np.ones((1, 3), np.float32))
+    with pytest.raises(mg.CaptureError, match="bfloat16, which NumPy alone has not"):
+        step.save(tmp_path / "step.py")
+
+
+def test_loaded_weights_are_copied_once_and_not_in_every_replay(tmp_path: Path) -> None:
+    model, plain = mlp(), mlp()
+    optimizers = [nn.SGD(m.parameters(), 0.05, momentum=0.9) for m in (model, plain)]
+    step, eager = mg.capture(training_step(model, optimizers[0])), training_step(plain, optimizers[1])
+    for i, (X, y) in enumerate(batches(20)):
+        if i in (7, 12):
+            model.load_state_dict(model.state_dict())
+            plain.load_state_dict(plain.state_dict())
+        assert bits(step(X, y), *model.parameters()) == bits(eager(X, y), *plain.parameters())
+    assert ".copy(), " not in step.source
+    step.save(tmp_path / "step.py")
+    for X, y in batches(6):  # loaded before every call, it is what the step does
+        model.load_state_dict(model.state_dict())
+        plain.load_state_dict(plain.state_dict())
+        assert bits(step(X, y), *model.parameters()) == bits(eager(X, y), *plain.parameters())

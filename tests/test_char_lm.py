@@ -130,6 +130,14 @@ def test_a_new_run_keeps_the_checkpoint_of_another(main):
     assert Path("char_lm.safetensors").read_bytes() != first
 
 
+def test_a_run_that_can_not_begin_leaves_all_checkpoints_as_they_are(main, refusal):
+    main(*RUN)
+    main(*RUN, "--seed", "3")
+    before = [Path(name).read_bytes() for name in ("char_lm.safetensors", "char_lm_before.safetensors")]
+    assert "which --prompt has" in refusal(*RUN, "--prompt", "\N{SNOWMAN}")[0]
+    assert [Path(name).read_bytes() for name in ("char_lm.safetensors", "char_lm_before.safetensors")] == before
+
+
 def test_a_text_that_repeats_itself_is_learned(folder, main):
     (folder / "text.txt").write_text("abcd" * 400)
     output = main("text.txt", *TINY, "--prompt", "a", "--iterations", "200", "--lr", "1e-2", "--temperature", "0")

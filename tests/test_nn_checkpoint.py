@@ -435,3 +435,32 @@ def test_generators_in_a_list_of_a_module_are_saved(tmp_path: Path) -> None:
     assert [name for name, _ in loaded.named_generators()] == ["rngs.0", "rngs.1.a"]
     for (_, a), (_, b) in zip(saved.named_generators(), loaded.named_generators(), strict=True):
         assert a.random() == b.random()
+
+
+def test_a_group_that_joined_the_optimiser_after_the_last_step_of_its_schedule(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    model = nn.MLP([3, 4, 2], rng=0)
+    optimizer = nn.SGD(model.layers[0].parameters(), lr=0.1)
+    schedule = nn.StepLR(optimizer, 1, 0.5)
+    nn.save_checkpoint(path, model=model, schedule=schedule)
+    before = model.layers[0].weight.data.copy()
+    schedule.step()
+    optimizer.add_param_group({"params": model.layers[2].parameters(), "lr": 0.3})
+    schedule.load_state_dict(schedule.state_dict())
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.15]
+    model.layers[0].weight.data = before * 2
+    with pytest.raises(ValueError, match=r"run\.safetensors: schedule does not fit, and nothing was loaded"):
+        nn.load_checkpoint(path, model=model, schedule=schedule)
+    np.testing.assert_array_equal(model.layers[0].weight.data, before * 2)
+    nn.save_checkpoint(path, model=model, optimizer=optimizer, schedule=schedule)
+    nn.load_checkpoint(path, model=model, optimizer=optimizer, schedule=schedule)
+
+
+def test_states_that_do_not_fit_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    nn.save_checkpoint(path, scaler=nn.GradScaler(enabled=False))
+    with pytest.raises(ValueError, match=r"run\.safetensors: scaler does not fit, and nothing was loaded"):
+        nn.load_checkpoint(path, scaler=nn.GradScaler())
+    schedule = nn.StepLR(nn.SGD(nn.Linear(2, 2, rng=0).parameters(), 0.1), 1)
+    with pytest.raises(ValueError, match="no state of a StepLR"):
+        schedule.load_state_dict(schedule.state_dict() | {"last_step": -3})

@@ -139,3 +139,14 @@ def test_batches_refuse_before_the_first_batch():
     with pytest.raises(TypeError, match="float"):
         nn.batches(X, X, 2.0)
     assert list(nn.batches(X[:0], X[:0], 2)) == []
+
+
+def test_standardize_of_many_rows_and_of_halves():
+    x = np.random.default_rng(0).normal(100, 1, (2_000_000, 2)).astype(np.float32)
+    z = nn.standardize(x)
+    assert z.dtype == np.float32
+    np.testing.assert_allclose(z.mean(axis=0, dtype=np.float64), 0, atol=1e-6)
+    np.testing.assert_allclose(z.std(axis=0, dtype=np.float64), 1, rtol=1e-6)
+    half = nn.standardize(np.random.default_rng(0).integers(0, 256, (5000, 4)).astype(np.float16))
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half.astype(float).std(axis=0), 1, rtol=1e-3)

@@ -233,3 +233,8 @@ def test_a_class_given_as_a_number_has_second_derivatives():
     x = np.array([0.3, -0.2, 0.9])
     for label in (1, np.int64(1), np.array([2, 1], np.uint8)[1]):
         mg.check_grads(lambda t: nn.cross_entropy(t, label), x)  # noqa: B023  # called at once
+
+
+def test_mse_loss_of_unsigned_integers():
+    a, b = np.array([0, 255], np.uint8), np.array([200, 0], np.uint8)
+    assert nn.mse_loss(a, b).item() == (200**2 + 255**2) / 2

@@ -73,12 +73,12 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     layer = nn.Linear(3, 2, rng=0)
     before = layer.state_dict()
-    bfloat16 = {"weight": torch.zeros(2, 3, dtype=torch.bfloat16), "bias": torch.zeros(2, dtype=torch.bfloat16)}
+    float8 = {"weight": torch.zeros(2, 3).to(torch.float8_e4m3fn), "bias": torch.zeros(2)}
     for state, message in (
         ({"weight": torch.zeros(2, 3)}, "missing bias"),
         ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, r"weight has shape \(2, 3\), expected \(3, 2\)"),
         ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "scale": torch.zeros(1)}, "unexpected scale"),
-        (bfloat16, "holds values of dtype 'BF16', which NumPy lacks"),
+        (float8, "weight has the dtype F8_E4M3, which NumPy lacks"),
     ):
         safetensors.torch.save_file(state, path)
         with pytest.raises(ValueError, match=rf"load_pytorch: .*weights\.safetensors.*{message}"):
@@ -117,3 +117,58 @@ def test_a_part_that_points_back_to_the_whole(tmp_path: Path) -> None:
     nn.save_pytorch(tmp_path / "w.safetensors", ours)
     nn.load_pytorch(tmp_path / "w.safetensors", other)
     np.testing.assert_array_equal(other.child.linear.weight.data, ours.child.linear.weight.data)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_weights_of_other_dtypes_come_and_go(dtype: str, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    path = tmp_path / "weights.safetensors"
+    theirs = torch.nn.Linear(3, 2).to(getattr(torch, dtype))
+    safetensors.torch.save_file(theirs.state_dict(), path)
+    ours = nn.Linear(3, 2, rng=0)
+    nn.load_pytorch(path, ours)
+    np.testing.assert_array_equal(ours.weight.data.T, theirs.weight.detach().float().numpy())
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+        narrow = nn.Linear(3, 2, dtype="bfloat16", rng=0)
+        nn.load_pytorch(path, narrow)
+        nn.save_pytorch(path, narrow)
+        nn.load_pytorch(path, ours)
+        np.testing.assert_array_equal(ours.weight.data.T, theirs.weight.detach().float().numpy())
+
+
+def test_a_tensor_in_two_places_has_both_names_in_pytorch(tmp_path: Path) -> None:
+    import safetensors.numpy
+    import safetensors.torch
+
+    class Ours(nn.Module):
+        def __init__(self) -> None:
+            self.a, self.b = nn.Linear(3, 3, rng=0), nn.Linear(3, 3, rng=1)
+            self.b.weight = self.a.weight
+
+    theirs = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
+    theirs["b"].weight = theirs["a"].weight
+    ours, path = Ours(), tmp_path / "weights.safetensors"
+    nn.save_pytorch(path, ours)
+    state = safetensors.torch.load_file(path)
+    theirs.load_state_dict(state)
+    np.testing.assert_array_equal(theirs["b"].weight.detach().numpy(), ours.b.weight.data.T)
+    ours.a.weight.data = np.zeros((3, 3), np.float32)
+    nn.load_pytorch(path, ours)
+    np.testing.assert_array_equal(ours.a.weight.data.T, state["a.weight"].numpy())
+    state["b.weight"] = state["b.weight"] + 1
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(ValueError, match=r"a\.weight and b\.weight differ, which are one tensor here"):
+        nn.load_pytorch(path, ours)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    class Adapted(nn.TransformerBlock):
+        def __init__(self) -> None:
+            super().__init__(8, 2, 16, rng=0)
+            self.linear1 = nn.Linear(8, 4, rng=1)
+
+    with pytest.raises(ValueError, match="two tensors of Adapted would have the name linear1"):
+        nn.save_pytorch(tmp_path / "weights.safetensors", Adapted())
+    assert not any(tmp_path.iterdir())

@@ -228,6 +228,18 @@ def test_the_scale_stays_finite() -> None:
     assert scaler.get_scale() == 5.0
 
 
+def test_the_scale_stays_above_zero() -> None:
+    p = mg.tensor(np.ones(2, np.float32), requires_grad=True)
+    optimizer, scaler = nn.SGD([p], 0.1), nn.GradScaler(growth_interval=1)
+    for i in range(300):
+        p.grad = mg.tensor(np.array([np.nan if i < 299 else 2**-126, 0], np.float32))
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**-125
+    assert p.data[0] == np.float32(0.9)
+    scaler.load_state_dict(scaler.state_dict())
+
+
 def test_state_goes_on(tmp_path: Path) -> None:
     device = Device("numpy")
     p = parameter(device)

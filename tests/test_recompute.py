@@ -210,3 +210,18 @@ def test_tensors_given_other_values_before_backward_are_refused(how: str) -> Non
         optimizer.step()
     with pytest.raises(RuntimeError, match="was given other values since"):
         out.sum().backward()
+
+
+def test_generators_that_share_their_bits() -> None:
+    bits = np.random.PCG64(0)
+    first, second = np.random.Generator(bits), np.random.Generator(bits)
+
+    def f(x: Any) -> mg.Tensor:
+        return mg.dropout(mg.dropout(x, 0.5, first), 0.5, second)
+
+    x = mg.tensor(np.ones(50), requires_grad=True)
+    out = mg.checkpoint(f)(x)
+    state = bits.state
+    out.sum().backward()
+    np.testing.assert_array_equal(x.grad.data, out.data)  # type: ignore[union-attr]
+    assert bits.state == state

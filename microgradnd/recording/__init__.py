@@ -59,7 +59,12 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
     it was in the recording; this is looked at before each replay. The values of arrays, learning rates and floats among
     the arguments are read anew. What has changed is recorded anew, and where nothing holds for the next call that is
     refused. A branch on the value of a tensor (``if loss < 1:``) is looked at in each replay, and the step itself runs
-    where it goes another way. What the world outside of the program says, such as a file, is not looked at.
+    where it goes another way.
+
+    Not looked at: what the world outside of the program says, such as a file; locks and events; weak proxies; iterators
+    of itertools; attributes of objects that are numbers, strings or arrays too; names that are put together at run time
+    (``getattr(o, "a" + "b")`` is seen, an ``operator.attrgetter`` made elsewhere is not). While a call is recorded,
+    other threads can't compute with what it reaches.
 
     Raises:
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),

@@ -58,6 +58,7 @@ class Captured(Generic[P, R]):
         self._reasons: list[str] = []  # why the last recordings did not hold for the next call
         self._lock = threading.RLock()  # buffers serve one call at a time
         self._executed: Executed | None = None  # what of the program it runs, once it has run
+        self._once = False  # whether the last call did what the next one is not likely to do
         self._fill = False  # whether the next call fills caches, without being recorded
         self._unused = 0  # recordings in a row before one of them was replayed
         self._warned = False
@@ -130,6 +131,7 @@ class Captured(Generic[P, R]):
         recording = self._recorded()
         if recording.kernels and (args or kwargs or not recording.parameters):
             recording = self._recorded_with_numpy(recording, args, kwargs)
+        recording.take_arrays()
         save(recording, path)
 
     def _recorded_with_numpy(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -169,7 +171,7 @@ class Captured(Generic[P, R]):
                 self.recordings.remove(recording)
                 self.recordings.insert(0, recording)
                 self._reasons.clear()
-                self._unused = 0
+                self._unused, self._once = 0, False
                 with uncollected():  # or what replay and step are compared by might change in between
                     return self._first_replay(recording, args, kwargs)
             if reason == UNEQUAL:
@@ -199,11 +201,14 @@ class Captured(Generic[P, R]):
             with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
         session = Session(self._step, args, kwargs, self._executed, self._merge)
-        if session.left_at is not None:  # an optimiser's first step, or what is never repeated
+        if session.once is not None and not self._once:
+            self._once = True  # should the next call do it too, that is what the step does
+        elif session.left_at is not None:  # an optimiser's first step, or what is never repeated
             self._reasons.append(session.left_at)
             self._fill = session.cleared
         elif not session.met_functions:
             self._unused += 1
+            self._once = False
             self.recordings.insert(0, Recording(session, self.graph))
             del self.recordings[self.max_recordings :]
         return cast("R", detached(session.result))

@@ -215,9 +215,7 @@ class Recording:
         """Make the buffers and the function, for the arrays that are there now."""
         self.release()
         self.stream = 0 if self.device is None else current_stream()
-        for variable, places in self._by_variable.items():
-            if variable.kind == "input":
-                variable.array = places[0].get()
+        self._bind_arrays()
         scope = dict(self._scope)
         scope.update((name, variable.array) for name, variable in self._inputs)
         exec(self._code, scope)
@@ -227,6 +225,11 @@ class Recording:
         self.records = [record_of(v.array) for v in self._written]
         self.attempt, self._scope_of_attempt, self._unheld = attempt_function(self, step)
         self._step = step  # last: it says that all is there
+
+    def _bind_arrays(self) -> None:
+        for variable, places in self._by_variable.items():
+            if variable.kind == "input":
+                variable.array = places[0].get()
 
     # Holding
 
@@ -368,6 +371,13 @@ class Recording:
     def kernels(self) -> list[str]:
         """The compiled kernels that the program calls."""
         return [x for x, f in self.functions.items() if ".kernels.numba_" in inspect.unwrap(f).__module__]
+
+    def take_arrays(self) -> None:
+        """Let the program's arrays be those that are there now. CaptureError, where something else has changed."""
+        for place, path in self.watch.differences():
+            if place is None or place.role != "array" or layout_of(place.get()) != layout_of(place.value):
+                raise CaptureError(f"save: {path} is another one than in the last call of the step; call it before")
+        self._bind_arrays()
 
     def inputs(self) -> dict[str, Any]:
         """The arrays that the program uses, by the names that they have in its text."""

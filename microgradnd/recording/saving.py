@@ -29,7 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-arrays = np.load(Path(__file__).with_name({arrays!r}))
+with np.load(Path(__file__).with_name({arrays!r})) as file:
+    arrays = dict(file)
 '''
 
 # What stands for functions that look for compiled kernels.
@@ -65,6 +66,8 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
             "save: the step adds to gradients, or gives tensors new arrays (t.data = ...), and so has no arrays of its "
             "own; clear gradients in the step and change arrays in place (t.data -= ...)"
         )
+    if "np.dtype('bfloat16')" in recording.source:
+        raise CaptureError("save: the step computes in bfloat16, which NumPy alone has not")
     owners = [id(owner_of(array)) for array in recording.inputs().values()]
     if len(set(owners)) < len(owners):
         raise CaptureError("save: some of the arrays share memory, which those in a file do not")

@@ -48,6 +48,7 @@ class Session:
         left_at: a place that was not there before and holds what the step computed, if there is one: what the step
             does next time is something else, then.
         cleared: whether caches (functools.lru_cache), in which handles were, have been cleared.
+        once: what it does that the next call is not likely to do.
         met_functions: whether functions ran that were not looked into before.
         sets: places of plain values that the step changes, with what it leaves there.
         finals: what those places, and those of all gradients, held at the end, by id of the place.
@@ -78,6 +79,7 @@ class Session:
     ) -> None:
         known = len(executed.globals)
         self.cleared = False
+        self.once: str | None = None
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
         self._recorder = Recorder(notes(function))
@@ -90,6 +92,7 @@ class Session:
         roots = {path.partition(".")[0] for path in paths}
         self._one_root = len(roots - {"optimizer", "optimiser", "opt"}) <= 1
         with _recording(self._recorder, self._generator):
+            hook.once = self._note_once
             wrapped = [self._argument(x, name) for x, name in zip(args, _names(function, len(args)), strict=True)]
             wrapped_kwargs = {name: self._argument(x, name) for name, x in kwargs.items()}
             containers = [(x, _shape_of(x)) for x in (*wrapped, *wrapped_kwargs.values())]
@@ -229,6 +232,9 @@ class Session:
             self._generators[id(generator)] = RecordedGenerator(generator, variable)
         return self._generators[id(generator)]
 
+    def _note_once(self, what: str) -> None:
+        self.once = what
+
     def _structure(self, result: Any) -> Any:
         kind = type(result)
         if kind is Tensor or kind in NAMESPACES:
@@ -351,7 +357,7 @@ def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator
     try:
         yield
     finally:
-        active.recorder = hook.call = randomness.wrapping.wrap = None
+        active.recorder = hook.call = hook.once = randomness.wrapping.wrap = None
         NAMESPACES.update(plain)
 
 
