@@ -177,7 +177,8 @@ class Reach:
             self._seen[id(function)] = function
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 self._keep(cell, "cell_contents", False, name)
-            if not is_users(function.__module__) and function.__globals__ is not self._own:
+            # By where its text is: a decorator of ours gives its function the module of what it decorates.
+            if not is_users(function.__globals__.get("__name__")) and function.__globals__ is not self._own:
                 return
             self._globals(function.__code__, function.__globals__)
             self._keep(function, "__code__", False, f"{path}code")  # IPython's autoreload replaces it
