@@ -10,7 +10,8 @@ import numpy as np
 
 from ..dtypes import is_narrow
 from .instructions import is_on_device
-from .reach import Place, Reach
+from .places import Place
+from .reach import Reach
 from .results import data_of
 
 CHANGING = ("array", "tuple", "gradient", "number")  # roles of places whose content a step may change

@@ -15,7 +15,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from operator import length_hint
 from threading import local
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
@@ -29,6 +28,7 @@ from ..tensor import Tensor
 from .active import CaptureError
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import is_array, is_on_device
+from .places import PLAIN, Place, cached_values, is_equal, is_plain, is_same_whole, whole
 from .scout import Executed, globals_in, is_users, modules_in, root_of
 
 MOST = 100_000  # places that are looked at
@@ -38,7 +38,6 @@ DECORATED = (
     functools.singledispatchmethod,
 )  # fmt: skip
 FUNCTIONS = ("__func__", "fget", "fset", "func", "args", "keywords", "dispatcher")
-PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
 # What reads or writes attributes whose names are in no text.
 ANY_ATTRIBUTE = frozenset([
     "__dict__", "__match_args__", "asdict", "astuple", "attrgetter", "delattr", "getattr", "hasattr", "replace",
@@ -49,42 +48,6 @@ HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
 OPAQUE = frozenset([
     "_thread", "cupy", "cupyx", "io", "jax", "logging", "matplotlib", "pandas", "threading", "torch", "tqdm", "weakref",
 ])  # fmt: skip
-
-
-class Place:
-    """Where a value is kept: an item of a list or dict, or an attribute (``cell_contents`` of a closure's cell)."""
-
-    __slots__ = ("is_guarded", "is_item", "key", "owner", "path", "role", "value")
-
-    def __init__(self, owner: Any, key: Any, is_item: bool, path: str, role: str, value: Any) -> None:
-        self.is_guarded = True
-        self.owner, self.key, self.is_item = owner, key, is_item
-        self.path = path
-        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator" or "number"
-        self.value = value
-
-    def get(self) -> Any:
-        return self.owner[self.key] if self.is_item else getattr(self.owner, self.key)
-
-    def exists(self) -> bool:
-        try:
-            self.get()
-        except (AttributeError, IndexError, KeyError, ValueError):
-            return False
-        return True
-
-    def expression(self, owner: str, key: str = "") -> str:
-        """What :meth:`get` does, as text."""
-        return f"{owner}[{key or repr(self.key)}]" if self.is_item else f"{owner}.{self.key}"
-
-    def set(self, value: Any) -> None:
-        if self.is_item:
-            self.owner[self.key] = value
-            return
-        try:
-            setattr(self.owner, self.key, value)
-        except AttributeError:  # of a frozen dataclass
-            object.__setattr__(self.owner, self.key, value)
 
 
 class Reach:
@@ -208,7 +171,6 @@ class Reach:
 
     def _module(self, module: ModuleType, path: str) -> None:
         """Of a module of the program what the texts of functions name."""
-        self._seen[id(module)] = module
         if is_users(module.__name__):
             for name in self._names & vars(module).keys():
                 if not name.startswith("__"):
@@ -265,54 +227,52 @@ class Reach:
             self._value(value, path)
 
     def _value(self, value: Any, path: str) -> None:
-        if type(value) in HANDLES or isinstance(value, PLAIN) or id(value) in self._seen:
+        if type(value) in HANDLES or isinstance(value, (*PLAIN, CellType, CodeType)) or id(value) in self._seen:
             return
         if isinstance(value, FunctionType | MethodType | functools.partial):
             self._function(value, f"{path}.")
             return
-        if is_on_device(value):
-            if value.dtype.kind not in "biufc":
-                raise CaptureError(f"capture: {path} is an array of {value.dtype} on a device, which is not recorded")
-            self._seen[id(value)] = value
-            return
-        if isinstance(value, np.ndarray):
-            self._seen[id(value)] = value
-            if type(value) is not np.ndarray or not is_numeric(value.dtype):
-                self.wholes.append((value, whole(value), path))
-            for part in value.flat if value.dtype.hasobject and value.dtype.names is None else ():
-                self._value(part, path)
-            return
-        if isinstance(value, type):
-            self._seen[id(value)] = value
-            self._class(value, path)
-            return
-        if isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
-            self._seen[id(value)] = value
-            self.without_place.append(value)
-            return
-        if isinstance(value, ModuleType):
-            self._module(value, path)
-            return
         if isinstance(value, BuiltinFunctionType):  # a method such as d.get
             self._value(value.__self__, path)
             return
-        if isinstance(value, CellType | CodeType):
-            return
         self._seen[id(value)] = value
-        if isinstance(value, functools._lru_cache_wrapper):
-            self.caches.append(value)
-            for part in cached_values(value):
-                self._value(part, path)
+        if isinstance(value, np.ndarray) or is_on_device(value):
+            self._array(value, path)
+        elif isinstance(value, type):
+            self._class(value, path)
+        elif isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
+            self.without_place.append(value)
+        elif isinstance(value, ModuleType):
+            self._module(value, path)
+        else:
+            self._holder(value, path)
+
+    def _array(self, value: Any, path: str) -> None:
+        if is_on_device(value):
+            if value.dtype.kind not in "biufc":
+                raise CaptureError(f"capture: {path} is an array of {value.dtype} on a device, which is not recorded")
+            return
+        if type(value) is not np.ndarray or not is_numeric(value.dtype):
+            self.wholes.append((value, whole(value), path))
+        for part in value.flat if value.dtype.hasobject and value.dtype.names is None else ():
+            self._value(part, path)
+
+    def _holder(self, value: Any, path: str) -> None:
+        """What Python's library makes of functions and objects, and all others, whose turn comes later."""
         if isinstance(value, DECORATED):
             for name in FUNCTIONS:
                 self._value(getattr(value, name, None), f"{path}.")
-        wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # of what a decorator made
-        self._value(wrapped, f"{path}.")
-        if type(value) is ref:
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self.caches.append(value)
+            for part in cached_values(value):
+                self._value(part, path)
+        elif type(value) is ref:
             self._value(value(), path)
         elif isinstance(value, WeakKeyDictionary | WeakValueDictionary):
             for part in value.values():
                 self._value(part, path)
+        wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # of what a decorator made
+        self._value(wrapped, f"{path}.")
         if wrapped is None or root_of(type(value).__module__) not in ("functools", "microgradnd"):
             self._waiting.append((value, path))
 
@@ -417,57 +377,3 @@ def _in_tuples(x: Any) -> Iterator[Any]:
     """What is in nested tuples."""
     for part in x:
         yield from _in_tuples(part) if isinstance(part, tuple) else (part,)
-
-
-def is_plain(x: Any) -> bool:
-    """Whether x is a plain value, or a tuple of them."""
-    return isinstance(x, PLAIN) or (type(x) is tuple and all(map(is_plain, x)))
-
-
-def is_equal(x: Any, y: Any) -> bool:
-    """Whether plain values are equal to the last bit: 0.0 is not -0.0."""
-    if type(x) is tuple and type(y) is tuple:
-        return len(x) == len(y) and all(map(is_equal, x, y))
-    return isinstance(x, PLAIN) and type(x) is type(y) and bool(x == y) and repr(x) == repr(y)
-
-
-def cached_values(cache: Any) -> list[Any]:
-    """What a function with functools.lru_cache has kept: in a dict, or in links that are found with their contents."""
-    parts = [x for x in gc.get_referents(cache) if x is not vars(cache) and not isinstance(x, type)]
-    if cache.cache_info().maxsize is None:
-        return [x for part in parts if isinstance(part, dict) for x in part.values()]
-    links = [
-        part
-        for part in parts
-        if isinstance(part, dict) and {type(x).__name__ for x in part.values()} <= {"_lru_list_elem"}
-    ]
-    return [x for x in parts if not any(x is part for part in links)]
-
-
-def random_state(generator: Any) -> Any:
-    """Where a random generator of Python or NumPy stands."""
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if isinstance(generator, np.random.RandomState):
-        return repr(generator.get_state(legacy=False))
-    return repr(generator.bit_generator.state)
-
-
-def whole(owner: Any) -> Any:
-    """What is in a set, a context variable or an array that is no array of numbers; how far an iterator is."""
-    if isinstance(owner, ContextVar):
-        return owner.get(None)
-    if hasattr(type(owner), "__length_hint__"):
-        return length_hint(owner)
-    return owner.tobytes() if isinstance(owner, np.ndarray) else tuple(owner)
-
-
-def is_same_whole(owner: Any, content: Any) -> bool:
-    """Whether it still holds what :func:`whole` gave."""
-    if isinstance(owner, ContextVar):
-        return owner.get(None) is content
-    if hasattr(type(owner), "__length_hint__"):
-        return bool(length_hint(owner) == content)
-    if isinstance(owner, np.ndarray):
-        return bool(owner.tobytes() == content)
-    return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))

@@ -22,8 +22,8 @@ from .arrays import RecordedArray, RecordedNumber
 from .graph import graphed, refuse
 from .guard import attempt_function, generators_in, layout, layout_of, leaves, missed, settings, which_generators
 from .instructions import Variable, current_device, current_stream, is_array
+from .places import Place
 from .program import Program
-from .reach import Place
 from .recorder import flat
 from .results import Output, data_of, outputs, rebuilt
 from .session import Session

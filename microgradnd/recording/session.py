@@ -26,7 +26,8 @@ from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
-from .reach import HANDLES, PLAIN, Place, Reach, cached_values, random_state
+from .places import PLAIN, Place, cached_values, random_state
+from .reach import HANDLES, Reach
 from .recorder import Recorder, flat
 from .results import Output, data_of, like
 from .scout import Executed, uncollected

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .reach import Place, Reach, is_equal, is_same_whole
+from .places import Place, is_equal, is_same_whole
+from .reach import Reach
 
 
 class Watch:

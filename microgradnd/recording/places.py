@@ -1,0 +1,103 @@
+"""Places: where a value is kept, and what is in values that have no places of their own."""
+
+from __future__ import annotations
+
+import gc
+import random
+from contextvars import ContextVar
+from operator import length_hint
+from typing import Any
+
+import numpy as np
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
+
+
+class Place:
+    """Where a value is kept: an item of a list or dict, or an attribute (``cell_contents`` of a closure's cell)."""
+
+    __slots__ = ("is_guarded", "is_item", "key", "owner", "path", "role", "value")
+
+    def __init__(self, owner: Any, key: Any, is_item: bool, path: str, role: str, value: Any) -> None:
+        self.is_guarded = True
+        self.owner, self.key, self.is_item = owner, key, is_item
+        self.path = path
+        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator" or "number"
+        self.value = value
+
+    def get(self) -> Any:
+        return self.owner[self.key] if self.is_item else getattr(self.owner, self.key)
+
+    def exists(self) -> bool:
+        try:
+            self.get()
+        except (AttributeError, IndexError, KeyError, ValueError):
+            return False
+        return True
+
+    def expression(self, owner: str, key: str = "") -> str:
+        """What :meth:`get` does, as text."""
+        return f"{owner}[{key or repr(self.key)}]" if self.is_item else f"{owner}.{self.key}"
+
+    def set(self, value: Any) -> None:
+        if self.is_item:
+            self.owner[self.key] = value
+            return
+        try:
+            setattr(self.owner, self.key, value)
+        except AttributeError:  # of a frozen dataclass
+            object.__setattr__(self.owner, self.key, value)
+
+
+def is_plain(x: Any) -> bool:
+    """Whether x is a plain value, or a tuple of them."""
+    return isinstance(x, PLAIN) or (type(x) is tuple and all(map(is_plain, x)))
+
+
+def is_equal(x: Any, y: Any) -> bool:
+    """Whether plain values are equal to the last bit: 0.0 is not -0.0."""
+    if type(x) is tuple and type(y) is tuple:
+        return len(x) == len(y) and all(map(is_equal, x, y))
+    return isinstance(x, PLAIN) and type(x) is type(y) and bool(x == y) and repr(x) == repr(y)
+
+
+def whole(owner: Any) -> Any:
+    """What is in a set, a context variable or an array that is no array of numbers; how far an iterator is."""
+    if isinstance(owner, ContextVar):
+        return owner.get(None)
+    if hasattr(type(owner), "__length_hint__"):
+        return length_hint(owner)
+    return owner.tobytes() if isinstance(owner, np.ndarray) else tuple(owner)
+
+
+def is_same_whole(owner: Any, content: Any) -> bool:
+    """Whether it still holds what :func:`whole` gave."""
+    if isinstance(owner, ContextVar):
+        return owner.get(None) is content
+    if hasattr(type(owner), "__length_hint__"):
+        return bool(length_hint(owner) == content)
+    if isinstance(owner, np.ndarray):
+        return bool(owner.tobytes() == content)
+    return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))
+
+
+def cached_values(cache: Any) -> list[Any]:
+    """What a function with functools.lru_cache has kept: in a dict, or in links that are found with their contents."""
+    parts = [x for x in gc.get_referents(cache) if x is not vars(cache) and not isinstance(x, type)]
+    if cache.cache_info().maxsize is None:
+        return [x for part in parts if isinstance(part, dict) for x in part.values()]
+    links = [
+        part
+        for part in parts
+        if isinstance(part, dict) and {type(x).__name__ for x in part.values()} <= {"_lru_list_elem"}
+    ]
+    return [x for x in parts if not any(x is part for part in links)]
+
+
+def random_state(generator: Any) -> Any:
+    """Where a random generator of Python or NumPy stands."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return repr(generator.get_state(legacy=False))
+    return repr(generator.bit_generator.state)
