@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class _Hook:
     # Called with a function's name, the function, its arguments, and those arrays among them that it changes.
     call: Callable[[str, Callable[..., Any], tuple[Any, ...], Sequence[Any]], Any] | None = None
-    once: Callable[[str], None] | None = None  # told of what a step does now, and not in the next call
+    once: Callable[[], None] | None = None  # told that a step does something which the next call is not likely to do
 
 
 hook = _Hook()

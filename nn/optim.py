@@ -154,7 +154,7 @@ class Optimizer:
                 p = parameter._data
                 if p is not slot.own:
                     if hook.once is not None:
-                        hook.once("the array of a parameter, which the optimiser copies once,")
+                        hook.once()
                     p = p.copy()
                     # In the same dict, where a captured step looks for it.
                     slot.state.update({name: beside(x, p) for name, x in slot.state.items() if hasattr(x, "shape")})

@@ -201,7 +201,7 @@ class Captured(Generic[P, R]):
             with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
         session = Session(self._step, args, kwargs, self._executed, self._merge)
-        if session.once is not None and not self._once:
+        if session.once and not self._once:
             self._once = True  # should the next call do it too, that is what the step does
         elif session.left_at is not None:  # an optimiser's first step, or what is never repeated
             self._reasons.append(session.left_at)

@@ -49,7 +49,7 @@ class Session:
         left_at: a place that was not there before and holds what the step computed, if there is one: what the step
             does next time is something else, then.
         cleared: whether caches (functools.lru_cache), in which handles were, have been cleared.
-        once: what it does that the next call is not likely to do.
+        once: whether it does something that the next call is not likely to do.
         met_functions: whether functions ran that were not looked into before.
         sets: places of plain values that the step changes, with what it leaves there.
         finals: what those places, and those of all gradients, held at the end, by id of the place.
@@ -80,7 +80,7 @@ class Session:
     ) -> None:
         known = len(executed.globals)
         self.cleared = False
-        self.once: str | None = None
+        self.once = False
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
         self._recorder = Recorder(notes(function))
@@ -233,8 +233,8 @@ class Session:
             self._generators[id(generator)] = RecordedGenerator(generator, variable)
         return self._generators[id(generator)]
 
-    def _note_once(self, what: str) -> None:
-        self.once = what
+    def _note_once(self) -> None:
+        self.once = True
 
     def _structure(self, result: Any) -> Any:
         kind = type(result)
