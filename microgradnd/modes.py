@@ -54,7 +54,7 @@ class Choice:
     def __enter__(self) -> None:
         if self._blocks == len(self._before):
             self._before.append(self.current)
-            self.choose(self._choice)
+        self.choose(self._choice)
         self._blocks += 1
 
     def __exit__(self, *exception: object) -> None:

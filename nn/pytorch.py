@@ -109,7 +109,8 @@ def _counterparts(module: Module) -> Iterator[tuple[str, str, Tensor, bool]]:
     """
     names = {id(tensor): name for name, tensor in module.named_tensors()}
     for theirs, tensor, transposed in _named_there(module, frozenset()):
-        yield names[id(tensor)], theirs, tensor, transposed
+        if id(tensor) in names:  # else the result of an operation
+            yield names[id(tensor)], theirs, tensor, transposed
 
 
 def _named_there(module: Module, outer: frozenset[int]) -> Iterator[tuple[str, Tensor, bool]]:

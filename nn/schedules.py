@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from .optim import Optimizer
 
 
@@ -66,7 +68,7 @@ class LRScheduler:
             or set(state) != {"schedule", "base_lrs", "last_step"}
             or state["schedule"] != name
             or not len(self.base_lrs) <= len(state["base_lrs"]) <= len(groups)
-            or not isinstance(state["last_step"], int)
+            or not isinstance(state["last_step"], int | np.integer)
             or state["last_step"] < 0
         ):
             raise ValueError(f"load_state_dict: this is no state of a {name} of {len(groups)} groups")

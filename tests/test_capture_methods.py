@@ -45,6 +45,23 @@ def step_of_the_module(x: Any) -> mg.Tensor:
     return mg.tensor(x) * 2
 
 
+def test_methods_that_were_given_to_a_class() -> None:
+    class Given:
+        def double(self, x: Any) -> Any:
+            return mg.tensor(x) * 2
+
+        def triple(self, x: Any) -> Any:
+            return mg.tensor(x) * 3
+
+    kind: Any = Given
+    kind.double, kind.triple = mg.capture(kind.double), mg.capture(kind.triple)
+    given = kind()
+    for o in (given, copy.deepcopy(given)):
+        for _ in range(4):
+            np.testing.assert_array_equal(o.double(X).data, 2 * X)
+            np.testing.assert_array_equal(o.triple(X).data, 3 * X)
+
+
 def test_a_method_that_calls_that_of_its_base() -> None:
     derived = Quadrupling()
     assert [derived.step(X).item() for _ in range(5)] == [12.0] * 5

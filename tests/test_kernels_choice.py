@@ -58,6 +58,11 @@ def test_a_choice_can_be_entered_again() -> None:
     with numpy:
         assert choice.current == "numpy"
     assert choice.current == "numba"
+    numpy = mg.kernels("numpy")
+    mg.kernels("auto")
+    with numpy:
+        assert choice.current == "numpy"
+    assert choice.current == "numba"
     with mg.kernels("auto"), numpy:
         with numpy:
             assert choice.current == "numpy"

@@ -172,3 +172,18 @@ def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two tensors of Adapted would have the name linear1"):
         nn.save_pytorch(tmp_path / "weights.safetensors", Adapted())
     assert not any(tmp_path.iterdir())
+
+
+def test_results_that_a_module_keeps_are_no_weights(tmp_path: Path) -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            self.linear = nn.Linear(3, 2, rng=0)
+
+        def forward(self, x: mg.Tensor) -> mg.Tensor:
+            self.latest = self.linear(x)
+            return self.latest
+
+    model, path = Keeping(), tmp_path / "weights.safetensors"
+    model(mg.tensor(np.ones((1, 3), np.float32)))
+    nn.save_pytorch(path, model)
+    nn.load_pytorch(path, model)

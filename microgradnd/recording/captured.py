@@ -19,7 +19,7 @@ from ..kernels import kernels
 from .active import CaptureError, active, is_recording
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, generators_in, leaves
-from .recording import UNEQUAL, Diverged, Recording
+from .recording import PARTED, UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
 from .scout import Executed, uncollected
@@ -58,12 +58,12 @@ class Captured(Generic[P, R]):
         self._reasons: list[str] = []  # why the last recordings did not hold for the next call
         self._lock = threading.RLock()  # buffers serve one call at a time
         self._executed: Executed | None = None  # what of the program it runs, once it has run
-        self._once = False  # whether the last call did what the next one is not likely to do
+        self._once = False  # whether the last call was expected to do what the next one does not
         self._fill = False  # whether the next call fills caches, without being recorded
         self._unused = 0  # recordings in a row before one of them was replayed
         self._warned = False
         self._merge = True  # whether equal step counts of an optimiser are read once for all of its parameters
-        self._key = ""  # under which an object keeps its own
+        self._key = ""  # of a method: under which an object keeps its own
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if active.recorder is not None and is_recording():  # part of another step; the first half is sooner asked
@@ -85,6 +85,11 @@ class Captured(Generic[P, R]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._key = f"_captured {owner.__qualname__}.{name}"  # a subclass may have one of the same name
 
+    def _find_name(self, owner: type) -> None:
+        """Of a method that was given to a class after its body: C.step = mg.capture(C.step)."""
+        names = [(kind, name) for kind in owner.__mro__ for name, x in vars(kind).items() if x is self]
+        self.__set_name__(*(names[0] if names else (owner, getattr(self._step, "__qualname__", "step"))))
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: a captured step for each object, kept among its attributes."""
         if instance is None:
@@ -93,6 +98,8 @@ class Captured(Generic[P, R]):
             return MethodType(self, instance)
         if not hasattr(instance, "__dict__"):
             raise TypeError(f"capture: a {type(instance).__name__} has no attributes, to keep its captured step in")
+        if not self._key:
+            self._find_name(type(instance))
         found = instance.__dict__.get(self._key)
         if found is None or found._step.__self__ is not instance:  # that of the object that this is a copy of
             method: Any = MethodType(self._step, instance)
@@ -176,6 +183,9 @@ class Captured(Generic[P, R]):
                     return self._first_replay(recording, args, kwargs)
             if reason == UNEQUAL:
                 self._merge = False
+            elif reason == PARTED and recording.verified and not self._once:  # the optimiser copies what was loaded
+                self._once = True
+                return cast("R", detached(self._step(*args, **kwargs)))
             elif reason != "the arguments":
                 reasons.append(reason)
         if reasons:

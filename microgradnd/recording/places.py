@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from array import array
 from contextvars import ContextVar
 from operator import length_hint
 from typing import Any
@@ -22,7 +23,7 @@ class Place:
         self.is_guarded = True
         self.owner, self.key, self.is_item = owner, key, is_item
         self.path = path
-        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator" or "number"
+        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator", "number", "missing": empty
         self.value = value
 
     def get(self) -> Any:
@@ -62,12 +63,17 @@ def is_equal(x: Any, y: Any) -> bool:
 
 
 def whole(owner: Any) -> Any:
-    """What is in a set, a context variable or an array that is no array of numbers; how far an iterator is."""
+    """What is in a set, a queue of plain values, a context variable, an array of Python's or one of strange values.
+
+    Of an iterator how far it is.
+    """
     if isinstance(owner, ContextVar):
         return owner.get(None)
     if hasattr(type(owner), "__length_hint__"):
         return length_hint(owner)
-    return owner.tobytes() if isinstance(owner, np.ndarray) else tuple(owner)
+    if isinstance(owner, bytearray):
+        return bytes(owner)
+    return owner.tobytes() if isinstance(owner, np.ndarray | array) else tuple(owner)
 
 
 def is_same_whole(owner: Any, content: Any) -> bool:
@@ -76,8 +82,8 @@ def is_same_whole(owner: Any, content: Any) -> bool:
         return owner.get(None) is content
     if hasattr(type(owner), "__length_hint__"):
         return bool(length_hint(owner) == content)
-    if isinstance(owner, np.ndarray):
-        return bool(owner.tobytes() == content)
+    if isinstance(owner, np.ndarray | array | bytearray):
+        return bool(whole(owner) == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))
 
 

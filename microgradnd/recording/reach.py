@@ -37,12 +37,10 @@ DECORATED = (
     classmethod, staticmethod, property, functools.cached_property, functools.partialmethod,
     functools.singledispatchmethod,
 )  # fmt: skip
+METHODS = ("__call__", "__getattr__")  # that are looked at as those that are called by their names
 FUNCTIONS = ("__func__", "fget", "fset", "func", "args", "keywords", "dispatcher")
 # What reads or writes attributes whose names are in no text.
-ANY_ATTRIBUTE = frozenset([
-    "__dict__", "__match_args__", "asdict", "astuple", "attrgetter", "delattr", "getattr", "hasattr", "replace",
-    "setattr", "vars",
-])  # fmt: skip
+ANY_ATTRIBUTE = frozenset(["__dict__", "asdict", "astuple", "getattr", "replace", "vars"])
 HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
 # Not looked into: what belongs to other libraries, and the machinery of Python itself.
 OPAQUE = frozenset([
@@ -58,7 +56,7 @@ class Reach:
         self.lengths: list[tuple[Any, int, str]] = []
         self.absent: list[tuple[dict[str, Any], frozenset[str], str]] = []  # names that no attribute may get
         self.orders: list[tuple[Any, list[Any], str]] = []  # the keys of dicts
-        self.wholes: list[tuple[Any, Any, str]] = []  # what is compared as a whole: sets, queues, strange arrays
+        self.wholes: list[tuple[Any, Any, str]] = []  # compared as a whole: see places.whole
         self.missing: list[Place] = []  # places that the program names, with nothing in them
         self.caches: list[Any] = []  # functions with functools.lru_cache
         self.without_place: list[Any] = []  # random generators that get no handle, such as those in tuples
@@ -69,7 +67,7 @@ class Reach:
         self._waiting: list[tuple[Any, str]] = []
         self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
         self._own = executed.own
-        self._names = executed.names()
+        self._names, self._executed = executed.names(), executed.globals
         self._function(function, "")
         for code, scope in executed.globals.items():
             self._globals(code, scope)
@@ -172,8 +170,8 @@ class Reach:
     def _module(self, module: ModuleType, path: str) -> None:
         """Of a module of the program what the texts of functions name."""
         if is_users(module.__name__):
-            for name in self._names & vars(module).keys():
-                if not name.startswith("__"):
+            for name in list(vars(module)):
+                if name in self._names and not name.startswith("__"):
                     self._keep(module, name, False, f"{path}.{name}")
             if module.__name__ != "__main__":
                 self.lengths.append((vars(module), len(vars(module)), path))
@@ -187,12 +185,17 @@ class Reach:
             all_read = self._are_read_by_others(value.__mro__)
             for name, part in vars(value).items():
                 if isinstance(part, (FunctionType, *DECORATED)):
-                    self._keep(vars(value), name, True, f"{path}.{name}")  # getattr would call the latter
+                    if name in METHODS or not name.startswith("__") or self._has_run(part):
+                        self._keep(vars(value), name, True, f"{path}.{name}")  # getattr would call some
                 elif (all_read or name in self._names) and not name.startswith("__"):
                     if hasattr(type(part), "__get__"):
                         self._keep(vars(value), name, True, f"{path}.{name}")
                     else:  # so that it can be set too
                         self._keep(value, name, False, f"{path}.{name}")
+
+    def _has_run(self, method: Any) -> bool:
+        """Whether a method that is not called by its name has run in the step."""
+        return getattr(method, "__code__", None) in self._executed
 
     def _keep(self, owner: Any, key: Any, is_item: bool, path: str) -> None:
         """Note what lies in a place, and go on into it."""
@@ -261,7 +264,9 @@ class Reach:
         """What Python's library makes of functions and objects, and all others, whose turn comes later."""
         if isinstance(value, DECORATED):
             for name in FUNCTIONS:
-                self._value(getattr(value, name, None), f"{path}.")
+                part = getattr(value, name, None)
+                if name == "dispatcher" or not isinstance(part, FunctionType) or self._has_run(part):
+                    self._value(part, f"{path}.")
         elif isinstance(value, functools._lru_cache_wrapper):
             self.caches.append(value)
             for part in cached_values(value):
@@ -285,7 +290,7 @@ class Reach:
             self._value(value.get(None), path)
         elif isinstance(value, MappingProxyType):
             self._value(gc.get_referents(value)[0], path)  # what it shows
-        elif isinstance(value, list | dict | deque):
+        elif isinstance(value, list | dict) or (isinstance(value, deque) and not all(map(is_plain, value))):
             if isinstance(value, dict) and len(value) > 1:
                 self.orders.append((value, [*value], path))
             else:
@@ -299,7 +304,7 @@ class Reach:
                     self._value(key, path)
         elif hasattr(type(value), "__length_hint__"):  # an iterator, which a replay does not advance
             self.wholes.append((value, whole(value), path))
-        elif isinstance(value, tuple | set | frozenset | array | bytearray):
+        elif isinstance(value, tuple | set | frozenset | deque | array | bytearray):
             if not isinstance(value, tuple | frozenset):
                 self.wholes.append((value, whole(value), path))
             for i, part in enumerate(value):
@@ -327,6 +332,8 @@ class Reach:
         attributes, unwatched = getattr(value, "__dict__", None), getattr(type(value), "unwatched", ())
         # Of objects that the library knows nothing of, only what the program's functions name can matter.
         named = None if self._are_read_by_others(type(value).__mro__) else self._names
+        if named is not None and "__match_args__" in named:  # patterns name attributes by position
+            named = named | set(getattr(type(value), "__match_args__", ()))
         if isinstance(attributes, dict):
             self._attributes(attributes, path, named, unwatched)
         if is_users(type(value).__module__):
@@ -361,10 +368,10 @@ class Reach:
         if ANY_ATTRIBUTE & self._names:
             return True
         ours = ("collections", "microgradnd", "nn")
+        asked = {"__getattr__", "__getattribute__"}
         return any(
-            root_of(kind.__module__) in ours or {"__getattr__", "__getattribute__"} & vars(kind).keys()
+            root_of(kind.__module__) in ours or (is_users(kind.__module__) and asked & vars(kind).keys())
             for kind in kinds
-            if kind is not object
         )
 
 

@@ -31,6 +31,7 @@ from .text import Text
 from .watch import Watch
 
 _numbers = itertools.count()  # of recordings, by which tracebacks and errors find their text
+PARTED = "one array in several places, such as a parameter and its optimiser,"
 UNEQUAL = "numbers of the optimiser that were equal"
 
 
@@ -152,12 +153,12 @@ class Recording:
                 mappings[id(place.owner)], self._scope[wish] = wish, place.owner
             return f"{mappings[id(place.owner)]}[{place.key!r}]"
 
-        counts = {id(place) for place, _ in self._written_numbers}
-        numbers = {  # others than counts may be one of NumPy's at another time
-            variable: text_of(places[0]) if id(places[0]) in counts else f"float({text_of(places[0])})"
-            for variable, places in self._numbers.items()
-            if variable in program.used
-        }
+        written_places = {id(place) for place, _ in self._written_numbers}
+        numbers = {}
+        for variable, places in self._numbers.items():
+            if variable in program.used:
+                counts = [place for place in places if id(place) in written_places]  # integers, which stay integers
+                numbers[variable] = text_of(counts[0]) if counts else f"float({text_of(places[0])})"
         written = {text_of(place): variable for place, variable in self._written_numbers}
         self.merged = [places for variable, places in self._numbers.items() if len(places) > 1]
         wishes = {v: f"d_{session.short(place.path)}" for place, v in self._new_gradients}
@@ -254,7 +255,7 @@ class Recording:
             rebind = True
         for places in self._by_variable.values() if rebind else ():
             if any(place.get() is not places[0].get() for place in places):
-                return places[0].path
+                return PARTED
         if rebind and not self._chains_hold():
             return "the memory of arrays, which now overlaps"
         for place, none in zip(self._leaves, self._was_none, strict=True):

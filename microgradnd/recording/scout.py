@@ -14,12 +14,16 @@ from queue import SimpleQueue
 from types import CodeType, ModuleType
 from typing import Any
 
+import numpy as np
+
 LIBRARIES = frozenset(
     ["builtins", "cupy", "cupy_backends", "cupyx", "fastrlock", "llvmlite", "microgradnd", "nn", "numba", "numpy"]
 )
 GLOBAL_NAMES = ("DELETE_GLOBAL", "LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
 PATHS = ("posixpath", "ntpath")
-OUTSIDE = ("os", *PATHS, "logging", "queue")  # what these do, a replay does not do either
+OUTSIDE = ("os", *PATHS, "queue")  # what these do, a replay does not do either
+ENTERING = (getattr(np.errstate.__enter__, "__code__", None),)
+BY_STRINGS = frozenset(["attrgetter", "delattr", "hasattr", "methodcaller", "setattr"])
 UNREPEATED = (globals, input, next, open, print)  # what a replay does not do
 
 
@@ -59,6 +63,7 @@ class Executed:
         self.own = getattr(getattr(step, "__func__", step), "__globals__", None)
         self.globals: dict[CodeType, dict[str, Any]] = {}
         self.unrepeated: str | None = None
+        self.ignores_errors = False  # whether the program itself has used np.errstate in the last call
         self._generators: set[Any] = set()  # frames of those that the step has begun
         self._importing: Any = None  # the frame of what an import has called, until it returns
 
@@ -66,6 +71,7 @@ class Executed:
     def noted(self) -> Iterator[None]:
         """Note what runs in the block."""
         self.unrepeated = self._importing = None
+        self.ignores_errors = False
         outer = sys.getprofile()
 
         def profile(frame: Any, event: Any, argument: Any) -> None:
@@ -100,16 +106,33 @@ class Executed:
                         self.unrepeated = f"a generator that was there before, {frame.f_code.co_name}"
             elif module in OUTSIDE and self.unrepeated is None and _is_called_by_users(frame):
                 self.unrepeated = f"{'os' if module in PATHS else module}.{frame.f_code.co_name}"
+            elif module == "logging" and frame.f_code.co_name == "_log" and _is_called_by_users(frame):
+                self.unrepeated = f"logging.{frame.f_back.f_code.co_name}"  # of a level that is on
+            elif frame.f_code in ENTERING and is_users(frame.f_back.f_globals.get("__name__")):
+                self.ignores_errors = True
         elif event == "c_call" and users and _is_unrepeated(argument):
             owner = argument.__module__ or type(argument.__self__).__name__
             self.unrepeated = f"{owner}.{argument.__name__}".removeprefix("builtins.")
 
     def names(self) -> set[str]:
-        """All names in their text, those of attributes and of patterns' keywords included."""
+        """All names in their text, those of attributes included.
+
+        Where attributes are looked up by strings or patterns, constants too that may be their names.
+        """
         found = {name for code in self.globals for name in names_in(code)}
-        patterns = [code for code in self.globals if any(x.opname == "MATCH_CLASS" for x in dis.get_instructions(code))]
-        keywords = {name for code in patterns for x in code.co_consts if isinstance(x, tuple) for name in x}
-        return found | keywords | ({"__match_args__"} if patterns else set())
+        patterns = any(x.opname == "MATCH_CLASS" for code in self.globals for x in dis.get_instructions(code))
+        if patterns or BY_STRINGS & found:
+            found |= {name for code in self.globals for name in _strings_in(code.co_consts)}
+        return found | ({"__match_args__"} if patterns else set())
+
+
+def _strings_in(constants: tuple[Any, ...]) -> Iterator[str]:
+    """The strings among constants that may name attributes, also "a.b", and those in tuples, as of keywords."""
+    for constant in constants:
+        if isinstance(constant, tuple):
+            yield from _strings_in(constant)
+        elif isinstance(constant, str):
+            yield from (name for name in constant.split(".") if name.isidentifier())
 
 
 @functools.cache

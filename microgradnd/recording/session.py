@@ -132,7 +132,9 @@ class Session:
         if len(executed.globals) > known:
             self.met_functions = True
         self.result = _bare(result)
-        self.instructions, self.quiet = self._recorder.instructions, self._recorder.quiet
+        self.instructions = self._recorder.instructions
+        # Our own functions ignore some too, of which their replays know nothing: these would only be slower.
+        self.quiet = self._recorder.quiet if executed.ignores_errors else set()
         on_device = self._recorder.uses_device or any(v.is_on_device for v in self.arguments)
         self.device = current_device() if on_device else None
         self.generators = [x.value for x in self._generators.values() if x.variable.kind == "generator"]
