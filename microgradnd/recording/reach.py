@@ -162,7 +162,8 @@ class Reach:
         for name in globals_in(code):
             if name in scope:
                 self._keep(scope, name, True, name)
-            else:  # one of Python's own, as long as there is no other
+            elif (id(scope), name) not in self._kept:  # one of Python's own, as long as there is no other
+                self._kept.add((id(scope), name))
                 self.missing.append(Place(scope, name, True, name, "missing", None))
         for module in modules_in(code, scope):
             self._value(module, module.__name__)
@@ -181,15 +182,15 @@ class Reach:
         for base in value.__mro__[1:]:
             self._value(base, f"{path}.{base.__name__}")
         if is_users(value.__module__):
-            self.lengths.append((vars(value), len(vars(value)), path))
-            all_read = self._are_read_by_others(value.__mro__)
-            for name, part in vars(value).items():
+            attributes, all_read = vars(value), self._are_read_by_others(value.__mro__)
+            self.lengths.append((attributes, len(attributes), path))
+            for name, part in attributes.items():
                 if isinstance(part, (FunctionType, *DECORATED)):
                     if name in METHODS or not name.startswith("__") or self._has_run(part):
-                        self._keep(vars(value), name, True, f"{path}.{name}")  # getattr would call some
+                        self._keep(attributes, name, True, f"{path}.{name}")  # getattr would call some
                 elif (all_read or name in self._names) and not name.startswith("__"):
                     if hasattr(type(part), "__get__"):
-                        self._keep(vars(value), name, True, f"{path}.{name}")
+                        self._keep(attributes, name, True, f"{path}.{name}")
                     else:  # so that it can be set too
                         self._keep(value, name, False, f"{path}.{name}")
 
