@@ -289,12 +289,10 @@ class Tensor:
         g = self._initial_gradient(grad)
         if create_graph:
             with enable_grad():
-                gradients = backpropagate(self._node, g if isinstance(g, Tensor) else constant(g), create_graph=True)
-                totals = _added(gradients)
+                totals = _added(backpropagate(self._node, constant(g), create_graph=True))
         else:
             g = g._data if isinstance(g, Tensor) else g
-            gradients = backpropagate(self._node, g, retain_graph=retain_graph)
-            totals = _added(gradients)
+            totals = _added(backpropagate(self._node, g, retain_graph=retain_graph))
         for leaf, total in totals.items():
             leaf.grad = total
 

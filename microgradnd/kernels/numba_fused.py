@@ -127,6 +127,18 @@ def _total(x: Any) -> Any:
     return x if x.ndim == 1 else x.sum(axis=0)
 
 
+def _with_bias(kernel: Any, inner: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """A function of g that gives the gradient of ``inner``, a matrix, and a function for that of the bias."""
+
+    def gradient(g: Any) -> tuple[Any, Any]:
+        gx = np.empty_like(inner)
+        (total,), (parts,) = _sums(inner)
+        kernel(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
+        return gx, lambda: _total(total)
+
+    return gradient
+
+
 def bias_relu(inner: Any, bias: Any) -> tuple[Any, Any]:
     """max(inner + bias, 0), in the memory of ``inner``, a matrix.
 
@@ -134,14 +146,7 @@ def bias_relu(inner: Any, bias: Any) -> tuple[Any, Any]:
     """
     bias = np.zeros(inner.shape[1], np.float32) if bias is None else contiguous(bias)
     kernels.bias_relu(*inner.shape, inner, bias)
-
-    def gradient(g: Any) -> tuple[Any, Any]:
-        gx = np.empty_like(inner)
-        (total,), (parts,) = _sums(inner)
-        kernels.relu_gradient(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
-        return gx, lambda: _total(total)
-
-    return inner, gradient
+    return inner, _with_bias(kernels.relu_gradient, inner)
 
 
 def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, Any]:
@@ -150,14 +155,7 @@ def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, An
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out = np.empty_like(inner)
     kernels.bias_gelu(count, n, inner, bias, out)
-
-    def gradient(g: Any) -> tuple[Any, Any]:
-        gx = np.empty_like(inner)
-        (total,), (parts,) = _sums(inner)
-        kernels.bias_gelu_gradient(len(parts), inner.size // len(parts), _rows(g), inner, gx, parts)
-        return gx, lambda: _total(total)
-
-    return out, gradient
+    return out, _with_bias(kernels.bias_gelu_gradient, inner)
 
 
 def dropped(x: Any, residual: Any, kept: Any, scale: float) -> Any:

@@ -178,16 +178,6 @@ class RecordedArray(_Recorded):
 
     __float__ = __int__ = __index__ = __complex__ = __array__ = item = tolist = tobytes = __format__ = _unknown
 
-    shape = property(lambda self: self.value.shape)
-    dtype = property(lambda self: self.value.dtype)
-    ndim = property(lambda self: self.value.ndim)
-    size = property(lambda self: self.value.size)
-    strides = property(lambda self: self.value.strides)
-    flags = property(lambda self: self.value.flags)
-    base = property(lambda self: self.value.base)
-    device = property(lambda self: self.value.device)
-    itemsize = property(lambda self: self.value.itemsize)
-    nbytes = property(lambda self: self.value.nbytes)
     T = property(lambda self: recorder().call("attribute", "T", operator.attrgetter("T"), (self,)))
 
     def __len__(self) -> int:
@@ -239,6 +229,8 @@ class RecordedArray(_Recorded):
         recorder().call("setitem", "setitem", operator.setitem, (self, index, value), writes=(self,))
 
 
+for _name in ("shape", "dtype", "ndim", "size", "strides", "flags", "base", "device", "itemsize", "nbytes"):
+    setattr(RecordedArray, _name, property(operator.attrgetter(f"value.{_name}")))
 for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     setattr(RecordedArray, f"__i{_name}__", _in_place(_name))
 

@@ -147,9 +147,7 @@ class Captured(Generic[P, R]):
             reason = recording.why_not(args, kwargs)
             if reason is not None:
                 raise CaptureError(f"save: this call is unlike the recorded one in {reason}")
-            given = leaves(args, kwargs)
-            generators = [*recording.generators, *generators_in(given)]
-            before = State(recording.reach, generators, recording.changed_arrays(given))
+            before = State(recording, leaves(args, kwargs))
             other: Captured[..., Any] = Captured(self._step)
             with kernels("numpy"):
                 try:
@@ -157,8 +155,6 @@ class Captured(Generic[P, R]):
                         other(*args, **kwargs)
                 finally:
                     before.put_back()
-                    for place, _ in recording.sets:
-                        place.set(place.value)
             if not (other.recordings and other.recordings[0].verified):
                 raise CaptureError("save: with NumPy's functions the step is another one in each of three calls")
             return other.recordings[0]
@@ -183,7 +179,8 @@ class Captured(Generic[P, R]):
                     return self._first_replay(recording, args, kwargs)
             if reason == UNEQUAL:
                 self._merge = False
-            elif reason == PARTED and recording.verified and not self._once:  # the optimiser copies what was loaded
+            elif reason == PARTED and recording.verified and not self._once:
+                # The optimiser copies what was loaded, once: to record that would take 100 times as long as the call.
                 self._once = True
                 return cast("R", detached(self._step(*args, **kwargs)))
             elif reason != "the arguments":
@@ -231,7 +228,7 @@ class Captured(Generic[P, R]):
         if recording.verified:
             before = None
         else:
-            before = State(recording.reach, generators, recording.changed_arrays(given))
+            before = State(recording, given)
             give_back_freed_memory()  # what the recorded call took: a replay has buffers of its own
         try:
             replayed = recording.replay(recording.arrays(args, kwargs))
@@ -244,8 +241,6 @@ class Captured(Generic[P, R]):
         found = fingerprints(*parts, replayed)
         before.put_back()
         del before, replayed
-        for place, _ in recording.sets:
-            place.set(place.value)
         recording.release()  # the step takes memory too
         give_back_freed_memory()
         result = detached(self._step(*args, **kwargs))

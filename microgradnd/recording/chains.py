@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .instructions import GIVEN, Instruction, Variable, bare
+from .writable import can_write
 
 BLOCK = 1 << 15  # elements: of 2^12 to 2^16 the best for float32, where the second cache has 2 MB
 LARGE = 1 << 18  # so many elements are worth it; the blocks of an optimiser by NumPy are smaller
@@ -80,7 +81,6 @@ def chains(
     last: dict[Variable, int],
     leaving: set[Variable],
     computes_nothing: Callable[[Instruction], bool],
-    can_write: Callable[[Instruction, Variable], bool],
 ) -> dict[int, Chain]:
     """The chains among the instructions, by the position of the first member.
 
@@ -88,14 +88,13 @@ def chains(
         last: the position where a root is used last.
         leaving: roots that somebody uses afterwards.
         computes_nothing: whether an instruction gives a view, or is run before all replays.
-        can_write: whether an instruction can put its result into memory that is there.
     """
     found: list[Chain] = []
     current: Chain | None = None
     for i, x in enumerate(body):
         if computes_nothing(x):
             continue
-        shape = _shape(x, can_write)
+        shape = _shape(x)
         if current is not None and shape == current.shape and current.add(i, x):
             continue
         current = None
@@ -142,7 +141,7 @@ def _step(shape: tuple[int, ...]) -> int:
     return BLOCK // row // unit * unit
 
 
-def _shape(x: Instruction, can_write: Callable[[Instruction, Variable], bool]) -> tuple[int, ...] | None:
+def _shape(x: Instruction) -> tuple[int, ...] | None:
     """The shape of the result of an operation on large arrays, element by element; None of all others."""
     if x.kind == "in place" and x.name != "matmul":
         target: Variable = x.args[0]

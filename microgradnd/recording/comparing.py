@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..dtypes import is_narrow
+from .guard import generators_in
 from .instructions import is_on_device
 from .places import Place
 from .reach import Reach
 from .results import data_of
 
+if TYPE_CHECKING:
+    from .recording import Recording
+
 CHANGING = ("array", "tuple", "gradient", "number")  # roles of places whose content a step may change
 
 
 class State:
-    """What lies in the places that a step may change, and copies of ``arrays``, those whose content it changes."""
+    """What a replay may change, as it is now: what lies in places, the content of arrays, where generators stand."""
 
-    def __init__(self, reach: Reach, generators: list[np.random.Generator], arrays: list[Any]) -> None:
-        self._places: list[tuple[Place, Any]] = [(place, place.get()) for place in reach.of_role(*CHANGING)]
-        different = {id(x): x for x in arrays}.values()
+    def __init__(self, recording: Recording, given: list[Any]) -> None:
+        """``given``: the leaves of the arguments."""
+        self._places: list[tuple[Place, Any]] = [(place, place.get()) for place in recording.reach.of_role(*CHANGING)]
+        self._places += [(place, place.value) for place, _ in recording.effects.sets]
+        different = {id(x): x for x in recording.changed_arrays(given)}.values()
+        generators = [*recording.generators, *generators_in(given)]
         self._copies = [(x, x.copy()) for x in different if is_on_device(x) or x.flags.writeable]
         self._generators = [(generator, generator.bit_generator.state) for generator in generators]
 

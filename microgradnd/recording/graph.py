@@ -7,7 +7,6 @@ arrays of the graph's own, and results out of them.
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,8 @@ import numpy as np
 
 from .active import CaptureError
 from .instructions import Variable
-from .program import Program, is_dense, may_diverge
+from .program import Program
+from .writable import is_dense, may_diverge
 
 
 def refuse(program: Program, arguments: list[Variable], loaded: bool) -> None:
@@ -47,7 +47,7 @@ def graphed(program: Callable[..., Any], arguments: list[Variable]) -> Callable[
     cupy = sys.modules["cupy"]
     inputs = []
     for v in arguments:
-        memory = cupy.empty(math.prod(v.shape) * v.dtype.itemsize, np.uint8)
+        memory = cupy.empty(v.nbytes, np.uint8)
         inputs.append(cupy.ndarray(v.shape, v.dtype, memory.data, v.strides))
     pool = cupy.cuda.MemoryPool()  # nobody else gets the memory of what the graph computes on its way
     with cupy.cuda.using_allocator(pool.malloc):

@@ -197,7 +197,7 @@ def _of_settings(recording: Recording, scope: dict[str, Any]) -> list[str]:
 
 def _of_gradients(recording: Recording, scope: dict[str, Any]) -> list[str]:
     conditions = []
-    for i, (leaf, none) in enumerate(zip(recording.other_leaves, recording.others_none, strict=True)):
+    for i, (leaf, none) in enumerate(recording.other_leaves):
         scope[f"leaf_{i}"] = leaf
         conditions.append(f"leaf_{i}.grad is {'' if none else 'not '}None")
     scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(recording.buffers)}
@@ -221,7 +221,7 @@ def _of_numbers(recording: Recording, scope: dict[str, Any]) -> list[str]:
 
 def _of_loaded(recording: Recording, scope: dict[str, Any]) -> tuple[list[str], list[str]]:
     conditions, arrays = [], []
-    for k, (place, variable) in enumerate(recording.loaded):
+    for k, (place, variable) in enumerate(recording.effects.loaded):
         scope[f"loaded_{k}"], scope[f"loaded_dtype_{k}"] = place.owner, variable.dtype
         read = place.expression(f"loaded_{k}")
         conditions.append(f"{read}.__class__ is {_named(variable.array_type, scope)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -64,6 +65,10 @@ class Variable:
         self.array_type: Any = type(value) if has_shape else None
         self.array: Any = None  # of inputs and constants, the array itself
         self.address = value.ctypes.data if isinstance(value, np.ndarray) else None  # in the recording, on the host
+
+    @property
+    def nbytes(self) -> int:
+        return int(math.prod(self.shape) * self.dtype.itemsize)
 
     @property
     def is_c_contiguous(self) -> bool:

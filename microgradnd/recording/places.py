@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import random
 from array import array
+from collections.abc import Callable
 from contextvars import ContextVar
 from operator import length_hint
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+GONE = object()  # what lies in a place that is there no more
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
 
 
@@ -29,12 +31,12 @@ class Place:
     def get(self) -> Any:
         return self.owner[self.key] if self.is_item else getattr(self.owner, self.key)
 
-    def exists(self) -> bool:
+    def look(self) -> Any:
+        """What lies there, or GONE."""
         try:
-            self.get()
+            return self.get()
         except (AttributeError, IndexError, KeyError, ValueError):
-            return False
-        return True
+            return GONE
 
     def expression(self, owner: str, key: str = "") -> str:
         """What :meth:`get` does, as text."""
@@ -85,6 +87,21 @@ def is_same_whole(owner: Any, content: Any) -> bool:
     if isinstance(owner, np.ndarray | array | bytearray):
         return bool(whole(owner) == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))
+
+
+class Look(NamedTuple):
+    """A way to see whether an object is as it was: a test of it and of what is expected, and the same as text."""
+
+    holds: Callable[[Any, Any], bool]
+    text: str
+
+
+LENGTH = Look(lambda x, n: len(x) == n, "len({}) == {}")
+KEYS = Look(lambda x, keys: [*x] == keys, "[*{}] == {}")  # and their order
+WITHOUT = Look(lambda x, names: x.keys().isdisjoint(names), "{}.keys().isdisjoint({})")
+WITHOUT_KEY = Look(lambda x, name: name not in x, "{1} not in {0}")
+WITHOUT_ATTRIBUTE = Look(lambda x, name: not hasattr(x, name), "not hasattr({}, {})")
+WHOLE = Look(is_same_whole, "is_same_whole({}, {})")
 
 
 def cached_values(cache: Any) -> list[Any]:

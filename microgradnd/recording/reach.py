@@ -7,9 +7,9 @@ replays read anew.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
+import itertools
 import random
 from array import array
 from collections import deque
@@ -28,7 +28,21 @@ from ..tensor import Tensor
 from .active import CaptureError
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import is_array, is_on_device
-from .places import PLAIN, Place, cached_values, is_equal, is_plain, is_same_whole, whole
+from .places import (
+    KEYS,
+    LENGTH,
+    PLAIN,
+    WHOLE,
+    WITHOUT,
+    WITHOUT_ATTRIBUTE,
+    WITHOUT_KEY,
+    Look,
+    Place,
+    cached_values,
+    is_equal,
+    is_plain,
+    whole,
+)
 from .scout import Executed, globals_in, is_users, modules_in, root_of
 
 MOST = 100_000  # places that are looked at
@@ -53,11 +67,8 @@ class Reach:
 
     def __init__(self, function: Callable[..., Any], args: Any, executed: Executed) -> None:
         self.places: list[Place] = []
-        self.lengths: list[tuple[Any, int, str]] = []
-        self.absent: list[tuple[dict[str, Any], frozenset[str], str]] = []  # names that no attribute may get
-        self.orders: list[tuple[Any, list[Any], str]] = []  # the keys of dicts
-        self.wholes: list[tuple[Any, Any, str]] = []  # compared as a whole: see places.whole
-        self.missing: list[Place] = []  # places that the program names, with nothing in them
+        self.looks: list[tuple[Look, Any, Any, str]] = []  # how, at what, what is expected, its path
+        self.variables: list[tuple[ContextVar[Any], str]] = []
         self.caches: list[Any] = []  # functions with functools.lru_cache
         self.without_place: list[Any] = []  # random generators that get no handle, such as those in tuples
         self._seen: dict[int, Any] = {}
@@ -78,11 +89,9 @@ class Reach:
         self._go_on()
         guarded = len(self.places)
         self._waiting += self._later
-        lists: list[list[Any]] = [self.lengths, self.absent, self.orders, self.wholes, self.missing]
-        counts = list(map(len, lists))
+        count = len(self.looks)
         self._go_on()
-        for found, count in zip(lists, counts, strict=True):
-            del found[count:]
+        del self.looks[count:]
         for place in self.places[guarded:]:
             place.is_guarded = False
 
@@ -91,32 +100,22 @@ class Reach:
 
     def changed_plainly(self) -> list[tuple[Place, Any]]:
         """The places of numbers, strings and the like that hold another one now, with what they hold."""
-        found = []
-        for place in self.of_role("plain"):
-            with contextlib.suppress(AttributeError, IndexError, KeyError, ValueError):
-                value = place.get()
-                if value is not place.value and is_plain(value) and is_plain(place.value):
-                    found += [] if is_equal(value, place.value) else [(place, value)]
-        return found
+        return [(place, value) for place, value in self._changed() if _are_plain(place.value, value)]
 
     def changed_otherwise(self) -> str | None:
         """Something else that is not what it was, if there is one: by its path."""
+        changed = (place.path for place, value in self._changed() if not _are_plain(place.value, value))
+        return next(itertools.chain(changed, self.different()), None)
+
+    def _changed(self) -> Iterator[tuple[Place, Any]]:
         for place in self.of_role("plain"):
-            try:
-                value = place.get()
-            except (AttributeError, IndexError, KeyError, ValueError):
-                return place.path
-            if value is not place.value and not (is_plain(value) and is_plain(place.value)):
-                return place.path
-        return next(self.different(), None)
+            value = place.look()
+            if value is not place.value and not is_equal(value, place.value):
+                yield place, value
 
     def different(self) -> Iterator[str]:
         """The paths of what has another length, order or content as a whole, and of what was not there before."""
-        yield from (path for owner, length, path in self.lengths if len(owner) != length)
-        yield from (path for owner, names, path in self.absent if not owner.keys().isdisjoint(names))
-        yield from (path for owner, keys, path in self.orders if [*owner] != keys)
-        yield from (path for owner, whole, path in self.wholes if not is_same_whole(owner, whole))
-        yield from (place.path for place in self.missing if place.exists())
+        return (path for look, x, expected, path in self.looks if not look.holds(x, expected))
 
     def _go_on(self) -> None:
         while self._waiting:
@@ -164,7 +163,7 @@ class Reach:
                 self._keep(scope, name, True, name)
             elif (id(scope), name) not in self._kept:  # one of Python's own, as long as there is no other
                 self._kept.add((id(scope), name))
-                self.missing.append(Place(scope, name, True, name, "missing", None))
+                self.looks.append((WITHOUT_KEY, scope, name, name))
         for module in modules_in(code, scope):
             self._value(module, module.__name__)
 
@@ -175,7 +174,7 @@ class Reach:
                 if name in self._names and not name.startswith("__"):
                     self._keep(module, name, False, f"{path}.{name}")
             if module.__name__ != "__main__":
-                self.lengths.append((vars(module), len(vars(module)), path))
+                self.looks.append((LENGTH, vars(module), len(vars(module)), path))
 
     def _class(self, value: type, path: str) -> None:
         self._value(type(value), f"{path}.__class__")
@@ -183,7 +182,7 @@ class Reach:
             self._value(base, f"{path}.{base.__name__}")
         if is_users(value.__module__):
             attributes, all_read = vars(value), self._are_read_by_others(value.__mro__)
-            self.lengths.append((attributes, len(attributes), path))
+            self.looks.append((LENGTH, attributes, len(attributes), path))
             for name, part in attributes.items():
                 if isinstance(part, (FunctionType, *DECORATED)):
                     if name in METHODS or not name.startswith("__") or self._has_run(part):
@@ -207,7 +206,7 @@ class Reach:
         except ValueError:  # an empty cell
             return
         except AttributeError:  # a slot that is not set
-            self.missing.append(Place(owner, key, is_item, path, "missing", None))
+            self.looks.append((WITHOUT_ATTRIBUTE, owner, key, path))
             return
         self._kept.add((id(owner), key))
         if len(self.places) > MOST:
@@ -257,7 +256,7 @@ class Reach:
                 raise CaptureError(f"capture: {path} is an array of {value.dtype} on a device, which is not recorded")
             return
         if type(value) is not np.ndarray or not is_numeric(value.dtype):
-            self.wholes.append((value, whole(value), path))
+            self.looks.append((WHOLE, value, whole(value), path))
         for part in value.flat if value.dtype.hasobject and value.dtype.names is None else ():
             self._value(part, path)
 
@@ -287,15 +286,16 @@ class Reach:
             self._tensor(value, path)
             return
         if isinstance(value, ContextVar):
-            self.wholes.append((value, whole(value), path))
+            self.looks.append((WHOLE, value, whole(value), path))
+            self.variables.append((value, path))
             self._value(value.get(None), path)
         elif isinstance(value, MappingProxyType):
             self._value(gc.get_referents(value)[0], path)  # what it shows
         elif isinstance(value, list | dict) or (isinstance(value, deque) and not all(map(is_plain, value))):
             if isinstance(value, dict) and len(value) > 1:
-                self.orders.append((value, [*value], path))
+                self.looks.append((KEYS, value, [*value], path))
             else:
-                self.lengths.append((value, len(value), path))
+                self.looks.append((LENGTH, value, len(value), path))
             for key in list(value) if isinstance(value, dict) else range(len(value)):
                 if (id(value), key) in self._numbers and isinstance(value[key], int | float | np.floating):
                     self.places.append(Place(value, key, True, f"{path}.{key}", "number", value[key]))
@@ -304,10 +304,10 @@ class Reach:
                 if not isinstance(key, PLAIN):
                     self._value(key, path)
         elif hasattr(type(value), "__length_hint__"):  # an iterator, which a replay does not advance
-            self.wholes.append((value, whole(value), path))
+            self.looks.append((WHOLE, value, whole(value), path))
         elif isinstance(value, tuple | set | frozenset | deque | array | bytearray):
             if not isinstance(value, tuple | frozenset):
-                self.wholes.append((value, whole(value), path))
+                self.looks.append((WHOLE, value, whole(value), path))
             for i, part in enumerate(value):
                 self._value(part, f"{path}.{i}")
         self._object(value, path)
@@ -353,9 +353,9 @@ class Reach:
     ) -> None:
         """Those in ``named`` (None: all), and that there is none more: it might hide that of a class."""
         if named is None:
-            self.lengths.append((attributes, len(attributes), path))
+            self.looks.append((LENGTH, attributes, len(attributes), path))
         else:
-            self.absent.append((attributes, frozenset(named - attributes.keys()), path))
+            self.looks.append((WITHOUT, attributes, frozenset(named - attributes.keys()), path))
         for name in list(attributes):
             if named is not None and name not in named:
                 continue
@@ -385,3 +385,7 @@ def _in_tuples(x: Any) -> Iterator[Any]:
     """What is in nested tuples."""
     for part in x:
         yield from _in_tuples(part) if isinstance(part, tuple) else (part,)
+
+
+def _are_plain(*values: Any) -> bool:
+    return all(map(is_plain, values))

@@ -38,7 +38,11 @@ class Recorder:
         self._handles: dict[int, tuple[Any, RecordedArray]] = {}  # of inputs, arguments and constants
         self._views: dict[Any, Variable] = {}  # by how they are made
         self.trouble: Exception | None = None  # an error in the step, which it may have caught
+        self.once = False  # whether the step does something that the next call is not likely to do
         self._numbers: dict[Any, RecordedNumber] = {}  # what numbers alone give, by how it is computed
+
+    def note_once(self) -> None:
+        self.once = True
 
     @property
     def uses_device(self) -> bool:
@@ -141,9 +145,8 @@ class Recorder:
                     self.instructions.append(instruction)
                 return given
         instruction.writes = [x.variable for x in writes]
-        numbers_alone = kind == "operator" and not is_array(result) and not isinstance(result, np.generic)
-        if numbers_alone:
-            key = (name, *((id(x) if type(x) is Variable else (type(x), repr(x))) for x in noted_args))
+        if kind == "operator" and not is_array(result) and not isinstance(result, np.generic):  # of numbers alone
+            key = _key(instruction)
             if key not in self._numbers:
                 self.instructions.append(instruction)
                 self._numbers[key] = self._result(result, instruction)
@@ -152,7 +155,7 @@ class Recorder:
             for given in flat(args):
                 if _is_array(given) and lies_alike(result, given.value):  # reshaped to the shape that it has
                     return RecordedArray(result, given.variable)
-            key = (name, repr([id(x) if type(x) is Variable else x for x in (*noted_args, *noted_kwargs.items())]))
+            key = _key(instruction)
             if key in self._views:
                 return RecordedArray(result, self._views[key])
             handle = self._result(result, instruction)
@@ -229,6 +232,11 @@ class Recorder:
             name = "branch" if kind is None else kind.__name__
             self.instructions.append(Instruction("branch", name, kind, (handle.variable, value), {}, self._note()))
         return value
+
+
+def _key(x: Instruction) -> Any:
+    """What two calls that compute the same have in common; arguments are compared by their type and text."""
+    return (x.name, *((id(v) if type(v) is Variable else (type(v), repr(v))) for v in (*x.args, *x.kwargs.items())))
 
 
 def _on_current_device(array: Any) -> Any:

@@ -8,24 +8,24 @@ import linecache
 import re
 import sys
 import weakref
-from collections import Counter
 from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
-from ..backends import NAMESPACES, as_array
+from ..backends import NAMESPACES
 from ..inplace import next_change, record_of
 from ..tensor import Tensor
 from .active import CaptureError
-from .arrays import RecordedArray, RecordedNumber
+from .arrays import RecordedArray
+from .effects import Effects
 from .graph import graphed, refuse
 from .guard import attempt_function, generators_in, layout, layout_of, leaves, missed, settings, which_generators
 from .instructions import Variable, current_device, current_stream, is_array
 from .places import Place
 from .program import Program
 from .recorder import flat
-from .results import Output, data_of, outputs, rebuilt
+from .results import Output, data_of
 from .session import Session
 from .text import Text
 from .watch import Watch
@@ -47,15 +47,21 @@ class Recording:
         calls: how often it was replayed.
         diverged: how often a branch in it went another way.
         verified: whether a replay was compared with the step itself.
+        arguments, keywords: kind and layout of each argument, those by keyword last; the names of these.
+        merged: places of numbers that were equal, and are read once as long as they are.
+        watch: what has to stay as it is.
+        kept_leaves, buffers: the leaves whose gradients lie in buffers of the program, and these.
+        other_leaves: the other ones, and whether they had no gradient.
+        records: of the arrays that a replay changes in place: see microgradnd/inplace.py.
+        is_plain: whether a replay gives one tensor and leaves nothing else anywhere.
     """
 
     def __init__(self, session: Session, graph: bool = False) -> None:
         self.settings, self.layout = session.settings, session.layout
-        self.arguments, self.keywords = session.layouts, session.keywords  # kind and layout of each; names of the last
+        self.arguments, self.keywords = session.layouts, session.keywords
         self.calls = self.diverged = 0
         self._quiet: Any = dict.fromkeys(session.quiet, "ignore")  # for np.errstate
         self.verified = False
-        self.sets, self.structure = session.sets, session.structure
         self.reach, self.generators = session.reach, session.generators
         self.known_generators = [place.value for place in self.reach.of_role("generator")]
         self.which_generators = which_generators(session.given, self.known_generators)
@@ -69,77 +75,29 @@ class Recording:
         self.buffers: list[Any] = []
         self.stream = 0  # on which a device's buffers are used
         self._unheld: list[int] = []
-        self._sort(session)
-        returned = self._plan(session)
-        self._write(session, returned)
+        self.effects = Effects(session)
+        self._plan(session)
+        self._write(session)
         self._prepare(session)
-        self.watch = Watch(self.reach, {id(place) for place, _ in self._assigned})
+        self.watch = Watch(self.reach, {id(place) for place, _ in self.effects.assigned})
 
     # Making
 
-    def _sort(self, session: Session) -> None:
-        """What the step left where: arrays assigned anew, gradients, numbers."""
-        self._results = [x.variable for x in outputs(self.structure)]
-        self._assigned: list[tuple[Place, Variable]] = []  # places of arrays that a replay replaces
-        self._numbers: dict[Variable, list[Place]] = {}
-        self._written_numbers: list[tuple[Place, Variable]] = []
-        loaded: list[tuple[Place, Variable]] = []  # places whose array a replay reads anew
-        for place, handle in session.replaced:
-            final = session.finals[id(place)]
-            if place.role == "array":
-                if type(final) is RecordedArray and final.variable is not handle.variable:
-                    self._assigned.append((place, final.variable))
-                    handle.variable.kind = "argument"
-                    loaded.append((place, handle.variable))
-            elif place.role == "gradient":
-                handle.variable.kind = "argument"
-                loaded.append((place, handle.variable))
-            elif place.role == "number":
-                self._numbers.setdefault(handle.variable, []).append(place)
-                if type(final) is RecordedNumber and final.variable is not handle.variable:
-                    self._written_numbers.append((place, final.variable))
-        self.loaded = loaded
-        self._leaves = list(self.reach.of_role("gradient"))
-        self._was_none = [place.value is None for place in self._leaves]
-        before = {id(place): handle.variable for place, handle in session.replaced if place.role == "gradient"}
-        self._new_gradients: list[tuple[Place, Variable]] = []
-        self._cleared: list[Place] = []
-        for place in self._leaves:
-            data = session.finals[id(place)]
-            if data is None:
-                self._cleared.append(place)
-            elif type(data) is RecordedArray and data.variable is not before.get(id(place)):
-                self._new_gradients.append((place, data.variable))
-            elif type(data) is not RecordedArray:
-                raise CaptureError(f"capture: the step gives {place.path} a gradient that was computed outside of it")
-
-    def _plan(self, session: Session) -> list[Variable]:
-        """The program, and which gradients it leaves in buffers; what a replay returns."""
-        gradients = [variable for _, variable in self._new_gradients]
-        assigned = [variable for _, variable in self._assigned]
-        read = {v for x in session.instructions for v in x.reads()}
-        accumulated = {id(place.owner) for place, v in self.loaded if place.role == "gradient" and v in read}
-        # In buffers, which replays write into: but not where the gradient before is read, should a branch go elsewhere.
-        once = [v for place, v in self._new_gradients if id(place.owner) not in accumulated]
-        counts = Counter([*gradients, *self._results, *assigned])
-        alone = {v for v in once if v.root is v and counts[v] == 1}
-        outputs = [*self._results, *assigned, *gradients]
-        numbers = [number for _, number in self._written_numbers]
-        self.program = program = Program(session.instructions, outputs, alone, numbers)
-        first = {variable: place for place, variable in reversed(self.loaded)}  # several places may hold one array
-        self.loaded = [(place, variable) for variable, place in first.items() if variable in program.used]
-        self._kept = [(place, v) for place, v in self._new_gradients if v in program.planned and v in alone]
-        self._given_gradients = [
-            (place, v) for place, v in self._new_gradients if not (v in program.planned and v in alone)
-        ]
+    def _plan(self, session: Session) -> None:
+        """The program, and which gradients it leaves in buffers."""
+        effects = self.effects
+        alone = effects.alone(session.instructions)
+        self.program = Program(
+            session.instructions, effects.returned(), alone, [number for _, number in effects.written]
+        )
+        effects.settle(self.program, alone)
         if self.graph:
-            refuse(program, session.arguments, bool(self.loaded or self._assigned))
-        return [*self._results, *assigned, *(v for _, v in self._given_gradients)]
+            refuse(self.program, session.arguments, bool(effects.loaded or effects.assigned))
 
-    def _write(self, session: Session, returned: list[Variable]) -> None:
+    def _write(self, session: Session) -> None:
         """The program's text, compiled, and what it names."""
-        program, mappings = self.program, self._mappings
-        extra = [variable for _, variable in self.loaded]
+        program, effects, mappings = self.program, self.effects, self._mappings
+        extra = [variable for _, variable in effects.loaded]
         self._scope: dict[str, Any] = {"np": np, "Diverged": Diverged}
         if self.device is not None:
             self._scope["cp"] = sys.modules["cupy"]
@@ -153,17 +111,24 @@ class Recording:
                 mappings[id(place.owner)], self._scope[wish] = wish, place.owner
             return f"{mappings[id(place.owner)]}[{place.key!r}]"
 
-        written_places = {id(place) for place, _ in self._written_numbers}
+        written_places = {id(place) for place, _ in effects.written}
         numbers = {}
-        for variable, places in self._numbers.items():
+        for variable, places in effects.numbers.items():
             if variable in program.used:
                 counts = [place for place in places if id(place) in written_places]  # integers, which stay integers
                 numbers[variable] = text_of(counts[0]) if counts else f"float({text_of(places[0])})"
-        written = {text_of(place): variable for place, variable in self._written_numbers}
-        self.merged = [places for variable, places in self._numbers.items() if len(places) > 1]
-        wishes = {v: f"d_{session.short(place.path)}" for place, v in self._new_gradients}
+        written = {text_of(place): variable for place, variable in effects.written}
+        self.merged = [places for places in effects.numbers.values() if len(places) > 1]
+        wishes = {v: f"d_{session.short(place.path)}" for place, v in effects.gradients}
         text = Text(
-            program, [*session.arguments, *extra], numbers, written, returned, session.name, set(self._scope), wishes
+            program,
+            [*session.arguments, *extra],
+            numbers,
+            written,
+            effects.returned(),
+            session.name,
+            set(self._scope),
+            wishes,
         )
         self.source, self._text = text.source, text
         self._arguments = session.arguments
@@ -185,17 +150,14 @@ class Recording:
         for place, handle in session.replaced:
             if place.role == "array":
                 self._by_variable.setdefault(handle.variable, []).append(place)
-        self.kept_leaves = [place.owner for place, _ in self._kept]
+        self.kept_leaves = [place.owner for place, _ in self.effects.kept]
         kept = set(map(id, self.kept_leaves))
-        others = [
-            (x.owner, none) for x, none in zip(self._leaves, self._was_none, strict=True) if id(x.owner) not in kept
-        ]
-        self.other_leaves = [leaf for leaf, _ in others]
-        self.others_none = [none for _, none in others]
+        self.other_leaves = [(x.owner, x.value is None) for x in self.effects.leaves if id(x.owner) not in kept]
         self._find_changes(session)
-        self.result_type = self._results[0].array_type or np.ndarray if self._results else np.ndarray
-        changes = self.sets or self._assigned or self._given_gradients or self._cleared
-        is_tensor = isinstance(self.structure, Output) and self.structure.is_tensor
+        effects = self.effects
+        self.result_type = effects.results[0].array_type or np.ndarray if effects.results else np.ndarray
+        changes = effects.sets or effects.assigned or effects.given or effects.cleared
+        is_tensor = isinstance(effects.structure, Output) and effects.structure.is_tensor
         self.is_plain = is_tensor and not (changes or (self.program.draws or self._quiet))
 
     def _find_changes(self, session: Session) -> None:
@@ -222,7 +184,7 @@ class Recording:
         exec(self._code, scope)
         step = graphed(scope["step"], self._arguments) if self.graph else scope["step"]
         self._scope_of_step = scope
-        self.buffers = [scope[self._text.names[variable]] for _, variable in self._kept]
+        self.buffers = [scope[self._text.names[variable]] for _, variable in self.effects.kept]
         self.records = [record_of(v.array) for v in self._written]
         self.attempt, self._scope_of_attempt, self._unheld = attempt_function(self, step)
         self._step = step  # last: it says that all is there
@@ -258,12 +220,12 @@ class Recording:
                 return PARTED
         if rebind and not self._chains_hold():
             return "the memory of arrays, which now overlaps"
-        for place, none in zip(self._leaves, self._was_none, strict=True):
-            if (place.owner.grad is None) != none:
+        for place in self.effects.leaves:
+            if (place.owner.grad is None) != (place.value is None):
                 return f"the gradient of {place.path}"
             if type(place.owner.grad) is Tensor and place.owner.grad._node is not None:
                 return f"the gradient of {place.path}"
-        for place, variable in (*self._assigned, *self.loaded):
+        for place, variable in (*self.effects.assigned, *self.effects.loaded):
             value = data_of(place.get())
             if type(value) is not variable.array_type or value.shape != variable.shape or value.dtype != variable.dtype:
                 return place.path
@@ -306,7 +268,7 @@ class Recording:
         """The arrays of a call, and buffers to go with them."""
         if self._step is None:
             self.bind()
-        read = [place.get() for place, _ in self.loaded]
+        read = [place.get() for place, _ in self.effects.loaded]
         return self._leaves_of(args, kwargs) + list(map(data_of, read))
 
     def _leaves_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -332,18 +294,7 @@ class Recording:
             for record in self.records:
                 record[1] = order
         self.calls += 1
-        for place, value in self.sets:
-            place.set(value)
-        for place in self._cleared:
-            place.owner.grad = None
-        count = len(self._results)
-        values = out if type(out) is tuple else (out,)
-        if self._assigned or self._given_gradients:
-            for (place, _), value in zip(self._assigned, values[count:], strict=False):
-                place.set(as_array(value))
-            for (place, _), value in zip(self._given_gradients, values[count + len(self._assigned) :], strict=True):
-                place.owner.grad = as_array(value)
-        return rebuilt(self.structure, iter(values))
+        return self.effects.leave(out if type(out) is tuple else (out,))
 
     def _run(self, arrays: list[Any]) -> Any:
         if not self._quiet:
@@ -366,7 +317,7 @@ class Recording:
 
     def gives_new_arrays(self) -> bool:
         """Whether replays read or leave arrays that are others each time."""
-        return bool(self.loaded or self._assigned or self._given_gradients)
+        return bool(self.effects.loaded or self.effects.assigned or self.effects.given)
 
     @property
     def kernels(self) -> list[str]:
@@ -387,7 +338,7 @@ class Recording:
     def settings_by_name(self) -> dict[str, Any]:
         """The numbers that the program reads, by the names of the mappings that they lie in."""
         found: dict[str, Any] = {}
-        for places in self._numbers.values():
+        for places in self.effects.numbers.values():
             for place in places:
                 if id(place.owner) in self._mappings:
                     found.setdefault(self._mappings[id(place.owner)], {})[place.key] = place.get()

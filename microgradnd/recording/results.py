@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..tensor import Tensor, constant
@@ -17,9 +17,6 @@ class Output:
 
     def __init__(self, variable: Variable, is_tensor: bool) -> None:
         self.variable, self.is_tensor = variable, is_tensor
-
-    def rebuilt(self, value: Any) -> Any:
-        return constant(value) if self.is_tensor else value
 
 
 def data_of(x: Any) -> Any:
@@ -47,23 +44,25 @@ def outputs(structure: Any) -> Iterator[Output]:
         yield from outputs(list(structure.values()))
 
 
+def mapped(x: Any, function: Callable[[Any], Any]) -> Any:
+    """Nested tuples, lists and dicts of what ``function`` gives for everything else in them."""
+    if isinstance(x, tuple | list | dict):
+        parts = x.values() if isinstance(x, dict) else x
+        return like(x, [mapped(part, function) for part in parts])
+    return function(x)
+
+
 def rebuilt(structure: Any, values: Iterator[Any]) -> Any:
-    kind = type(structure)
-    if kind is Output:
-        return structure.rebuilt(next(values))
-    if isinstance(structure, tuple | list):
-        return like(structure, [rebuilt(part, values) for part in structure])
-    if isinstance(structure, dict):
-        return like(structure, [rebuilt(part, values) for part in structure.values()])
-    return structure
+    """What a step returned, with these arrays in it."""
+
+    def value(x: Any) -> Any:
+        if type(x) is not Output:
+            return x
+        return constant(next(values)) if x.is_tensor else next(values)
+
+    return mapped(structure, value)
 
 
 def detached(value: Any) -> Any:
     """Results of a step as a replay returns them: constants."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple | list):
-        return like(value, [detached(part) for part in value])
-    if isinstance(value, dict):
-        return like(value, [detached(part) for part in value.values()])
-    return value
+    return mapped(value, lambda x: x.detach() if isinstance(x, Tensor) else x)

@@ -7,7 +7,6 @@ are others in each replay are copied into memory that stays where it is.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .instructions import GIVEN, Instruction, Variable, bare, replaced
+from .writable import can_write, may_diverge
 
 SMALL = 1 << 16  # bytes: larger arrays are not copied
 LARGE = 1 << 18  # bytes: a product or a sum that gives more takes so long that a call of its own does not count
@@ -81,7 +81,7 @@ def call_of(x: Instruction) -> Call | None:
         v.is_c_contiguous or v.is_f_contiguous for v in arrays
     ):
         return None
-    if any(_bytes(v) > LARGE for v in (*x.results, *x.writes)):
+    if any(v.nbytes > LARGE for v in (*x.results, *x.writes)):
         return None
     if bare(x.name) == "dot" and len(x.args) == 2 and len(x.results) == 1 and not x.kwargs:
         return _product(x.args[0], x.args[1], x.results[0])
@@ -112,12 +112,7 @@ def _sum(x: Variable, bias: Variable) -> Call | None:
     return "add_bias", kernels.add_bias.compiled, (x.shape[0], x, bias)
 
 
-def arranged(
-    body: list[Instruction],
-    fixed: Iterable[Variable],
-    can_write: Callable[[Instruction, Variable], bool],
-    may_diverge: Callable[[Instruction], bool],
-) -> list[Instruction]:
+def arranged(body: list[Instruction], fixed: Iterable[Variable]) -> list[Instruction]:
     """The instructions with what depends on arguments alone first, and copies of small arrays that calls read.
 
     Copied are arguments, and what is made anew in each replay; none of ``fixed``, which a step gives out or keeps, and
@@ -151,11 +146,6 @@ def arranged(
             if v in read and v.root is v and v.kind == "made" and _is_small(v) and not can_write(x, v)
         ]
     return arrangement
-
-
-def _bytes(v: Variable) -> int:
-    size: int = math.prod(v.shape) * v.dtype.itemsize
-    return size
 
 
 def _is_view_or_memory(x: Instruction) -> bool:
@@ -199,7 +189,7 @@ def _early_first(body: list[Instruction], written: set[Variable]) -> list[Instru
 
 
 def _is_small(v: Variable) -> bool:
-    return v.array_type is np.ndarray and v.is_c_contiguous and _bytes(v) <= SMALL
+    return v.array_type is np.ndarray and v.is_c_contiguous and v.nbytes <= SMALL
 
 
 def _copied(v: Variable, buffers: dict[Variable, Variable]) -> Instruction:

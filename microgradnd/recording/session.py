@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from operator import is_
 from typing import Any
 
@@ -26,10 +24,10 @@ from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
-from .places import PLAIN, Place, cached_values, random_state
+from .places import GONE, PLAIN, Place, cached_values, random_state
 from .reach import HANDLES, Reach
 from .recorder import Recorder, flat
-from .results import Output, data_of, like
+from .results import Output, data_of, like, mapped
 from .scout import Executed, uncollected
 
 _one_at_a_time = threading.RLock()
@@ -80,7 +78,6 @@ class Session:
     ) -> None:
         known = len(executed.globals)
         self.cleared = False
-        self.once = False
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
         self._recorder = Recorder(notes(function))
@@ -93,7 +90,6 @@ class Session:
         roots = {path.partition(".")[0] for path in paths}
         self._one_root = len(roots - {"optimizer", "optimiser", "opt"}) <= 1
         with _recording(self._recorder, self._generator):
-            hook.once = self._note_once
             wrapped = [self._argument(x, name) for x, name in zip(args, _names(function, len(args)), strict=True)]
             wrapped_kwargs = {name: self._argument(x, name) for name, x in kwargs.items()}
             containers = [(x, _shape_of(x)) for x in (*wrapped, *wrapped_kwargs.values())]
@@ -102,24 +98,8 @@ class Session:
                 self._replace()
                 with executed.noted():
                     result = _explained(function, wrapped, wrapped_kwargs)
-                if self._recorder.trouble is not None:
-                    raise self._recorder.trouble
-                if executed.unrepeated is not None:
-                    raise CaptureError(
-                        f"capture: the step calls {executed.unrepeated}, which a replay would not do again; do it "
-                        "outside, or hand over what it gives"
-                    )
-                if any(_shape_of(x) != shape for x, shape in containers):
-                    raise CaptureError(
-                        "capture: the step changes a list, dict or tensor among its arguments, which a replay does not "
-                        "do; return what is new instead"
-                    )
-                if _random_states(self.reach) != drawn:
-                    raise CaptureError(
-                        "capture: the step draws from a random generator of a module (random, np.random), from one of "
-                        "Python's or from one in a tuple, which is not recorded; use a np.random.Generator"
-                    )
-                self.structure = self._structure(result)
+                self._refuse(executed, any(_shape_of(x) != shape for x, shape in containers), drawn)
+                self.structure = mapped(result, self._output)
                 kept = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
                 self.finals = {id(place): _final(place) for place in kept}
             finally:
@@ -132,12 +112,32 @@ class Session:
         if len(executed.globals) > known:
             self.met_functions = True
         self.result = _bare(result)
-        self.instructions = self._recorder.instructions
+        self.instructions, self.once = self._recorder.instructions, self._recorder.once
         # Our own functions ignore some too, of which their replays know nothing: these would only be slower.
         self.quiet = self._recorder.quiet if executed.ignores_errors else set()
         on_device = self._recorder.uses_device or any(v.is_on_device for v in self.arguments)
         self.device = current_device() if on_device else None
         self.generators = [x.value for x in self._generators.values() if x.variable.kind == "generator"]
+
+    def _refuse(self, executed: Executed, changes_arguments: bool, drawn: Any) -> None:
+        """Raise what the recorder met, and CaptureError for what the step has done that no replay would do."""
+        if self._recorder.trouble is not None:
+            raise self._recorder.trouble
+        if executed.unrepeated is not None:
+            raise CaptureError(
+                f"capture: the step calls {executed.unrepeated}, which a replay would not do again; do it outside, or "
+                "hand over what it gives"
+            )
+        if changes_arguments:
+            raise CaptureError(
+                "capture: the step changes a list, dict or tensor among its arguments, which a replay does not do; "
+                "return what is new instead"
+            )
+        if _random_states(self.reach) != drawn:
+            raise CaptureError(
+                "capture: the step draws from a random generator of a module (random, np.random), from one of Python's "
+                "or from one in a tuple, which is not recorded; use a np.random.Generator"
+            )
 
     def short(self, path: str) -> str:
         """A path without the name of the model, where there is one only."""
@@ -235,10 +235,8 @@ class Session:
             self._generators[id(generator)] = RecordedGenerator(generator, variable)
         return self._generators[id(generator)]
 
-    def _note_once(self) -> None:
-        self.once = True
-
-    def _structure(self, result: Any) -> Any:
+    def _output(self, result: Any) -> Any:
+        """What stands for a result, or a part of one, that is no tuple, list or dict."""
         kind = type(result)
         if kind is Tensor or kind in NAMESPACES:
             data = result._data if kind is Tensor else result
@@ -246,10 +244,6 @@ class Session:
             return Output(data.variable, kind is Tensor)
         if kind is RecordedArray or kind is RecordedNumber:
             return Output(result.variable, False)
-        if isinstance(result, tuple | list):
-            return like(result, [self._structure(part) for part in result])
-        if isinstance(result, dict):
-            return like(result, [self._structure(part) for part in result.values()])
         if not isinstance(result, PLAIN):
             raise CaptureError(
                 f"capture: the step returns a {kind.__name__}; it can return arrays, tensors, numbers, strings, and "
@@ -260,12 +254,11 @@ class Session:
     def _restore(self) -> None:
         """Put arrays and numbers where handles are, also where the step has put them."""
         for place, handle in self.replaced:
-            with contextlib.suppress(AttributeError, IndexError, KeyError, ValueError):  # the step has removed it
-                value = place.get()
-                if place.role == "tuple" and value is handle:
-                    place.set(place.value)
-                elif type(value) in HANDLES:
-                    place.set(value.value)
+            value = place.look()
+            if place.role == "tuple" and value is handle:
+                place.set(place.value)
+            elif type(value) in HANDLES:
+                place.set(value.value)
         expected = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
         known = {(id(place.owner), place.key) for place in expected}
         reach = self._everything()
@@ -273,9 +266,9 @@ class Session:
             if any(_bare(part) is not part for part in cached_values(cache)):  # arrays: where they are is not known
                 cache.cache_clear()
                 self.left_at, self.cleared = f"the cache of {cache.__name__}", True
-        for owner, _, path in reach.wholes:
-            if isinstance(owner, ContextVar) and (bare := _bare(owner.get(None))) is not owner.get(None):
-                owner.set(bare)
+        for variable, path in reach.variables:
+            if (bare := _bare(variable.get(None))) is not variable.get(None):
+                variable.set(bare)
                 self.left_at = path
         for place in reach.places:
             value = place.value
@@ -303,11 +296,8 @@ def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 def _final(place: Place) -> Any:
     """What lies in a place after the step; None where it was removed."""
-    try:
-        value = place.get()
-    except (AttributeError, IndexError, KeyError, ValueError):
-        return None
-    return data_of(value)
+    value = place.look()
+    return None if value is GONE else data_of(value)
 
 
 def _shape_of(x: Any) -> Any:
@@ -356,7 +346,7 @@ def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator
             from . import device
 
             NAMESPACES[array_type] = device.namespace
-    active.recorder, hook.call, randomness.wrapping.wrap = recording, _call, generator
+    active.recorder, hook.call, hook.once, randomness.wrapping.wrap = recording, _call, recording.note_once, generator
     try:
         yield
     finally:
@@ -364,7 +354,7 @@ def _recording(recording: Recorder, generator: Callable[[Any], Any]) -> Iterator
         NAMESPACES.update(plain)
 
 
-def _call(name: str, function: Any, args: tuple[Any, ...], writes: Sequence[Any] = ()) -> Any:
+def _call(name: str, function: Any, args: tuple[Any, ...], writes: Sequence[Any]) -> Any:
     """A call of a function that is noted as a whole, or of a kernel, which writes into some of its arguments."""
     kind = "kernel" if hasattr(function, "replayed") else "whole"
     if not any(type(x) in HANDLES for x in flat(args)):

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import numpy as np
 
-from .arrays import OPERATORS, UNARY
 from .chains import Chain
-from .instructions import GIVEN, Instruction, Variable, bare, variables
-from .literals import literal, slice_text
+from .instructions import GIVEN, Instruction, Variable
+from .literals import literal
 from .names import Names
-from .program import ALIGNMENT, SHAPING, Program, fills_root, may_diverge
+from .program import ALIGNMENT, Program
 from .sequences import Sequence, in_one_call
+from .statements import Statements
+from .writable import fills_root
 
-SYMBOLS = {
-    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
-    "and": "&", "or": "|", "xor": "^", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
-    "neg": "-", "pos": "+", "invert": "~",
-}  # fmt: skip
-POWERS = {2: "square", 0.5: "sqrt", -1: "reciprocal", 1: "positive"}  # what NumPy's ** calls for these exponents
-FILLS = {"np.zeros": 0, "np.ones": 1}
 LARGE = 1 << 16  # bytes of an array that is given back as soon as it was used for the last time
 
 
@@ -50,15 +43,14 @@ class Text:
         self.program = program
         self._names = Names(program, taken, wishes)
         self.names = self._names.of_variables
-        self.functions: dict[str, Any] = {}
+        self._statements = Statements(program, self._names)
+        self.functions = self._statements.functions
+        self._setup = self._statements.setup
         for variable in (*arguments, *numbers):
             self._names.variable(variable)
-        self._in_blocks: dict[Variable, str] = {}  # what arrays are called within the loop that is being written
         self._blocks: dict[Any, str] = {}  # memory for what only a chain uses
-        self._views: dict[Any, str] = {}  # of buffers in another shape
         self._empty: dict[str, Variable] = {}  # arrays without elements, by how they are made
         self._loop_names: tuple[str, str] | None = None  # what counts the rows in loops, and the rows of a turn
-        self._setup: list[str] = []
         self._lines: list[str] = []
         self._first_change = 1 << 30
         self._note = ""
@@ -113,12 +105,6 @@ class Text:
         self.first_change = len(head) + 1 + sum(line.count("\n") for line in self._lines[: self._first_change])
         self.first_change += self._first_change
 
-    def _term(self, value: Any) -> str:
-        if type(value) is Variable:
-            return self._in_blocks.get(value) or self._names.variable(value)
-        text = literal(value, self._term)
-        return f"({text})" if text.startswith("-") else text
-
     # Lines
 
     def _write_number(self, place: str, variable: Variable) -> None:
@@ -140,14 +126,11 @@ class Text:
             self._setup.append(f"{name} = {'cp' if root.is_on_device else 'np'}.empty({shape}, {dtype})")
             return
         if root.is_on_device:
-            size = math.prod(root.shape) * root.dtype.itemsize
-            memory = f"cp.empty({size}, np.uint8).data" if offset is None else f"device_memory.data + {offset}"
+            memory = f"cp.empty({root.nbytes}, np.uint8).data" if offset is None else f"device_memory.data + {offset}"
             strides = "" if ordered else f", {literal(root.strides)}"
             self._setup.append(f"{name} = cp.ndarray({shape}, {dtype}, {memory}{strides})")
             return
-        memory = (
-            "memory" if offset is not None else f"np.empty({math.prod(root.shape) * root.dtype.itemsize}, np.uint8)"
-        )
+        memory = "memory" if offset is not None else f"np.empty({root.nbytes}, np.uint8)"
         strides = "" if ordered else f", {literal(root.strides)}"
         self._setup.append(f"{name} = np.ndarray({shape}, {dtype}, {memory}, {offset or 0}{strides})")
 
@@ -161,7 +144,7 @@ class Text:
                 return
         for variable in x.results:
             self._names.result(x, variable)
-        text = self._statement(x)
+        text = self._statements.statement(x)
         if self.program.is_hoisted(x):
             self._setup.append(text)
             return
@@ -174,7 +157,7 @@ class Text:
             if x.note:
                 self._line(f"# {x.note}")
         # Blocks are of other shapes; a call that makes an array says its shape.
-        is_told = bool(self._in_blocks) or (x.kind == "create" and x.results[0] not in self.program.planned)
+        is_told = bool(self._statements.in_blocks) or (x.kind == "create" and x.results[0] not in self.program.planned)
         shown = [] if is_told else x.results
         shapes = ", ".join(str(v.shape) for v in shown if v.shape is not None and v.root is v)
         for line in text.split("\n"):
@@ -202,15 +185,15 @@ class Text:
             for v in (*x.reads(), *x.results):
                 if v.root in chain.temporaries:
                     block = self._block(v, (step, *chain.shape[1:]), chain.temporaries[v.root])
-                    self._in_blocks[v] = block if count % step == 0 else f"{block}[: {count} - {turn}]"
+                    self._statements.in_blocks[v] = block if count % step == 0 else f"{block}[: {count} - {turn}]"
                 elif chain.is_split(v):
-                    self._in_blocks[v] = f"{self._names.variable(v)}[{rows}]"
+                    self._statements.in_blocks[v] = f"{self._names.variable(v)}[{rows}]"
         self._line(f"for {turn} in range(0, {count}, {step}):", "rows that stay in the cache")
         before = len(self._lines)
         self._line(f"{rows} = slice({turn}, {turn} + {step})")
         for x in operations:
             self._write(x)
-        self._in_blocks = {}
+        self._statements.in_blocks = {}
         self._lines[before:] = [f"    {line}" for line in self._lines[before:]]
 
     def _write_sequence(self, sequence: Sequence) -> None:
@@ -230,7 +213,7 @@ class Text:
             wish, function, args = sequence.calls[i]
             name = self._names.function(function, wish)
             self.functions[name] = function
-            lines.append(f"    ({', '.join([name, *map(self._term, args)])}),")
+            lines.append(f"    ({', '.join([name, *map(self._statements.term, args)])}),")
         maker, calls = self._names.function(in_one_call, "in_one_call"), self._names.unused("calls")
         self.functions[maker] = in_one_call
         self._setup += [f"{calls} = {maker}(", *lines, ")"]
@@ -252,111 +235,6 @@ class Text:
             self._setup.append(f"{self._blocks[key]} = {value}")
         return self._blocks[key]
 
-    def _statement(self, x: Instruction) -> str:
-        args = [self._term(arg) for arg in x.args] if x.kind not in ("getitem", "setitem", "draw") else []
-        if x.kind == "branch":
-            test = {"branch": f"{args[0]} != {args[1]}", "bool": f"bool({args[0]}) is not {args[1]}"}[x.name]
-            return f"if {test}:\n    raise Diverged"
-        if x.kind == "setitem":
-            return f"{self._term(x.args[0])}[{self._index(x.args[1])}] = {self._term(x.args[2])}"
-        if x.kind == "in place" and x.args[0].is_on_device:
-            if x.name in ("matmul", "pow"):
-                return f"{args[0]}.__i{x.name}__({args[1]})"
-            return f"cp.{OPERATORS[x.name]}({args[0]}, {args[1]}, {args[0]})"
-        if x.kind == "in place":
-            if x.name == "pow":
-                return f"{args[0]}[...] = {args[0]} ** {args[1]}"
-            return f"np.{OPERATORS[x.name]}({args[0]}, {args[1]}, {args[0]})"
-        root = x.results[0] if len(x.results) == 1 else None
-        if root is not None and (root in self.program.planned or root in self._in_blocks):
-            return self._into(x, args, self._term(root))
-        expression = self._expression(x, args)
-        if not x.results:
-            return expression
-        checks = ""
-        if may_diverge(x):
-            arrays = [v for v in x.results if v.shape is not None]
-            checks = "".join(f"\nif {self.names[v]}.shape != {v.shape}:\n    raise Diverged" for v in arrays)
-        if x.is_tuple:
-            return f"{', '.join(self.names[v] for v in x.results)}, = {expression}{checks}"
-        return f"{self.names[x.results[0]]} = {expression}{checks}"
-
-    def _into(self, x: Instruction, args: list[str], out: str) -> str:
-        """The statement that writes the result into the buffer ``out``."""
-        root = x.results[0]
-        if root.is_on_device and x.kind in ("operator", "method"):
-            name = OPERATORS.get(x.name, x.name)
-            return f"cp.{name}({', '.join([*args, out])})"
-        if x.kind == "operator":
-            name = OPERATORS[x.name]
-            if x.name == "pow" and type(x.args[1]) in (int, float):
-                power = POWERS.get(x.args[1])
-                name, args = (power, args[:1]) if power else (name, args)
-            return f"np.{name}({', '.join([*args, _out(name, out)])})"
-        if x.kind == "create":
-            if bare(x.name) == "empty":
-                return ""
-            if x.name == "np.full":
-                return f"{out}[...] = {args[1]}"
-            return f"{out}.fill({FILLS[x.name]})"
-        if x.kind == "draw":
-            return f"{self._term(x.args[0])}.{x.name}(dtype={literal(root.dtype)}, out={out})"
-        if x.name in ("astype", "copy", "np.ascontiguousarray", "np.asarray", "np.array"):
-            return f"{out}[...] = {args[0]}"
-        if x.name in SHAPING or x.name == "np.reshape":
-            source = x.args[0]
-            if source.shape not in (None, root.shape):  # of a number there is nothing to reshape
-                key = root, source.shape
-                if key not in self._views:
-                    self._views[key] = self._names.unused(f"{out}_as_{'_'.join(map(str, source.shape))}")
-                    self._setup.append(f"{self._views[key]} = {out}.reshape({literal(source.shape)})")
-                out = self._views[key]
-            return f"{out}[...] = {args[0]}"
-        if x.name == "dot":
-            return f"np.dot({', '.join(args)}, out={out})"
-        keywords = [f"{k}={self._term(v)}" for k, v in x.kwargs.items() if k != "out"]
-        if x.kind == "ufunc":
-            return f"{x.name}({', '.join([*args, _out(x.name[3:], out), *keywords])})"
-        if x.kind == "method":
-            return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords, f'out={out}'])})"
-        return f"{x.name}({', '.join([*args, *keywords, f'out={out}'])})"
-
-    def _expression(self, x: Instruction, args: list[str]) -> str:
-        if x.kind == "operator":
-            if x.name == "abs":
-                return f"abs({args[0]})"
-            if x.name in UNARY:
-                return f"{SYMBOLS[x.name]}{args[0]}"
-            return f"{args[0]} {SYMBOLS[x.name]} {args[1]}"
-        if x.kind == "attribute":
-            return f"{args[0]}.{x.name}"
-        if x.kind == "getitem":
-            return f"{self._term(x.args[0])}[{self._index(x.args[1])}]"
-        if x.kind == "draw":
-            args = [self._term(arg) for arg in x.args]
-        keywords = [f"{k}={self._term(v)}" for k, v in x.kwargs.items()]
-        if x.kind in ("method", "draw"):
-            return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords])})"
-        if x.kind not in ("whole", "kernel"):
-            return f"{x.name}({', '.join([*args, *keywords])})"
-        bound = getattr(x.function, "bound", None)
-        if bound is None or not all(map(self.program.is_static, variables(x.args[0]))):
-            self.functions[self._names.function(x.function, x.name)] = x.function
-            return f"{self._names.function(x.function, x.name)}({', '.join(args)})"
-        return f"{self._bound(self._names.function(x.function, x.name), bound, args[0])}({', '.join(args[1:])})"
-
-    def _bound(self, name: str, bound: Any, first: str) -> str:
-        """The name of a function of ours that has its first argument, the same in every replay, from the beginning."""
-        maker, short = self._names.unused(f"{name}_for"), self._names.unused(name.removesuffix("_all"))
-        self.functions[maker] = bound
-        self._setup.append(f"{short} = {maker}({first})")
-        return short
-
-    def _index(self, index: Any) -> str:
-        parts = index if type(index) is tuple else (index,)
-        text = ", ".join(slice_text(part, self._term) if type(part) is slice else self._term(part) for part in parts)
-        return f"{text}," if type(index) is tuple and len(parts) == 1 else text or "()"
-
     def _release(self, i: int) -> None:
         """Forget large arrays that have no buffer after their last use."""
         program = self.program
@@ -365,13 +243,13 @@ class Text:
                 continue
             if any(root in chain.temporaries for chain in program.chains.values()):
                 continue
-            if math.prod(root.shape) * root.dtype.itemsize >= LARGE:
+            if root.nbytes >= LARGE:
                 names = [name for v, name in self.names.items() if v.root is root]
                 self._line(f"del {', '.join(names)}")
 
     def _returned(self, variable: Variable, given: set[Variable]) -> str:
         """What a replay hands out, as memory of nobody else: not of ``given``, the roots that have been handed out."""
-        root, name = variable.root, self._term(variable)
+        root, name = variable.root, self._statements.term(variable)
         is_ours = root in self.program.planned or root in self.program.constant or root.kind == "constant"
         if root.kind == "made" and not root.is_on_device:
             is_ours = is_ours or root in given or not fills_root(variable)
@@ -379,8 +257,3 @@ class Text:
             return f"{name}.copy()"
         given.add(root)
         return name
-
-
-def _out(ufunc: str, out: str) -> str:
-    """The argument for the result: by position, which is faster, but where NumPy wants a keyword."""
-    return f"out={out}" if ufunc in ("maximum", "minimum") else out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .places import Place, is_equal, is_same_whole
+from .places import GONE, Place, is_equal, is_same_whole
 from .reach import Reach
 
 
@@ -28,21 +28,12 @@ class Watch:
             key = "" if type(place.key) in (str, int) else f"key_{i}"  # of others the text is no expression
             self.scope |= {key: place.key} if key else {}
             self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
-        self.conditions += [f"len({self._name(x)}) == {n}" for x, n, _ in reach.lengths]
-        for i, (x, names, _) in enumerate(reach.absent):
-            self.scope[f"absent_{i}"] = names
-            self.conditions.append(f"{self._name(x)}.keys().isdisjoint(absent_{i})")
-        for i, (x, keys, _) in enumerate(reach.orders):
-            self.scope[f"keys_{i}"] = keys
-            self.conditions.append(f"[*{self._name(x)}] == keys_{i}")
-        for place in reach.missing:
-            owner = self._name(place.owner)
-            self.conditions.append(
-                f"{place.key!r} not in {owner}" if place.is_item else f"not hasattr({owner}, {place.key!r})"
-            )
-        for i, (x, content, _) in enumerate(reach.wholes):
-            self.scope[f"whole_{i}"] = content
-            self.conditions.append(f"is_same_whole({self._name(x)}, whole_{i})")
+        for i, (look, x, expected, _) in enumerate(reach.looks):
+            text = repr(expected)
+            if not isinstance(expected, int | str):
+                text = f"expected_{i}"
+                self.scope[text] = expected
+            self.conditions.append(look.text.format(self._name(x), text))
 
     def _name(self, owner: Any) -> str:
         name = self._owners.setdefault(id(owner), f"owner_{len(self._owners)}")
@@ -53,13 +44,9 @@ class Watch:
         """The places that hold something else now, and the names of what has another length or content."""
         found: list[tuple[Place | None, str]] = [(None, path) for path in self._reach.different()]
         for place in self.places:
-            try:
-                value = place.get()
-            except (AttributeError, IndexError, KeyError, ValueError):
-                found.append((None, place.path))
-                continue
+            value = place.look()
             if value is not place.value and not is_equal(value, place.value):
-                found.append((place, place.path))
+                found.append((None if value is GONE else place, place.path))
         return found
 
     def update(self, scope: dict[str, Any]) -> None:
