@@ -62,9 +62,9 @@ class Leaf:
 
 
 class Part:
-    """A gradient that is zero but for the part ``index`` of its tensor, where it is ``g``: that of a basic index.
+    """The gradient of ``x[index]`` with respect to x, for a basic index: ``g`` at ``index``, zero elsewhere.
 
-    Several parts of one tensor are added into one array, instead of an array of zeros for each.
+    Kept as the pair, so that several parts of one tensor are added into one array, not into one of zeros each.
     """
 
     __slots__ = ("g", "index", "whole")

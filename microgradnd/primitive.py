@@ -71,7 +71,18 @@ def primitive(
 
 
 class Operation:
-    """What is known of one operation: its name, its array arguments, their vjps and what these save."""
+    """What is known of one operation.
+
+    Attributes:
+        function: the function on arrays.
+        definition: whose signature, documentation and annotations the operation has: of a fused operation the function
+            of tensors, else ``function``.
+        names: all parameters but xp: the ``positional`` ones, the ``keyword_only`` ones, and ``star``, of ``*args``.
+        arguments: the names of those that are arrays.
+        vjps: for each of these its vector-Jacobian product, or None.
+        saves: for each the names of what its vjp takes besides g.
+        conversion: see :func:`primitive`.
+    """
 
     results_text = "out"  # what the array function returns, as the generated text assigns it
     pullback_text = "None"  # what of it computes all gradients at once, if anything
@@ -97,7 +108,7 @@ class Operation:
         count, end = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
         self.function = function
         self.conversion = conversion
-        self.definition = function  # whose documentation and annotations the operation has
+        self.definition = function
         self.name = function.__name__.strip("_")
         self.positional = code.co_varnames[1:count]
         self.keyword_only = code.co_varnames[count:end]

@@ -23,7 +23,8 @@ from .normalization import LayerNorm, RMSNorm
 from .optim import SGD, Optimizer
 from .scaling import GradScaler
 from .schedules import LRScheduler, OneCycleLR, StepLR, WarmupCosineLR
-from .transformer import FeedForward, Transformer, TransformerBlock
+from .transformer import Transformer
+from .transformer_block import FeedForward, TransformerBlock
 
 if TYPE_CHECKING:
     from .checkpoint import load_checkpoint, save_checkpoint

@@ -95,7 +95,9 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with a weight decay of its own (Loshchilov and Hutter, 2019), as in PyTorch.
 
-    p = p - lr * weight_decay * p         first, and then as :class:`Adam` without weight decay
+        p = p - lr * weight_decay * p     first, and then as :class:`Adam` without weight decay
+
+    Args: as for :class:`Adam`, but that ``weight_decay`` is 0.01 at first.
     """
 
     decoupled = True

@@ -76,7 +76,7 @@ def four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture(params=["one thread", "all threads"])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, four_threads: None) -> str:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, four_threads: Any) -> str:
     """Compiled kernels on one thread, then on four whatever the size and the number of cores."""
     from microgradnd.kernels import numba_threads
 

@@ -20,7 +20,7 @@ from microgradnd import kernels as choice
 from tests.numba_against_numpy import SMALL, normal, operations
 
 # After the module above, which skips this one without Numba.
-from microgradnd.kernels import numba_compiler, numba_fused, numba_norms, numba_parts, numba_threads  # isort: skip
+from microgradnd.kernels import numba_compiler, numba_fused, numba_heads, numba_norms, numba_parts, numba_threads  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("numba_kernels")
 
@@ -98,7 +98,7 @@ def test_a_broken_numba_is_done_without(kind: type[Exception], monkeypatch: pyte
         mg.gelu(normal(100, 100))
 
 
-def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, four_threads: None) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, four_threads: Any) -> None:
     monkeypatch.setattr(numba_threads, "SHARE", 1)
     x, results = normal(200, 130), []
     for count in (1, 2, 7):
@@ -170,7 +170,7 @@ def test_without_a_place_for_the_cache() -> None:
 
 def test_the_source_of_what_is_compiled_is_the_kernels_own() -> None:
     """Numba reads it for what it keeps on disk; text of other places, that is no Python, it refuses (from 3.12 on)."""
-    for kernel in (numba_fused.kernels.gelu, numba_fused.attention_kernels.attention):
+    for kernel in (numba_fused.kernels.gelu, numba_heads.attention_kernels.attention):
         text = inspect.getsource(kernel.compiled.py_func)
         assert f"\ndef {kernel.__name__}(begin, end, " in text
 

@@ -165,7 +165,7 @@ def test_nothing_beyond_the_matrices_is_read() -> None:
 @pytest.mark.parametrize("threads", ["one thread", "all threads"])
 @pytest.mark.parametrize("leading", [(1200,), (3, 400)])
 def test_linear_and_its_gradients(
-    leading: tuple[int, ...], threads: str, monkeypatch: pytest.MonkeyPatch, four_threads: None
+    leading: tuple[int, ...], threads: str, monkeypatch: pytest.MonkeyPatch, four_threads: Any
 ) -> None:
     monkeypatch.setattr(numba_threads, "SHARE", 1 if threads == "all threads" else 1 << 40)
     calls = []

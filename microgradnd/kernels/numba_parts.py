@@ -92,7 +92,9 @@ class Kernel:
         return functools.partial(self.compiled, count, 1, 0, *args)
 
     def _compile(self, cache: bool = True) -> Callable[..., None]:
-        """A function (count, parts, board, *arrays) that does all parts of a call, or of none keeps it at ``board``.
+        """A function (count, parts, board, *arrays) that does all parts of a call.
+
+        Where ``parts`` is 0 it does none and stores the call at the address ``board``, for numba_sequences.
 
         Its text has the kernel as a global, since Numba keeps on disk what its file, name and code stand for: of a
         closure it compares the contents, and a compiled function is another in every process.

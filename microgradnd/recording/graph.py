@@ -26,7 +26,7 @@ def refuse(program: Program, arguments: list[Variable], loaded: bool) -> None:
     reasons = {
         "uses numbers that are read or drawn anew in each call, such as a learning rate": bool(program.first)
         or any(v.kind in ("number", "generator") for v in used)
-        or any(x.kind == "draw" for x in body),
+        or program.draws,
         "branches on values, or selects by them": any(x.kind == "branch" or may_diverge(x) for x in body),
         "uses arrays on the host": not used or any(not v.is_on_device for v in used),
         "adds to gradients, or gives tensors new arrays (t.data = ...)": loaded,

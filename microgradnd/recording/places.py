@@ -64,7 +64,7 @@ def is_equal(x: Any, y: Any) -> bool:
     return isinstance(x, PLAIN) and type(x) is type(y) and bool(x == y) and repr(x) == repr(y)
 
 
-def whole(owner: Any) -> Any:
+def snapshot(owner: Any) -> Any:
     """What is in a set, a queue of plain values, a context variable, an array of Python's or one of strange values.
 
     Of an iterator how far it is.
@@ -78,14 +78,14 @@ def whole(owner: Any) -> Any:
     return owner.tobytes() if isinstance(owner, np.ndarray | array) else tuple(owner)
 
 
-def is_same_whole(owner: Any, content: Any) -> bool:
-    """Whether it still holds what :func:`whole` gave."""
+def is_unchanged(owner: Any, content: Any) -> bool:
+    """Whether it still holds what :func:`snapshot` gave."""
     if isinstance(owner, ContextVar):
         return owner.get(None) is content
     if hasattr(type(owner), "__length_hint__"):
         return bool(length_hint(owner) == content)
     if isinstance(owner, np.ndarray | array | bytearray):
-        return bool(whole(owner) == content)
+        return bool(snapshot(owner) == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))
 
 
@@ -101,7 +101,7 @@ KEYS = Look(lambda x, keys: [*x] == keys, "[*{}] == {}")  # and their order
 WITHOUT = Look(lambda x, names: x.keys().isdisjoint(names), "{}.keys().isdisjoint({})")
 WITHOUT_KEY = Look(lambda x, name: name not in x, "{1} not in {0}")
 WITHOUT_ATTRIBUTE = Look(lambda x, name: not hasattr(x, name), "not hasattr({}, {})")
-WHOLE = Look(is_same_whole, "is_same_whole({}, {})")
+WHOLE = Look(is_unchanged, "is_unchanged({}, {})")
 
 
 def cached_values(cache: Any) -> list[Any]:

@@ -41,7 +41,7 @@ from .places import (
     cached_values,
     is_equal,
     is_plain,
-    whole,
+    snapshot,
 )
 from .scout import Executed, globals_in, is_users, modules_in, root_of
 
@@ -256,7 +256,7 @@ class Reach:
                 raise CaptureError(f"capture: {path} is an array of {value.dtype} on a device, which is not recorded")
             return
         if type(value) is not np.ndarray or not is_numeric(value.dtype):
-            self.looks.append((WHOLE, value, whole(value), path))
+            self.looks.append((WHOLE, value, snapshot(value), path))
         for part in value.flat if value.dtype.hasobject and value.dtype.names is None else ():
             self._value(part, path)
 
@@ -286,7 +286,7 @@ class Reach:
             self._tensor(value, path)
             return
         if isinstance(value, ContextVar):
-            self.looks.append((WHOLE, value, whole(value), path))
+            self.looks.append((WHOLE, value, snapshot(value), path))
             self.variables.append((value, path))
             self._value(value.get(None), path)
         elif isinstance(value, MappingProxyType):
@@ -304,10 +304,10 @@ class Reach:
                 if not isinstance(key, PLAIN):
                     self._value(key, path)
         elif hasattr(type(value), "__length_hint__"):  # an iterator, which a replay does not advance
-            self.looks.append((WHOLE, value, whole(value), path))
+            self.looks.append((WHOLE, value, snapshot(value), path))
         elif isinstance(value, tuple | set | frozenset | deque | array | bytearray):
             if not isinstance(value, tuple | frozenset):
-                self.looks.append((WHOLE, value, whole(value), path))
+                self.looks.append((WHOLE, value, snapshot(value), path))
             for i, part in enumerate(value):
                 self._value(part, f"{path}.{i}")
         self._object(value, path)

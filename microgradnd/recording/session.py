@@ -111,7 +111,7 @@ class Session:
             self.left_at = self.reach.changed_otherwise()
         if len(executed.globals) > known:
             self.met_functions = True
-        self.result = _bare(result)
+        self.result = _without_handles(result)
         self.instructions, self.once = self._recorder.instructions, self._recorder.once
         # Our own functions ignore some too, of which their replays know nothing: these would only be slower.
         self.quiet = self._recorder.quiet if executed.ignores_errors else set()
@@ -263,17 +263,17 @@ class Session:
         known = {(id(place.owner), place.key) for place in expected}
         reach = self._everything()
         for cache in reach.caches:
-            if any(_bare(part) is not part for part in cached_values(cache)):  # arrays: where they are is not known
-                cache.cache_clear()
+            if any(_without_handles(part) is not part for part in cached_values(cache)):
+                cache.cache_clear()  # where in it they are is not known
                 self.left_at, self.cleared = f"the cache of {cache.__name__}", True
         for variable, path in reach.variables:
-            if (bare := _bare(variable.get(None))) is not variable.get(None):
+            if (bare := _without_handles(variable.get(None))) is not variable.get(None):
                 variable.set(bare)
                 self.left_at = path
         for place in reach.places:
             value = place.value
             if type(value) in (*HANDLES, Tensor) or isinstance(value, tuple):
-                bare = _bare(value)
+                bare = _without_handles(value)
                 if bare is not value:
                     place.set(bare)
                     if (id(place.owner), place.key) not in known:
@@ -318,7 +318,7 @@ def _random_states(reach: Reach) -> Any:
     return states
 
 
-def _bare(value: Any) -> Any:
+def _without_handles(value: Any) -> Any:
     """A value without handles, in lists, tuples and dicts too; tensors get their arrays back."""
     kind = type(value)
     if kind is RecordedArray and value.variable.root.kind == "constant":
@@ -327,12 +327,12 @@ def _bare(value: Any) -> Any:
         return value.value
     if kind is Tensor:
         if type(value._data) is RecordedArray:
-            data = _bare(value._data)
+            data = _without_handles(value._data)
             value._data = data if is_array(data) else np.asarray(data)
         return value
     if isinstance(value, tuple | list | dict):
         before = list(value.values()) if isinstance(value, dict) else list(value)
-        parts = [_bare(part) for part in before]
+        parts = [_without_handles(part) for part in before]
         return value if all(map(is_, parts, before)) else like(value, parts)
     return value
 
