@@ -87,7 +87,7 @@ def explained(error: Exception, operation: Operation, **arguments: Any) -> Excep
 def _described(x: Any) -> str:
     if isinstance(x, tuple) and any(hasattr(part, "shape") for part in x):
         return f"[{', '.join(map(_described, x))}]"
-    return f"{type(x).__module__.partition('.')[0]} {x.dtype} {x.shape}" if hasattr(x, "shape") else repr(x)
+    return f"{x.__class__.__module__.partition('.')[0]} {x.dtype} {x.shape}" if hasattr(x, "shape") else repr(x)
 
 
 _EXPLAINED = (

@@ -203,16 +203,20 @@ class Optimizer:
         saved_groups, saved_state = state["param_groups"], state["state"]
         if [len(group["params"]) for group in saved_groups] != sizes or len(saved_state) != sum(sizes):
             raise ValueError(f"load_state_dict: expected groups of {sizes} parameters for this {self._name}")
-        groups: list[dict[str, Any]] = []
+        loaded_groups: list[dict[str, Any]] = []
         for saved, group in zip(saved_groups, self.param_groups, strict=True):
             if set(saved) != set(group):
                 raise ValueError(f"load_state_dict: this is no state of {self._name}: it has {', '.join(saved)}")
-            groups.append({"params": group["params"]} | {x: self._checked(x, saved[x]) for x in self.defaults})
+            loaded_groups.append({x: self._checked(x, saved[x]) for x in self.defaults})
         all_slots = [slot for slots in self._slots for slot in slots]
         states = [self._loaded(x, slot.parameter) for x, slot in zip(saved_state, all_slots, strict=True)]
-        self.param_groups = groups
+        # In the same dicts, where a captured step looks for them.
+        for group, loaded in zip(self.param_groups, loaded_groups, strict=True):
+            group.update(loaded)
         for slot, loaded in zip(all_slots, states, strict=True):
-            slot.state = loaded
+            for name in slot.state.keys() - loaded.keys():
+                del slot.state[name]
+            slot.state.update(loaded)
 
     def _loaded(self, state: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         """Copies of a parameter's state, on its device; numbers as they are."""

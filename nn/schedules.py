@@ -44,7 +44,7 @@ class LRScheduler:
     def _base_lrs(self) -> list[float]:
         """Those of groups that joined the optimiser since are what they have now."""
         joined = self.optimizer.param_groups[len(self.base_lrs) :]
-        return self.base_lrs + [group["lr"] for group in joined]
+        return self.base_lrs + [group["lr"] for group in joined] if joined else self.base_lrs
 
     def _go_to(self, step: int) -> None:
         """Set the rates of ``step``, all or none; groups that joined the optimiser since begin with theirs."""
@@ -58,7 +58,7 @@ class LRScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on from here."""
-        return {"schedule": type(self).__name__, "base_lrs": self._base_lrs(), "last_step": self.last_step}
+        return {"schedule": type(self).__name__, "base_lrs": [*self._base_lrs()], "last_step": self.last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where the schedule stood. Raises ValueError, and changes nothing, for another's state."""

@@ -57,6 +57,91 @@ def test_an_array_that_the_step_replaces_has_another_dtype(replacement: Any) -> 
         np.testing.assert_array_equal(found, expected)
 
 
+def test_the_order_of_any_keywords_counts() -> None:
+    def step(x: Any, **terms: float) -> Any:
+        for name, value in terms.items():
+            x = x * value if name == "scale" else x + value
+        return x
+
+    captured = mg.capture(step)
+    orders = [{"shift": 1.0, "scale": 3.0}, {"scale": 3.0, "shift": 1.0}]
+    for i in range(16):
+        terms = orders[i // 2 % 2 if i < 8 else i % 2]
+        np.testing.assert_array_equal(captured(X + i, **terms), step(X + i, **terms))
+    assert replays(captured) >= 8
+    named = mg.capture(lambda x, scale, shift: x * scale + shift)
+    for i in range(12):
+        np.testing.assert_array_equal(named(X, **orders[i % 2]), X * 3 + 1)
+    assert len(named.recordings) == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x, v: mg.tensor(v).sum() * x,
+        lambda x, v: x * np.array(v).sum(),
+        lambda x, v: x * np.float32(v[0]),
+        lambda x, v: mg.tensor(x) * np.asarray(v)[0],
+        lambda x, v: x + np.full(3, v[1]),
+        lambda x, v: np.stack([x, x]).T @ np.array([v, v])[0],
+    ],
+)
+def test_arrays_made_of_lists_of_numbers(step: Callable[..., Any]) -> None:
+    captured = mg.capture(step)
+    for i in range(9):
+        found, expected = captured(X, [1.0 + i // 3, 2.0]), step(X, [1.0 + i // 3, 2.0])
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_wrong_class_indices_after_the_first_of_two_updates() -> None:
+    """The error is the step's own, and what it did before is done, step counts included."""
+    model = nn.Linear(3, 4, rng=0)
+    optimizer = nn.Adam(model.parameters(), 0.1)
+    x, y, wrong = np.ones((5, 3), np.float32), np.arange(5) % 4, np.array([0, 1, 7, 2, 3])
+
+    @mg.capture
+    def step(x: Any, *labels: Any) -> mg.Tensor:
+        for y in labels:
+            loss = nn.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss
+
+    for i in range(6):
+        if i in (1, 2, 4):  # recorded, compared, replayed
+            before = model.weight.numpy().copy()
+            with pytest.raises(IndexError, match="cross_entropy: class indices must lie in 0 to 3, got 0 to 7"):
+                step(x, y, wrong)
+            assert not np.array_equal(before, model.weight.numpy())
+        step(x, y, y)
+    assert [state["step"] for state in optimizer.state_dict()["state"]] == [6 * 2 + 3] * 2
+
+
+def test_the_state_of_an_optimiser_is_loaded_after_every_call() -> None:
+    """As in Reptile and in restarts: no recording is lost by it."""
+    model = nn.Linear(3, 1, rng=0)
+    optimizer = nn.Adam(model.parameters(), 0.1)
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        loss = (model(x) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step(X.astype(np.float32))
+    weights, state = model.state_dict(), optimizer.state_dict()
+    losses = set()
+    for _ in range(24):
+        losses.add(step(X.astype(np.float32)).item())
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+    assert len(losses) == 1
+    assert replays(step) >= 18
+
+
 def test_a_learning_rate_becomes_one_of_numpy() -> None:
     def weights_after(wrapped: Callable[..., Any]) -> bytes:
         weight = mg.tensor(np.linspace(0.1, 1, 7, dtype=np.float32), requires_grad=True)

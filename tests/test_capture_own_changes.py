@@ -127,6 +127,62 @@ def test_counters_of_optimisers_that_others_write() -> None:
     assert replays(captured) >= 10
 
 
+@pytest.mark.parametrize("steps", ["one", "two"])
+def test_learning_rates_that_a_step_sets_itself(steps: str) -> None:
+    """By a flag, by a default argument and by a whole number: replays set them too, for whoever reads them next."""
+
+    def train(capture: Any) -> list[Any]:
+        model = nn.Linear(3, 1, rng=0)
+        optimizer = nn.SGD(model.parameters(), 0.5, momentum=0.5)
+        group = optimizer.param_groups[0]
+
+        def update(x: Any) -> mg.Tensor:
+            loss = (model(x) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        @capture
+        def step(x: Any, warm: bool, momentum: float = 0.25, epoch: int = 0) -> mg.Tensor:
+            group["lr"] = 0.001 if warm else 0.01 / (1 + epoch)
+            loss = update(x)
+            group["momentum"] = momentum
+            return loss
+
+        other = capture(update)
+        found = []
+        for i in range(24):
+            found.append(step(X, i // 3 % 2 == 0, epoch=i // 12).item())
+            found += [group["lr"], group["momentum"]]
+            if steps == "two":
+                found.append(other(X).item())
+            group["lr"] = 0.005
+        return found
+
+    assert train(mg.capture) == train(lambda step: step)
+
+
+def test_a_learning_rate_that_is_no_number_any_more_is_refused() -> None:
+    w = mg.tensor(np.ones(3), requires_grad=True)
+    optimizer = nn.SGD([w], 0.1)
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        loss = (w * x).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = np.array([0.1])
+        return loss
+
+    optimizer.param_groups[0]["lr"] = 0.1
+    with pytest.raises(mg.CaptureError, match="lr was a number, and is a"):  # noqa: PT012
+        for _ in range(4):
+            step(X)
+            optimizer.param_groups[0]["lr"] = 0.1
+
+
 def test_what_a_step_removes_and_what_is_frozen_is_put_back() -> None:
     @dataclasses.dataclass(frozen=True)
     class Frozen:

@@ -106,6 +106,55 @@ def test_gradients_accumulate_over_calls() -> None:
     assert replays(captured) >= 4
 
 
+@pytest.mark.parametrize("clear", ["the parameter", "the optimiser", "None"])
+def test_micro_batches_add_up_where_gradients_are_cleared_outside(clear: str) -> None:
+    """Nobody looks at the gradients between two calls: what a replay left there is to be added to."""
+
+    def train(capture: Any) -> list[Any]:
+        w = mg.tensor(np.ones(3), requires_grad=True)
+        optimizer = nn.SGD([w], 0.01)
+
+        @capture
+        def micro(x: Any) -> mg.Tensor:
+            loss = (x * w).sum()
+            loss.backward()
+            return loss
+
+        found = []
+        for i in range(8):
+            for k in range(2 + i % 2):
+                micro(np.full(3, 10.0**k))
+            optimizer.step()
+            found.append(w.numpy().tolist())
+            {"the parameter": w.zero_grad, "the optimiser": optimizer.zero_grad}.get(clear, lambda: None)()
+            if clear == "None":
+                w.grad = None
+        return found
+
+    assert train(mg.capture) == train(lambda step: step)
+
+
+def test_a_step_that_clears_gradients_after_itself_and_one_that_does_not() -> None:
+    def train(capture: Any) -> tuple[list[Any], Any]:
+        w = mg.tensor(np.ones(3), requires_grad=True)
+
+        @capture
+        def step(x: Any, clear: bool) -> mg.Tensor:
+            loss = (x * w * w).sum()
+            loss.backward()
+            w.data -= 0.1 * w.grad.data  # type: ignore[union-attr]
+            if clear:
+                w.zero_grad()
+            return loss
+
+        return [step(X, i % 3 == 2).item() for i in range(24)], step
+
+    X = np.arange(1.0, 4.0)
+    found, step = train(mg.capture)
+    assert found == train(lambda step: step)[0]
+    assert replays(step) >= 12
+
+
 def test_the_same_array_twice_and_two_arrays() -> None:
     step = mg.capture(lambda x, y: (x * 2 + y, y.copy()))
     x, y = np.arange(3.0), np.ones(3)

@@ -44,6 +44,33 @@ def test_a_saved_step_needs_numpy_alone_and_goes_on_bit_for_bit(tmp_path: Path, 
     assert bits(np.load(tmp_path / "losses.npy")) == bits(np.array([step(X, y).numpy() for X, y in data[4:]]))
 
 
+def test_a_step_that_returns_its_own_gradients_is_saved(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2, rng=0)
+
+    @mg.capture
+    def step(x: Any) -> Any:
+        model.zero_grad()
+        loss = (model(x) ** 2).mean()
+        loss.backward()
+        return loss, [p.grad for p in model.parameters()]
+
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for _ in range(4):
+        _, gradients = step(x)
+    before = bits(*gradients)
+    _, expected = step(x * 2)
+    assert bits(*gradients) == before  # they are nobody else's
+    assert bits(*expected) == bits(*(p.grad for p in model.parameters()))
+    step.save(tmp_path / "gradients_saved.py")
+    found = subprocess.run(
+        [sys.executable, "-c", "import numpy as np, gradients_saved as m\n"
+         "_, weight, bias = m.step(np.arange(6, dtype=np.float32).reshape(2, 3) * 2)\n"
+         "print(weight.tobytes().hex(), bias.tobytes().hex())"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert [bytes.fromhex(x) for x in found] == bits(*expected)
+
+
 def test_saving_names_what_it_can_not_do(tmp_path: Path) -> None:
     step = mg.capture(lambda x: x + 1)
     for _ in range(2):

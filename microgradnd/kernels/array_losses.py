@@ -98,6 +98,5 @@ def _flat_index(xp: Any, targets: Any, count: int, classes: int, axis: int) -> A
             return xp.ravel_multi_index((labels, rows), (classes, count))
         return xp.ravel_multi_index((rows, labels), (count, classes))
     except ValueError:
-        raise IndexError(
-            f"class indices must lie in 0 to {classes - 1}, got {targets.min()} to {targets.max()}"
-        ) from None
+        found = getattr(targets, "value", targets)  # of an array that is being recorded, the array itself
+        raise IndexError(f"class indices must lie in 0 to {classes - 1}, got {found.min()} to {found.max()}") from None

@@ -163,6 +163,9 @@ class RecordedNumber(_Recorded):
     def __index__(self) -> int:
         return operator.index(recorder().branch(self))
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.asarray(recorder().branch(self), dtype)  # as part of a list of numbers
+
 
 class RecordedArray(_Recorded):
     """An array, or one of NumPy's numbers, of a step that is being recorded."""

@@ -72,7 +72,7 @@ class Captured(Generic[P, R]):
             latest = self._latest
             if latest is not None and len(kwargs) == len(latest.keywords):
                 try:
-                    values = (*args, *map(kwargs.__getitem__, latest.keywords)) if kwargs else args
+                    values = (*args, *latest.in_order(kwargs)) if kwargs else args
                     result = latest.attempt(*values)
                 except Exception as error:
                     if latest.failed_at(error) is not None:  # else other arguments, or something was deleted

@@ -10,7 +10,7 @@ from ..backends import as_array
 from .active import CaptureError
 from .arrays import RecordedArray, RecordedNumber
 from .instructions import Variable
-from .places import Place
+from .places import PLAIN, Place
 from .program import Program
 from .results import outputs, rebuilt
 from .session import Session
@@ -24,7 +24,8 @@ class Effects:
         loaded: places of arrays that are others each time: a replay takes what lies there like an argument.
         numbers: places of numbers that are read anew; equal ones are one, as long as they are equal.
         assigned: places that get another array.
-        written: places that get another number.
+        written: places that get a number that the step computes.
+        fixed: places of numbers that get one which is always the same.
         sets: places that get a plain value, always the same.
         leaves: the places of all gradients.
         cleared: of these, the ones that are None afterwards.
@@ -38,6 +39,7 @@ class Effects:
         self.assigned: list[tuple[Place, Variable]] = []
         self.numbers: dict[Variable, list[Place]] = {}
         self.written: list[tuple[Place, Variable]] = []
+        self.fixed: list[tuple[Place, Any]] = []
         self.loaded: list[tuple[Place, Variable]] = []
         for place, handle in session.replaced:
             final = session.finals[id(place)]
@@ -51,8 +53,13 @@ class Effects:
                 self.loaded.append((place, handle.variable))
             elif place.role == "number":
                 self.numbers.setdefault(handle.variable, []).append(place)
-                if type(final) is RecordedNumber and final.variable is not handle.variable:
-                    self.written.append((place, final.variable))
+                if type(final) is RecordedNumber:
+                    if final.variable is not handle.variable:
+                        self.written.append((place, final.variable))
+                elif isinstance(final, PLAIN) and final is not None:
+                    self.fixed.append((place, final))
+                elif final is not None:
+                    raise CaptureError(f"capture: {place.path} was a number, and is a {type(final).__name__} now")
         self.leaves = list(session.reach.of_role("gradient"))
         before = {id(place): handle.variable for place, handle in session.replaced if place.role == "gradient"}
         self.kept: list[tuple[Place, Variable]] = []
@@ -80,7 +87,7 @@ class Effects:
         read = {v for x in instructions for v in x.reads()}
         accumulated = {id(place.owner) for place, v in self.loaded if place.role == "gradient" and v in read}
         once = [v for place, v in self.given if id(place.owner) not in accumulated]
-        counts = Counter([v for _, v in self.given] + self.results + [v for _, v in self.assigned])
+        counts = Counter([v for _, v in (*self.given, *self.assigned)])  # results are copies of what lies in buffers
         return {v for v in once if v.root is v and counts[v] == 1}
 
     def settle(self, program: Program, alone: set[Variable]) -> None:

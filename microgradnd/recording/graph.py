@@ -14,22 +14,25 @@ from typing import Any
 import numpy as np
 
 from .active import CaptureError
+from .effects import Effects
 from .instructions import Variable
 from .program import Program
 from .writable import is_dense, may_diverge
 
 
-def refuse(program: Program, arguments: list[Variable], loaded: bool) -> None:
+def refuse(program: Program, arguments: list[Variable], effects: Effects) -> None:
     """Raise CaptureError for a program that a graph would not repeat."""
     body = [x for x in program.body if not program.is_hoisted(x)]
     used = [*arguments, *(v for x in body for v in (*x.reads(), *x.results, *x.writes))]
     reasons = {
-        "uses numbers that are read or drawn anew in each call, such as a learning rate": bool(program.first)
+        "uses numbers that are read or drawn anew in each call, such as a learning rate": bool(
+            program.first or effects.fixed
+        )
         or any(v.kind in ("number", "generator") for v in used)
         or program.draws,
         "branches on values, or selects by them": any(x.kind == "branch" or may_diverge(x) for x in body),
         "uses arrays on the host": not used or any(not v.is_on_device for v in used),
-        "adds to gradients, or gives tensors new arrays (t.data = ...)": loaded,
+        "adds to gradients, or gives tensors new arrays (t.data = ...)": bool(effects.loaded or effects.assigned),
         "changes an argument in place": any(v.root.kind == "argument" for x in body for v in x.writes),
         "gets an array with gaps in its memory, or without elements": any(
             v.is_on_device and not is_dense(v) for v in arguments

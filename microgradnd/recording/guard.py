@@ -203,8 +203,11 @@ def _of_gradients(recording: Recording, scope: dict[str, Any]) -> list[str]:
     scope |= {f"buffer_{i}": buffer for i, buffer in enumerate(recording.buffers)}
     # Counted as the conditions will count them: how many references a call holds differs among versions of Python.
     counts = eval(f"[{', '.join(f'getrefcount(buffer_{i})' for i in range(len(recording.buffers)))}]", scope)
-    for i, (leaf, count) in enumerate(zip(recording.kept_leaves, counts, strict=True)):
-        scope[f"kept_{i}"] = leaf
+    for i, ((place, _), count) in enumerate(zip(recording.effects.kept, counts, strict=True)):
+        scope[f"kept_{i}"] = place.owner
+        if place.value is None:  # what a replay has left there would have to be added to
+            conditions += [f"kept_{i}.grad is None", f"getrefcount(buffer_{i}) == {count}"]
+            continue
         # The leaf holds the buffer too; somebody else who does shall keep what is in it.
         conditions += [f"kept_{i}.grad is buffer_{i}", f"getrefcount(buffer_{i}) == {count + 1}"]
     return conditions

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from .active import CaptureError
 from .chains import Chain, chains
 from .copies import without_copies
 from .instructions import GIVEN, Instruction, Variable, bare
 from .residuals import with_residuals
-from .sequences import arranged, sequences
+from .sequences import arranged, first_of, sequences
 from .writable import ELEMENTWISE, can_write, fills_root, may_diverge
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -51,7 +53,7 @@ class Program:
         alone = _numbers_alone(needed)
         self.first = [x for x in needed if x in alone]
         self.body = with_residuals([x for x in needed if x not in alone], (*outputs, *kept))
-        self.body = arranged(self.body, (*outputs, *kept))
+        self.body = arranged(_checks_first(self.body), (*outputs, *kept))
         _refuse_late_branches(self.body)
         self.draws = any(x.kind == "draw" for x in self.body)
         self.constant = _constant(self.body, outputs)
@@ -238,6 +240,31 @@ def _numbers_alone(instructions: list[Instruction]) -> set[Instruction]:
             found.add(x)
             known.update(x.results)
     return found
+
+
+def _checks_first(body: list[Instruction]) -> list[Instruction]:
+    """The instructions with those that check class indices before the first change.
+
+    Should a check fail, nothing has been done, and the step itself raises the error. What is computed from arguments of
+    integers alone comes first, where no integers are changed.
+    """
+    changed = first_of(body, lambda x: any(v.root.kind in GIVEN for v in x.writes))
+    if any(v.root.kind in GIVEN and _is_of_integers(v.root) for x in body for v in x.writes):
+        return body
+    known: set[Variable] = set()
+    early, late = [], []
+    for x in body[changed:]:
+        is_known = all(v in known or (v.kind == "argument" and _is_of_integers(v)) for v in x.reads())
+        if is_known and x.results and not x.writes and x.kind != "draw" and all(map(_is_of_integers, x.results)):
+            known.update(x.results)
+            early.append(x)
+        else:
+            late.append(x)
+    return [*body[:changed], *early, *late]
+
+
+def _is_of_integers(v: Variable) -> bool:
+    return v.array_type is np.ndarray and v.dtype.kind in "iu"
 
 
 def _refuse_late_branches(body: list[Instruction]) -> None:

@@ -353,9 +353,9 @@ class Reach:
     ) -> None:
         """Those in ``named`` (None: all), and that there is none more: it might hide that of a class."""
         if named is None:
-            self.looks.append((LENGTH, attributes, len(attributes), path))
+            self.looks.append((LENGTH, attributes, len(attributes), f"an attribute of {path}"))
         else:
-            self.looks.append((WITHOUT, attributes, frozenset(named - attributes.keys()), path))
+            self.looks.append((WITHOUT, attributes, frozenset(named - attributes.keys()), f"an attribute of {path}"))
         for name in list(attributes):
             if named is not None and name not in named:
                 continue

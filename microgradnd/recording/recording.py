@@ -8,6 +8,7 @@ import linecache
 import re
 import sys
 import weakref
+from collections.abc import Iterable
 from sys import getrefcount
 from typing import Any
 
@@ -59,6 +60,7 @@ class Recording:
     def __init__(self, session: Session, graph: bool = False) -> None:
         self.settings, self.layout = session.settings, session.layout
         self.arguments, self.keywords = session.layouts, session.keywords
+        self._in_order = session.in_order
         self.calls = self.diverged = 0
         self._quiet: Any = dict.fromkeys(session.quiet, "ignore")  # for np.errstate
         self.verified = False
@@ -92,7 +94,7 @@ class Recording:
         )
         effects.settle(self.program, alone)
         if self.graph:
-            refuse(self.program, session.arguments, bool(effects.loaded or effects.assigned))
+            refuse(self.program, session.arguments, effects)
 
     def _write(self, session: Session) -> None:
         """The program's text, compiled, and what it names."""
@@ -117,7 +119,7 @@ class Recording:
             if variable in program.used:
                 counts = [place for place in places if id(place) in written_places]  # integers, which stay integers
                 numbers[variable] = text_of(counts[0]) if counts else f"float({text_of(places[0])})"
-        written = {text_of(place): variable for place, variable in effects.written}
+        written = {text_of(place): number for place, number in (*effects.written, *effects.fixed)}
         self.merged = [places for places in effects.numbers.values() if len(places) > 1]
         wishes = {v: f"d_{session.short(place.path)}" for place, v in effects.gradients}
         text = Text(
@@ -157,8 +159,9 @@ class Recording:
         effects = self.effects
         self.result_type = effects.results[0].array_type or np.ndarray if effects.results else np.ndarray
         changes = effects.sets or effects.assigned or effects.given or effects.cleared
+        self._fills = any(place.value is None for place, _ in effects.kept)  # leaves that had no gradient
         is_tensor = isinstance(effects.structure, Output) and effects.structure.is_tensor
-        self.is_plain = is_tensor and not (changes or (self.program.draws or self._quiet))
+        self.is_plain = is_tensor and not (changes or self._fills or self.program.draws or self._quiet)
 
     def _find_changes(self, session: Session) -> None:
         """Whose memory a replay writes into: that of arrays in places, and of arguments.
@@ -198,7 +201,7 @@ class Recording:
 
     def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
-        if layout(args, kwargs) != self.layout:
+        if layout(args, kwargs) != self.layout or (self._in_order and tuple(kwargs) != self.keywords):
             return "the arguments"
         if self.which_generators != which_generators(self._leaves_of(args, kwargs), self.known_generators):
             return "which random generators are one"
@@ -271,6 +274,12 @@ class Recording:
         read = [place.get() for place, _ in self.effects.loaded]
         return self._leaves_of(args, kwargs) + list(map(data_of, read))
 
+    def in_order(self, kwargs: dict[str, Any]) -> Iterable[Any]:
+        """The arguments by keyword in the order of the recording. Raises LookupError where theirs matters."""
+        if self._in_order and tuple(kwargs) != self.keywords:
+            raise LookupError("another order")
+        return map(kwargs.__getitem__, self.keywords)
+
     def _leaves_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         return leaves(args, {name: kwargs[name] for name in self.keywords})  # in the order of the recording
 
@@ -294,6 +303,8 @@ class Recording:
             for record in self.records:
                 record[1] = order
         self.calls += 1
+        if self._fills:
+            self.set_gradients()
         return self.effects.leave(out if type(out) is tuple else (out,))
 
     def _run(self, arrays: list[Any]) -> Any:

@@ -121,8 +121,8 @@ def arranged(body: list[Instruction], fixed: Iterable[Variable]) -> list[Instruc
     """
     if not any(x.kind == "kernel" and call_of(x) for x in body):
         return body
-    unchanged = _first(body, lambda x: any(v.root.kind in GIVEN for v in x.writes))
-    before_branch = min(unchanged, _first(body, lambda x: x.kind == "branch" or may_diverge(x)))
+    unchanged = first_of(body, lambda x: any(v.root.kind in GIVEN for v in x.writes))
+    before_branch = min(unchanged, first_of(body, lambda x: x.kind == "branch" or may_diverge(x)))
     written = {v.root for x in body for v in x.writes}
     body = _early_first(body[:before_branch], written) + body[before_branch:]
     rows = sequences(body, _is_view_or_memory, lambda v: True)
@@ -165,7 +165,7 @@ def _with_parts(body: list[Instruction]) -> set[Variable]:
     return found
 
 
-def _first(body: list[Instruction], holds: Callable[[Instruction], bool]) -> int:
+def first_of(body: list[Instruction], holds: Callable[[Instruction], bool]) -> int:
     return next((i for i, x in enumerate(body) if holds(x)), len(body))
 
 

@@ -41,6 +41,7 @@ class Session:
         structure: the same with an ``Output`` for each array.
         instructions: what it did.
         given: the arrays, floats and generators among the arguments, in order.
+        keywords, in_order: the names of the arguments by keyword, and whether the step sees their order.
         arguments: variables for the arrays and floats among the arguments, in order.
         reach: what it can reach, as it was before.
         replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
@@ -68,6 +69,7 @@ class Session:
         self.layout = layout(args, kwargs)
         self.layouts = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
         self.keywords = tuple(kwargs)
+        self.in_order = _takes_any_keyword(function)
         self.given = leaves(args, kwargs)
         self._merge = merge
         with _one_at_a_time, uncollected():
@@ -362,6 +364,14 @@ def _call(name: str, function: Any, args: tuple[Any, ...], writes: Sequence[Any]
     if kind == "kernel":
         function, args = function.replayed(args, recorder().unwrapped(args)[0])
     return recorder().call(kind, name, function, args, writes=tuple(map(to_write, writes)))
+
+
+def _takes_any_keyword(function: Any) -> bool:
+    """Whether a function sees in which order keywords are."""
+    try:
+        return any(x.kind is x.VAR_KEYWORD for x in inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return True
 
 
 def _names(function: Any, count: int) -> list[str]:

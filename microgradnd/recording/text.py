@@ -34,7 +34,7 @@ class Text:
         program: Program,
         arguments: list[Variable],
         numbers: dict[Variable, str],
-        written_numbers: dict[str, Variable],
+        written_numbers: dict[str, Any],
         returned: list[Variable],
         title: str,
         taken: set[str],
@@ -65,10 +65,10 @@ class Text:
         self._line(f"return {', '.join([self._returned(variable, given) for variable in returned]) or 'None'}")
         self._join(f"step({', '.join(self.names[variable] for variable in arguments)})", title)
 
-    def _write_all(self, written_numbers: dict[str, Variable]) -> None:
-        """All instructions, and the numbers where what depends on them is next."""
+    def _write_all(self, written_numbers: dict[str, Any]) -> None:
+        """All instructions, and the numbers where what depends on them is next; of constants nothing does."""
         program = self.program
-        pending = {place: (variable, program.depending_on(variable)) for place, variable in written_numbers.items()}
+        pending = {place: (number, program.depending_on(number)) for place, number in written_numbers.items()}
         end = -1  # of the chain or sequence that has been written
         for i, x in enumerate(program.body):
             chain, sequence = program.chains.get(i), program.sequences.get(i)
@@ -85,8 +85,8 @@ class Text:
                 self._write(x)
             self._release(i)
         self._note = ""
-        for place, (variable, _) in pending.items():
-            self._write_number(place, variable)
+        for place, (number, _) in pending.items():
+            self._write_number(place, number)
 
     def _join(self, signature: str, title: str) -> None:
         """The source of memory, buffers and function, and the line of it at which the first change is made."""
@@ -107,9 +107,9 @@ class Text:
 
     # Lines
 
-    def _write_number(self, place: str, variable: Variable) -> None:
+    def _write_number(self, place: str, number: Any) -> None:
         self._changes()
-        self._line(f"{place} = {self.names[variable]}")
+        self._line(f"{place} = {self.names[number] if type(number) is Variable else literal(number)}")
 
     def _changes(self) -> None:
         """Note that the next line is the first that changes what was there before, unless one before did."""
