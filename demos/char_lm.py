@@ -23,6 +23,7 @@ heads look at.
 
 import argparse
 import hashlib
+import itertools
 import math
 import sys
 import warnings
@@ -334,7 +335,10 @@ def learn(args: argparse.Namespace, given: dict) -> None:
     if trains:
         text = read_text(args.text)
         if round(VALIDATION_SHARE * len(text)) <= settings["context"]:
-            raise ValueError(f"the text has {len(text)} characters: too few for --context {settings['context']}")
+            raise ValueError(
+                f"the text has {len(text)} characters, of which a tenth is for validation: too few for --context "
+                f"{settings['context']}"
+            )
         digest = hashlib.sha256(text.encode()).hexdigest()
         if values.setdefault("text", digest) != digest:
             raise ValueError(
@@ -350,7 +354,8 @@ def learn(args: argparse.Namespace, given: dict) -> None:
         raise ValueError(f"the text has no {', '.join(map(repr, unknown))}, which --prompt has")
 
     if not args.resume and args.checkpoint.exists():
-        kept = args.checkpoint.with_stem(args.checkpoint.stem + "_before")
+        names = (f"{args.checkpoint.stem}_before{number or ''}" for number in itertools.count())
+        kept = next(path for path in map(args.checkpoint.with_stem, names) if not path.exists())
         args.checkpoint.replace(kept)
         print(f"{args.checkpoint} is of another run (--resume goes on from it): kept as {kept}")
     parts = make(settings, len(characters.characters), np.random.default_rng(settings["seed"]))

@@ -144,6 +144,8 @@ def backpropagate(
     found: dict[Any, Any] = {}
     if root.__class__ is Leaf if targets is None else root in targets:
         return {root: g}
+    if root.__class__ is Leaf:
+        return {}  # nothing leads from it to a target
     needed = None if targets is None else _leading_to(targets, root)
     retain_graph = retain_graph or create_graph
     grads: dict[Any, Any] = {root: g}

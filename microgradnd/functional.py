@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .autograd import backpropagate, enable_grad, grad_mode, reachable
 from .backends import as_array
 from .inplace import next_order
@@ -51,7 +53,9 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
     ``argnums``. It raises what :func:`grad` raises.
     """
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
-    if not all(isinstance(position, int) for position in positions):
+    if not callable(f):
+        raise TypeError(f"grad: expected a function, got {f!r}")
+    if not all(isinstance(position, int | np.integer) and position is not True for position in positions):
         raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}")
     name = getattr(f, "__name__", type(f).__name__)
 
@@ -77,6 +81,11 @@ def _variable(name: str, args: tuple[Any, ...], position: int) -> Tensor:
     if not -len(args) <= position < len(args):
         raise TypeError(f"grad: {name} got {len(args)} positional arguments, argnums asks for number {position}")
     x = args[position]
+    if isinstance(x, dict) or (isinstance(x, list | tuple) and any(isinstance(part, Tensor) for part in x)):
+        raise TypeError(
+            f"grad: argument {position} of {name} is a {type(x).__name__}, expected an array; hand over several "
+            "one by one, and name them by argnums"
+        )
     if isinstance(x, Tensor) and x.requires_grad:
         return alias(x)
     try:

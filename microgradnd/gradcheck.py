@@ -11,6 +11,7 @@ import numpy as np
 
 from .autograd import Node, enable_grad, no_grad, reachable
 from .backends import as_array
+from .dtypes import is_floating
 from .functional import grad
 from .tensor import Tensor
 
@@ -27,8 +28,8 @@ def check_grads(f: Callable[..., Tensor], *args: Any, order: int = 2, rtol: floa
     Args:
         f: takes tensors and returns a tensor of any shape; it must be smooth within 2e-3 max(1, abs(x)) of
             each element x of ``args``, so not at the kink of ``abs`` or ``max``.
-        args: tensors, arrays or numbers. Floating-point ones are checked, converted to float64 (differences
-            in float32 prove nothing); others, such as indices, are passed on as they are.
+        args: tensors, arrays, numbers or lists of numbers. Floating-point ones are checked, converted to float64
+            (differences in float32 prove nothing); others, such as indices, are passed on as they are.
         order: 1 checks the gradient, 2 also the gradient of the gradient, and so on.
         rtol, atol: numbers a and b agree where abs(a - b) <= atol + rtol max(abs(a), abs(b)).
 
@@ -43,17 +44,17 @@ def check_grads(f: Callable[..., Tensor], *args: Any, order: int = 2, rtol: floa
     if order < 1:
         raise ValueError(f"check_grads: order must be at least 1, got {order}")
     name = getattr(f, "__name__", type(f).__name__)
-    values = [_as_float64(x) for x in args]
-    checked = tuple(i for i, x in enumerate(values) if isinstance(x, Tensor))
+    checked = tuple(i for i, x in enumerate(args) if _is_floating(x))
+    values = [Tensor(x, np.float64) if i in checked else x for i, x in enumerate(args)]
     if not checked:
         raise TypeError(f"check_grads: {name}: no argument is floating-point, so there is no gradient to check")
     _check(f, values, checked, name, 1, order, rtol, atol)
 
 
-def _as_float64(x: Any) -> Any:
-    data = x.data if isinstance(x, Tensor) else x
-    is_floating = isinstance(data, float) or getattr(getattr(data, "dtype", None), "kind", None) == "f"
-    return Tensor(data, np.float64) if is_floating else x
+def _is_floating(x: Any) -> bool:
+    if isinstance(x, list | tuple):
+        x = np.asarray(x)
+    return isinstance(x, float) or (hasattr(x, "dtype") and is_floating(x.dtype))
 
 
 def _check(

@@ -64,6 +64,11 @@ def primitive(
     raises what the function raises, with the operation's name and the arguments' shapes and dtypes.
     """
 
+    if not vjps:
+        raise TypeError(
+            "primitive: expected a gradient for each array argument, got none: @mg.primitive(x=lambda g, x: ...)"
+        )
+
     def decorate(function: Callable[Concatenate[Any, P], Any]) -> Callable[P, Tensor]:
         return Operation(function, vjps, conversion).wrapper()
 
@@ -120,10 +125,10 @@ class Operation:
         if reserved:
             raise TypeError(f"primitive {self.name}: {', '.join(reserved)} can't be the name of a parameter")
         unknown = [name for name in vjps if name not in self.names]
-        if unknown or not vjps:
+        if unknown:
             raise TypeError(
                 f"primitive {self.name}: expected a vjp (or None) for array arguments among {', '.join(self.names)}; "
-                f"got {', '.join(unknown) or 'none'}"
+                f"got {', '.join(unknown)}"
             )
         self.arguments = tuple(vjps)
         self.vjps = tuple(vjps.values())

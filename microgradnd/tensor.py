@@ -364,6 +364,9 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
+    def __contains__(self, value: Operand) -> bool:
+        return bool((self == value).any())
+
     def __bool__(self) -> bool:
         if self._data.size != 1:
             raise ValueError(

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import microgradnd as mg
 
 from .module import Module
+
+
+def made(owner: str, activation: Any) -> Any:
+    """The layer that ``activation`` makes. Raises TypeError, which names ``owner``, for a layer or anything else."""
+    if isinstance(activation, Module) or not callable(activation):
+        raise TypeError(f"{owner}: activation must make a layer, as the class nn.ReLU does; got {activation!r}")
+    return activation()
 
 
 class ReLU(Module):

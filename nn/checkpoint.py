@@ -239,9 +239,11 @@ def replace_file(path: str | os.PathLike[str], blob: bytes) -> None:
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)
         raise
     if os.name == "posix":  # elsewhere a directory can't be opened
         descriptor = os.open(target.parent, os.O_RDONLY)

@@ -10,7 +10,7 @@ import numpy as np
 
 import microgradnd as mg
 
-from .activations import GELU, ReLU
+from .activations import GELU, ReLU, made
 from .linear import Linear
 from .module import Module
 
@@ -92,5 +92,5 @@ class MLP(Sequential):
         options: dict[str, Any] = {"dtype": dtype, "rng": rng} | ({} if init is None else {"init": init})
         layers: list[Callable[[Any], Any]] = []
         for fan_in, fan_out in pairwise(sizes):
-            layers += [Linear(fan_in, fan_out, **options), activation()]
+            layers += [Linear(fan_in, fan_out, **options), made("MLP", activation)]
         super().__init__(*layers[:-1])

@@ -33,7 +33,8 @@ def one_hot(labels: npt.ArrayLike, num_classes: int | None = None, dtype: npt.DT
     if index.dtype.kind not in "iu":
         raise TypeError(f"one_hot: labels must be integers, got {index.dtype}")
     if num_classes is None:
-        num_classes = int(index.max()) + 1 if index.size else 0
+        num_classes = max(int(index.max()) + 1, 1) if index.size else 0
+    num_classes = operator.index(num_classes)
     if index.size and not (index.min() >= 0 and index.max() < num_classes):
         raise ValueError(f"one_hot: labels must lie in 0 to {num_classes - 1}, got {index.min()} to {index.max()}")
     rows: Array = (index[..., None] == NAMESPACES[index.__class__].arange(num_classes)).astype(dtype)
@@ -56,8 +57,11 @@ def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:
 
     Raises:
         ValueError: for no rows, and for features of another shape.
+        TypeError: for masked arrays, and for what are no real numbers.
     """
-    arrays = [np.asarray(x) for x in (train, *others)]
+    arrays: list[Any] = [as_array(x.data if isinstance(x, Tensor) else x) for x in (train, *others)]
+    if any(x.dtype.kind == "c" for x in arrays):
+        raise TypeError("standardize: expected real numbers, got complex ones")
     arrays = [x if x.dtype.kind == "f" else x.astype(np.float64) for x in arrays]
     if arrays[0].ndim == 0 or len(arrays[0]) == 0:
         raise ValueError(f"standardize: expected rows to take the mean of, got shape {arrays[0].shape}")
@@ -86,8 +90,11 @@ def batches(
     With ``shuffle`` one permutation, ``rng.permutation(len(X))``, is drawn per call. Pass the same
     generator in every epoch: a seed gives the same order each time, None a new one.
 
-    Raises ValueError, before the first batch, for different numbers of rows and for batch sizes below 1.
+    Raises ValueError, before the first batch, for different numbers of rows and for batch sizes below 1, and TypeError
+    for a ``shuffle`` that is neither True nor False.
     """
+    if not isinstance(shuffle, bool | np.bool_):
+        raise TypeError(f"batches: shuffle must be True or False, got {shuffle!r}; a generator is rng=...")
     X, y = (x if hasattr(x, "dtype") and not hasattr(x, "iloc") else np.asarray(x) for x in (X, y))
     if len(X) != len(y):
         raise ValueError(f"batches: X has {len(X)} rows, y has {len(y)}")
@@ -104,7 +111,7 @@ def prefetch(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
     ...     for x, y in nn.prefetch(nn.batches(X, labels, 128, rng=rng)):
     ...         ...
 
-    Arrays that lie on the device already are copied, too. Raises TypeError for batches that are mappings.
+    Arrays that lie on the device already are copied, too. Raises TypeError for batches that are mappings or arrays.
 
     On a GPU the next batch is copied while the step with this one computes: through memory that the system does not
     move (pinned), on a stream of its own.
@@ -119,6 +126,8 @@ def _parts(batch: Any) -> list[Any]:
     """The arrays of a batch."""
     if isinstance(batch, Mapping):
         raise TypeError(f"prefetch: expected tuples of arrays, got a mapping with {', '.join(map(str, batch))}")
+    if hasattr(batch, "shape"):
+        raise TypeError(f"prefetch: expected tuples of arrays, got an array of shape {batch.shape}; of one: (x,)")
     return [x.data if isinstance(x, Tensor) else x for x in batch]
 
 

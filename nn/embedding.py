@@ -105,6 +105,7 @@ class LearnedPositions(Module):
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
+        x = _as_tensor(x)
         return x + self.weight[_positions(self, x, start, self.weight.shape)]
 
     def extra_repr(self) -> str:
@@ -130,6 +131,7 @@ class SinusoidalPositions(Module):
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
+        x = _as_tensor(x)
         positions = _positions(self, x, start, self.table.shape)
         out: mg.Tensor = x + _beside(x, self, "table")[positions]
         return out
@@ -159,12 +161,17 @@ class RotaryPositions(Module):
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
+        x = _as_tensor(x)
         positions = _positions(self, x, start, (len(self.cos), 2 * self.cos.shape[1]))
         cos, sin = _beside(x, self, "cos"), _beside(x, self, "sin")
         return mg.rotate_halves(x, cos[positions], sin[positions])
 
     def extra_repr(self) -> str:
         return f"{self.cos.shape[0]}, {2 * self.cos.shape[1]}"
+
+
+def _as_tensor(x: Any) -> mg.Tensor:
+    return x if isinstance(x, mg.Tensor) else mg.tensor(x)
 
 
 def _waves(max_len: int, width: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:

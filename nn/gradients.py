@@ -73,8 +73,10 @@ def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
 
     >>> optimizer = nn.AdamW(nn.decay_groups(model, 0.1), lr=1e-3)
 
-    A group that would be empty is left out.
+    A group that would be empty is left out. Raises TypeError for what is no module.
     """
+    if not isinstance(model, Module):
+        raise TypeError(f"decay_groups: expected a module, got {model!r}")
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},

@@ -89,6 +89,8 @@ class Optimizer:
         self._largest = 0  # elements of a parameter: if one is worth compiled kernels, they take all of them
         if isinstance(params, Tensor):
             raise TypeError(f"{self._name}: params must be a list of tensors, got a single tensor")
+        if hasattr(params, "parameters"):
+            raise TypeError(f"{self._name}: params must be a list of tensors, got a module: give model.parameters()")
         entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{self._name}: got no parameters; a generator can be used only once")

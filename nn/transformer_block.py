@@ -10,7 +10,7 @@ import numpy as np
 
 import microgradnd as mg
 
-from .activations import GELU, SiLU
+from .activations import GELU, SiLU, made
 from .attention import KVCache, MultiHeadAttention
 from .containers import Sequential
 from .dropout import Dropout
@@ -61,7 +61,7 @@ class FeedForward(Module):
         options: dict[str, Any] = {"bias": bias, "init": init, "dtype": dtype, "rng": rng}
         self.linear1 = Linear(d_model, d_ff, **options)
         self.gate = Linear(d_model, d_ff, **options) if gated else None
-        self.activation = activation()
+        self.activation = made("FeedForward", activation)
         self.dropout = Dropout(dropout, rng)
         self.linear2 = Linear(d_ff, d_model, **options)
 

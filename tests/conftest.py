@@ -41,7 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[CHOICE] = chosen
     if chosen == "cuda":
         if not mg.cuda_is_available():
-            raise pytest.UsageError("--device cuda: CuPy finds no GPU here; --device cupy-cpu works without one")
+            raise pytest.UsageError(
+                "--device cuda: CuPy is not installed, or finds no GPU here; --device cupy-cpu works without one"
+            )
     elif (missing := cupy_on_cpu.unavailable()) is None:
         cupy_on_cpu.install()  # before anything imports CuPy
     elif chosen == "cupy-cpu":

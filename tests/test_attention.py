@@ -119,6 +119,24 @@ def test_queries_that_see_nothing_get_zeros(device: Any) -> None:
         assert np.isfinite(dv).all()
 
 
+@pytest.mark.parametrize("hidden", [np.finfo(np.float32).min, -1e30, -np.inf])
+def test_masks_of_huge_numbers_have_one_gradient_of_any_order(hidden: float) -> None:
+    """The first key is padding: its query sees nothing else, and others do not see it."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, 3, 2)).astype(np.float32) for _ in range(4)]
+    mask = np.array([hidden, 0, 0], np.float32)
+    found = []
+    for create_graph in (False, True):
+        q, k, v = (mg.tensor(x, requires_grad=True) for x in arrays[:3])
+        out = mg.scaled_dot_product_attention(q, k, v, mask, is_causal=True)
+        out.backward(arrays[3], create_graph=create_graph)
+        found.append([x.grad.numpy() for x in (q, k, v)])
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-6)
+    expected = arrays[3][0, 0] if np.isfinite(hidden) else np.zeros(2)  # it takes the value of that key
+    np.testing.assert_allclose(found[1][2][0, 0], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_weights_of_huge_scores() -> None:
     q, k = mg.tensor([[1e4], [-1e4]], requires_grad=True), np.array([[1e4], [0.0]])
     out = mg.scaled_dot_product_attention(q, k, np.array([[1.0], [2.0]]))

@@ -127,7 +127,11 @@ def test_a_new_run_keeps_the_checkpoint_of_another(main):
     first = Path("char_lm.safetensors").read_bytes()
     assert "kept as char_lm_before.safetensors" in main(*RUN, "--seed", "3")
     assert Path("char_lm_before.safetensors").read_bytes() == first
-    assert Path("char_lm.safetensors").read_bytes() != first
+    second = Path("char_lm.safetensors").read_bytes()
+    assert second != first
+    assert "kept as char_lm_before1.safetensors" in main(*RUN, "--seed", "4")
+    assert Path("char_lm_before.safetensors").read_bytes() == first
+    assert Path("char_lm_before1.safetensors").read_bytes() == second
 
 
 def test_a_run_that_can_not_begin_leaves_all_checkpoints_as_they_are(main, refusal):
@@ -289,7 +293,7 @@ def test_a_damaged_checkpoint_is_named_and_stays(damage, folder, main, refusal):
     ("content", "prompt", "message"),
     [
         (b"abc" * 99, "aXbY", "the text has no 'X', 'Y', which --prompt has"),
-        (b"ab" * 80, "a", "the text has 160 characters: too few for --context 16"),
+        (b"ab" * 80, "a", "the text has 160 characters, of which a tenth is for validation: too few for --context 16"),
         (b"", "a", "the text has"),
         (None, "a", "No such file or directory: 'mine.txt'"),
         ("é".encode("latin-1") * 500, "a", "'utf-8' codec can't decode byte 0xe9"),

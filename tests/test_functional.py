@@ -127,3 +127,19 @@ def test_errors() -> None:
         mg.grad(cube, 1)(2.0)
     with pytest.raises(TypeError, match="argument 0 of cube: tensor: got 'a'"):
         mg.grad(cube)("a")
+    with pytest.raises(TypeError, match="expected a function, got None"):
+        mg.grad(None)  # type: ignore[arg-type]
+    for argnums in (True, 0.5, "x"):
+        with pytest.raises(TypeError, match="argnums must be an integer"):
+            mg.grad(cube, argnums)  # type: ignore[arg-type]
+    for several in ([mg.tensor(1.0), mg.tensor(2.0)], {"w": mg.tensor(1.0)}):
+        with pytest.raises(TypeError, match=f"argument 0 of .*lambda.* is a {type(several).__name__}.*argnums"):
+            mg.grad(lambda p: p)(several)
+
+
+def test_a_function_that_returns_a_tensor_from_outside() -> None:
+    w = mg.tensor(2.0, requires_grad=True)
+    assert mg.grad(lambda x: w)(1.0).item() == 0.0
+    value, gradient = mg.value_and_grad(lambda x: w, np.int64(0))(np.float32(1.0))
+    assert (value.item(), gradient.item()) == (2.0, 0.0)
+    assert w.grad is None

@@ -95,6 +95,26 @@ def test_arguments_are_not_changed() -> None:
     assert t.grad is None
 
 
+@pytest.mark.parametrize("index", [np.array([0, 1]), np.array([True, False])])
+def test_tensors_of_integers_and_booleans_are_passed_on(index: Any) -> None:
+    mg.check_grads(lambda x, i: x[i] * x[i], np.array([0.5, 2.0]), mg.tensor(index))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "a tensor of bfloat16", "a list"])
+def test_no_argument_of_floats_is_left_out(kind: str) -> None:
+    @mg.primitive(x=lambda g, x: 5 * g * x, y=lambda g, x: g)
+    def wrong(xp: Any, x: Any, y: Any) -> Any:
+        return x * x * x + y
+
+    x: Any = [0.5, 2.0]
+    if kind != "a list":
+        x = np.asarray(x, pytest.importorskip("ml_dtypes").bfloat16)
+    x = mg.tensor(x) if kind.startswith("a tensor") else x
+    with pytest.raises(AssertionError, match=r"wrong.*with respect to argument 0 at position \(1,\)"):
+        mg.check_grads(wrong, x, np.array([0.5, 2.0]))
+    mg.check_grads(lambda x, y: x * y, x, np.array([0.5, 2.0]))
+
+
 def test_errors() -> None:
     with pytest.raises(TypeError, match="no argument is floating-point"):
         mg.check_grads(lambda i: mg.tensor(1.0), np.array([1, 2]))

@@ -257,6 +257,22 @@ def test_values_that_can_not_be_saved(tmp_path: Path) -> None:
     assert nn.load_checkpoint(path) == {"step": 1}
 
 
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        nn.save_checkpoint(tmp_path / "missing" / "run.safetensors", x=np.ones(2))
+    assert caught.value.filename == str(tmp_path / "missing" / "run.safetensors")
+
+
+def test_floats_of_8_bits_are_refused(tmp_path: Path) -> None:
+    x = np.ones(2, pytest.importorskip("ml_dtypes").float8_e5m2)
+    with pytest.raises(TypeError, match="float8_e5m2 can't be saved"):
+        nn.save_checkpoint(tmp_path / "run.safetensors", x=x)
+    with pytest.raises(TypeError, match="got an array of dtype float8_e5m2; expected numbers"):
+        mg.tensor(x)
+    with pytest.raises(TypeError, match="float8_e5m2"):
+        mg.exp(x)
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.safetensors"
     nn.save_checkpoint(path, step=1)

@@ -35,6 +35,8 @@ def test_one_hot_of_small_and_unsigned_integers():
         ([True, False], None, TypeError, "one_hot: labels must be integers, got bool"),
         ([0, 3], 3, ValueError, "one_hot: labels must lie in 0 to 2, got 0 to 3"),
         ([-1, 1], None, ValueError, "one_hot: labels must lie in 0 to 1, got -1 to 1"),
+        ([-1], None, ValueError, "one_hot: labels must lie in 0 to 0, got -1 to -1"),
+        ([1], 2.5, TypeError, "float"),
     ],
 )
 def test_one_hot_refuses(labels, num_classes, error, message):
@@ -95,6 +97,12 @@ def test_standardize_refuses():
         with pytest.raises(ValueError, match=message):
             nn.standardize(np.zeros((4, 3)), other)
     assert nn.standardize(np.ones((4, 3)), np.zeros((0, 3)))[1].shape == (0, 3)  # an empty test set is one
+    with pytest.raises(TypeError, match="masked array"):
+        nn.standardize(np.ma.masked_less(np.ones((4, 3)), 0))
+    with pytest.raises(TypeError, match="expected numbers"):
+        nn.standardize(np.full((4, 3), "1"))
+    with pytest.raises(TypeError, match="expected real numbers"):
+        nn.standardize(np.full((4, 3), 1j))
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 5), (10, 1), (10, 10), (10, 99)])
@@ -138,6 +146,13 @@ def test_batches_refuse_before_the_first_batch():
             nn.batches(X, X, size)
     with pytest.raises(TypeError, match="float"):
         nn.batches(X, X, 2.0)
+    with pytest.raises(TypeError, match=r"batches: shuffle must be True or False, got Generator.*rng="):
+        nn.batches(X, X, 2, np.random.default_rng(0))
+    for batch in (X, [X]):
+        with pytest.raises(
+            TypeError, match=r"prefetch: expected tuples of arrays, got an array of shape \(.*; of one: \(x,\)"
+        ):
+            list(nn.prefetch(batch))
     assert list(nn.batches(X[:0], X[:0], 2)) == []
 
 

@@ -229,6 +229,13 @@ def test_mlp_refuses_fewer_than_two_sizes(sizes):
         nn.MLP(sizes)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), "relu", None])
+@pytest.mark.parametrize("make", [lambda x: nn.MLP([2, 3, 1], x), lambda x: nn.FeedForward(2, 3, x)])
+def test_activations_are_made(make, activation):
+    with pytest.raises(TypeError, match=r"activation must make a layer, as the class nn.ReLU does; got"):
+        make(activation)
+
+
 def test_mlp_gradients_against_central_differences():
     rng = np.random.default_rng(2)
     model = nn.MLP([3, 5, 4], nn.Softmax, dtype=np.float64, rng=rng)  # smooth everywhere, unlike the rectifier

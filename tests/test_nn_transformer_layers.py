@@ -161,6 +161,10 @@ def test_tokens_of_small_integer_dtypes(dtype):
 def test_positions_against_their_formulas(start):
     table = [[(math.cos if j % 2 else math.sin)(t / 10000 ** ((j - j % 2) / 6)) for j in range(6)] for t in range(9)]
     learned, *others = nn.LearnedPositions(9, 6, **float64), nn.SinusoidalPositions(9, 6), nn.RotaryPositions(9, 6)
+    for layer in (learned, *others):
+        x = np.arange(24.0).reshape(4, 6)
+        for given in (x, x.tolist()):
+            np.testing.assert_array_equal(layer(given).data, layer(mg.tensor(x)).data)
     x, at, g = normal(2, 4, 6, seed=1), slice(start, start + 4), np.zeros((9, 6))
     found = [layer(mg.tensor(x), start) for layer in (learned, *others)]
     for out, expected in zip(found, (x + normal(9, 6)[at], x + np.array(table)[at], turned(x, start)), strict=True):

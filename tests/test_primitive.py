@@ -111,6 +111,12 @@ def test_numbers_where_arrays_are_expected(call: Any, message: str) -> None:
         call(mg.tensor(np.ones((3, 3))))
 
 
+def test_a_decorator_without_gradients_is_refused() -> None:
+    for call in (lambda: mg.primitive(lambda xp, x: x), lambda: mg.primitive()):
+        with pytest.raises(TypeError, match="primitive: expected a gradient for each array argument"):
+            call()
+
+
 def test_definitions_that_do_not_fit_are_refused() -> None:
     def define(function: Any, **vjps: Any) -> None:
         mg.primitive(**vjps)(function)

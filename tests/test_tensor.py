@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 import pickle
@@ -224,6 +225,44 @@ def test_subclassing_is_refused() -> None:
             pass
 
 
+def test_equality_with_what_is_no_array_is_pythons() -> None:
+    class Other:
+        def __eq__(self, other: object) -> Any:
+            return "asked"
+
+        __hash__ = object.__hash__
+
+    t = mg.tensor([1.0, 2.0])
+    assert t != None  # noqa: E711
+    assert (t == None) is False  # noqa: E711
+    assert t != "a"
+    assert None not in [t]
+    assert (t == Other()) == "asked"
+    np.testing.assert_array_equal((t == [1.0, 3.0]).data, [True, False])
+    np.testing.assert_array_equal((t != np.float32(1.0)).data, [False, True])
+
+
+@pytest.mark.parametrize("mode", [mg.no_grad, contextlib.nullcontext])
+def test_parameters_are_not_lost_by_operators_in_place(mode: Any) -> None:
+    """As PyTorch's tutorials update them; here that would leave a constant in the place of w."""
+    w = mg.tensor([1.0, 2.0], requires_grad=True)
+    before = w
+    with mode(), pytest.raises(TypeError, match=r"subtract in place: .*w.data -= lr \* w.grad.data"):
+        w -= 0.5
+    assert w is before
+    total = w.sum()
+    total += w[0]
+    total *= 2.0
+    total.backward()
+    np.testing.assert_array_equal(w.grad.data, [4.0, 2.0])  # type: ignore[union-attr]
+
+
+def test_in_looks_for_an_element() -> None:
+    for t in (mg.tensor(2.0), mg.tensor([1.0, 2.0]), mg.tensor([[0, 1], [2, 3]])):
+        assert 2 in t
+        assert 2.5 not in t
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "match"),
     [
@@ -235,6 +274,10 @@ def test_subclassing_is_refused() -> None:
         (np.array(["2020-01-01"], "datetime64[D]"), TypeError, "datetime64"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), TypeError, "mask"),
         ({"a": 1}, TypeError, "got a dict"),
+        (object(), TypeError, "got an object"),
+        (2**70, TypeError, "got an integer of more than 64 bits"),
+        ([1.0, None], TypeError, "got a list with None .* in it"),
+        ([[1, 2**70]], TypeError, "got a list with a list with an integer of more than 64 bits in it in it"),
     ],
 )
 def test_data_that_is_not_numeric(data: Any, kind: type[Exception], match: str) -> None:

@@ -43,7 +43,14 @@ def as_array(x: Any, dtype: Any = None, like: Any = None) -> Any:
 def _described(x: Any) -> str:
     if isinstance(x, np.ndarray):
         return f"an array of dtype {x.dtype}"
-    return f"{x!r} ({type(x).__name__})" if isinstance(x, str) or x is None else f"a {type(x).__name__}"
+    if isinstance(x, list | tuple):
+        odd = [part for part in x if np.asarray(part).dtype.kind not in "biufc"]
+        return f"a {type(x).__name__} with {_described(odd[0])} in it" if odd else f"a {type(x).__name__} of objects"
+    if isinstance(x, str) or x is None:
+        return f"{x!r} ({type(x).__name__})"
+    if isinstance(x, int):
+        return "an integer of more than 64 bits"
+    return f"{'an' if type(x).__name__[0] in 'aeiou' else 'a'} {type(x).__name__}"
 
 
 def register_cupy() -> None:

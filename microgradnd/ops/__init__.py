@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..autograd import Leaf
+from ..operands import NUMBERS
 from ..tensor import Tensor
 from .activations import gelu, leaky_relu, relu, sigmoid, silu, swiglu
 from .arithmetic import (
@@ -182,6 +184,31 @@ def _reflected(operation: Any) -> Any:
     return reflected
 
 
+def _in_place(name: str) -> Any:
+    """The operator ``t op= x``: for Python a new tensor; refused for a parameter, which would be lost by it."""
+
+    def change(self: Tensor, other: Any) -> Any:
+        if self._node.__class__ is Leaf:
+            raise TypeError(
+                f"{name} in place: a tensor that requires a gradient would be replaced by another one; change its array, "
+                "as in w.data -= lr * w.grad.data"
+            )
+        return NotImplemented
+
+    return change
+
+
+def _comparing(operation: Any) -> Any:
+    """The operator: of what is no array Python decides, by what the other object says, or whether it is the same."""
+
+    def compare(self: Tensor, other: Any) -> Any:
+        if isinstance(other, (*NUMBERS, list, tuple)) or hasattr(other, "shape") or hasattr(other, "__array__"):
+            return operation(self, other)
+        return NotImplemented
+
+    return compare
+
+
 _binary: dict[str, Any] = {
     "add": add,
     "sub": subtract,
@@ -198,14 +225,15 @@ _binary: dict[str, Any] = {
 for _name, _operation in _binary.items():
     setattr(Tensor, f"__{_name}__", _operation)
     setattr(Tensor, f"__r{_name}__", _reflected(_operation))
+    setattr(Tensor, f"__i{_name}__", _in_place(_operation.__name__))
 
 _others: dict[str, Any] = {
     "__neg__": negative,
     "__pos__": positive,
     "__abs__": absolute,
     "__invert__": invert,
-    "__eq__": equal,
-    "__ne__": not_equal,
+    "__eq__": _comparing(equal),
+    "__ne__": _comparing(not_equal),
     "__lt__": less,
     "__le__": less_equal,
     "__gt__": greater,

@@ -190,8 +190,9 @@ def _scaled_dot_product_attention(
     elif attn_mask is not None:
         visible = (attn_mask != -math.inf) & visible
         scores = scores + astype(where(visible, attn_mask, 0.0), scores.dtype)
-    # Not minus infinity, from which a query that sees nothing would get NaN.
-    weights = softmax(where(visible, scores, float(np.finfo(scores.dtype).min) / 2))
+    # A query that sees nothing would get NaN from minus infinity alone.
+    hidden = where(visible.any(axis=-1, keepdims=True), -math.inf, 0.0)
+    weights = softmax(where(visible, scores, astype(hidden, scores.dtype)))
     weights = where(visible, weights, 0.0)
     if dropout_p:
         weights = weights * _dropout_factors(xp, weights.shape, weights.dtype, is_causal, dropout_p, seed)

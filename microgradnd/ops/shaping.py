@@ -109,6 +109,8 @@ def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
     """The arrays joined along a new axis. Raises ValueError for no arrays, and for shapes that differ."""
     arrays = list(arrays)
+    if not arrays:
+        raise ValueError("stack: expected arrays, got none")
     shapes = [x.shape if hasattr(x, "shape") else np.shape(x) for x in arrays]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"stack: expected arrays of one shape, got {', '.join(map(str, shapes))}")

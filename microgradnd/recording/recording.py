@@ -83,6 +83,11 @@ class Recording:
         self._prepare(session)
         self.watch = Watch(self.reach, {id(place) for place, _ in self.effects.assigned})
 
+    def __repr__(self) -> str:
+        arguments = [f"{kind.__name__} {layout[-3]}" for kind, layout in self.arguments if kind in (np.ndarray, Tensor)]
+        state = "" if self.verified else ", not compared so far"
+        return f"<recording for {', '.join(arguments) or 'no arrays'}: {self.calls} replays{state}>"
+
     # Making
 
     def _plan(self, session: Session) -> None:
