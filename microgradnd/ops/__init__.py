@@ -190,7 +190,7 @@ def _in_place(name: str) -> Any:
     def change(self: Tensor, other: Any) -> Any:
         if self._node.__class__ is Leaf:
             raise TypeError(
-                f"{name} in place: a tensor that requires a gradient would be replaced by another one; change its array, "
+                f"{name} in place: a tensor that requires a gradient would be replaced by a new one; change its array, "
                 "as in w.data -= lr * w.grad.data"
             )
         return NotImplemented
