@@ -7,7 +7,8 @@
     nn.MultiHeadAttention    torch.nn.MultiheadAttention: in_proj.weight here, in_proj_weight there, transposed;
                              in_proj.bias, in_proj_bias; out_proj (with as many heads for keys as for queries)
     nn.TransformerBlock      torch.nn.TransformerEncoderLayer: self_attn, norm1, norm2; feed_forward.linear1 and
-                             feed_forward.linear2 here, linear1 and linear2 there
+                             feed_forward.linear2 here, linear1 and linear2 there; norm_first and activation are no
+                             weights: give them as there (its defaults: norm_first=False, activation=nn.ReLU)
 
 A module of one's own maps by its parts; where an attribute has another name there, the class says so in
 ``pytorch_names``: beginnings of names here, and what stands for them in PyTorch.

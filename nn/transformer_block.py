@@ -82,7 +82,8 @@ class TransformerBlock(Module):
         x = x + self_attn(norm1(x)); x = x + feed_forward(norm2(x))       norm_first (Xiong et al., 2020)
         x = norm1(x + self_attn(x)); x = norm2(x + feed_forward(x))       else (Vaswani et al., 2017)
 
-    Corresponds to PyTorch's TransformerEncoderLayer with ``batch_first=True``.
+    Corresponds to PyTorch's TransformerEncoderLayer with ``batch_first=True``, whose defaults are ``norm_first=False``,
+    ``activation=nn.ReLU``, ``d_ff=2048`` and ``dropout=0.1``.
 
     Args:
         d_model, num_heads, num_kv_heads, rotary: as for :class:`MultiHeadAttention`.

@@ -131,6 +131,8 @@ def usages(architecture: int) -> list[Usage]:
 def main() -> None:
     from tests import cupy_on_cpu
 
+    if missing := unavailable() or cupy_on_cpu.unavailable():
+        raise SystemExit(f"{missing}: pip install -e '.[gpu-test]' cupy-cuda12x==14.2.0")
     cupy_on_cpu.install()
     titles = ("kernel", "sm", "registers", "spills", "stack", "shared")
     print("{:<44} {:>4} {:>9} {:>6} {:>6} {:>6}".format(*titles))

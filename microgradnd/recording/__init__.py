@@ -49,7 +49,8 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
 
     Args:
         step: any function of arrays, constant tensors, numbers, and lists, tuples and dicts of these; it may use and
-            change whatever it can reach. Its results are constants: no gradient flows through them.
+            change whatever it can reach. Its results are constants: no gradient flows through them; and arrays of their
+            own, also where the step returns a gradient, or one array twice.
         max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
         graph: on a GPU, launch all of a replay at once, as a CUDA graph: for steps on CuPy arrays without numbers that
             change (learning rates, step counts, random numbers), such as predictions, or a loss and its gradients
@@ -68,9 +69,9 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
 
     Raises:
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),
-            values that change from call to call, random numbers and arrays that a recording does not see, arguments
-            that require a gradient, kernels for CuPy arrays that are not recorded, arrays on another GPU than CuPy's
-            current one.
+            values that change from call to call (``schedule.step()`` counts: call it after the step), random numbers
+            and arrays that a recording does not see, arguments that require a gradient, kernels for CuPy arrays that
+            are not recorded, arrays on another GPU than CuPy's current one.
         TypeError: for what is no function, and for generator and coroutine functions.
         ValueError: for ``max_recordings`` below 1.
     """
