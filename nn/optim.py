@@ -143,6 +143,13 @@ class Optimizer:
             raise ValueError(f"{self._name}: {name} must be at least 0 and below {limit}, got {value}")
         return float(value)
 
+    def __repr__(self) -> str:
+        groups = []
+        for group in self.param_groups:
+            settings = [f"{name}={value}" for name, value in group.items() if name != "params"]
+            groups.append(f"{len(group['params'])} parameters, {', '.join(settings)}")
+        return f"{self._name}({'; '.join(groups)})"
+
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         for group, slots in zip(self.param_groups, self._slots, strict=True):

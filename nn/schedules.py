@@ -33,6 +33,10 @@ class LRScheduler:
         self.base_lrs: list[float] = []
         self._go_to(0)
 
+    def __repr__(self) -> str:
+        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+        return f"{type(self).__name__}(step {self.last_step}, lr {rates})"
+
     def rate(self, base_lr: float, step: int) -> float:
         """The learning rate in ``step`` of a group that began with ``base_lr``."""
         raise TypeError(f"{type(self).__name__} defines no rate(self, base_lr, step)")

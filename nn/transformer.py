@@ -148,7 +148,8 @@ class Transformer(Module):
             top_k: sample from the k largest logits only.
             rng: a ``numpy.random.Generator`` or a seed.
 
-        Raises ValueError for an empty prompt and options out of range, TypeError for tokens that are no integers.
+        Raises ValueError for an empty prompt and options out of range, TypeError for tokens and numbers that are no
+        integers.
         """
         tokens = tokens.numpy() if isinstance(tokens, mg.Tensor) else np.asarray(tokens)
         if tokens.ndim == 0 or tokens.shape[-1] == 0:
@@ -156,6 +157,10 @@ class Transformer(Module):
         if tokens.dtype.kind not in "iu":
             raise TypeError(f"generate: tokens must be integers, got {tokens.dtype}")
         tokens = tokens.astype(np.int64)
+        if not all(x is None or isinstance(x, int | np.integer) for x in (max_new_tokens, top_k)):
+            raise TypeError(
+                f"generate: max_new_tokens and top_k must be integers, got {max_new_tokens!r} and {top_k!r}"
+            )
         if not temperature >= 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
             raise ValueError(
                 "generate: temperature and max_new_tokens must not be negative and top_k be at least 1, got "

@@ -213,8 +213,21 @@ def test_bad_settings_are_refused(options, message):
         nn.SGD([parameter([1.0])], **options)
 
 
+def test_repr_shows_the_settings_of_each_group():
+    p, q = parameter([1.0]), parameter([2.0])
+    optimizer = nn.SGD([{"params": [p]}, {"params": [q], "lr": 0.5}], 0.1, momentum=0.9)
+    assert repr(optimizer) == (
+        "SGD(1 parameters, lr=0.1, momentum=0.9, weight_decay=0.0; 1 parameters, lr=0.5, momentum=0.9, weight_decay=0.0)"
+    )
+    schedule = nn.StepLR(optimizer, 1, 0.5)
+    schedule.step()
+    assert repr(schedule) == "StepLR(step 1, lr 0.05, 0.25)"
+
+
 def test_bad_parameters_are_refused():
     p = parameter([1.0])
+    with pytest.raises(TypeError, match=r"got a module: give model.parameters\(\)"):
+        nn.SGD(nn.Linear(2, 1), 0.1)
     with pytest.raises(TypeError, match="params must be a list of tensors, got a single tensor"):
         nn.SGD(p, 0.1)
     for empty in ([], iter(())):

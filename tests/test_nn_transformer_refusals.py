@@ -48,6 +48,8 @@ REFUSED = [
     (ValueError, "head and position, got 2, 0, 8", lambda: nn.Transformer(5, 8, 0, 2, 8, positions="rotary")),
     (ValueError, "head_dim must be even, got 1", lambda: nn.Transformer(5, 8, 8, 2, 8, positions="rotary")),
     (ValueError, r"at least one token, got shape \(\)", lambda: transformer().generate(3, 2)),
+    (TypeError, r"must be integers, got 2\.0 and None", lambda: transformer().generate([3], 2.0)),
+    (TypeError, r"must be integers, got 2 and 2\.5", lambda: transformer().generate([3], 2, top_k=2.5)),
     (ValueError, r"at least one token, got shape \(2, 0\)", lambda: transformer().generate([[], []], 2)),
     (TypeError, "tokens must be integers, got float64", lambda: transformer().generate([1.0], 0)),
     (ValueError, "got -1, 2 and None", lambda: transformer().generate([1], 2, temperature=-1)),
