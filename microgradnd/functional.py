@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from typing import Any, SupportsIndex, TypeAlias
 
 from .autograd import backpropagate, enable_grad, grad_mode, reachable
 from .backends import as_array
@@ -13,8 +12,10 @@ from .inplace import next_order
 from .ops import alias, ones_like, zeros_like
 from .tensor import Tensor, constant
 
+Argnums: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...]
 
-def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+
+def grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[..., Any]:
     """The gradient of a scalar function: a function of the same arguments.
 
     >>> mg.grad(lambda x: x**3)(2.0)
@@ -43,7 +44,7 @@ def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callab
     return gradient
 
 
-def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., tuple[Tensor, Any]]:
+def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[..., tuple[Tensor, Any]]:
     """The value and the gradient of a scalar function in one evaluation: see :func:`grad`.
 
     >>> mg.value_and_grad(lambda x, y: (x * y).sum(), argnums=(0, 1))(2.0, 5.0)
@@ -52,11 +53,12 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
     Returns a function that gives the value, a tensor of shape (), and the gradient, a tuple for a tuple of
     ``argnums``. It raises what :func:`grad` raises.
     """
-    positions = argnums if isinstance(argnums, tuple) else (argnums,)
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not callable(f):
         raise TypeError(f"grad: expected a function, got {f!r}")
-    if not all(isinstance(position, int | np.integer) and position is not True for position in positions):
+    if not all(hasattr(number, "__index__") and not isinstance(number, bool) for number in numbers):
         raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}")
+    positions = tuple(map(operator.index, numbers))
     name = getattr(f, "__name__", type(f).__name__)
 
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
@@ -89,7 +91,7 @@ def _variable(name: str, args: tuple[Any, ...], position: int) -> Tensor:
     if isinstance(x, Tensor) and x.requires_grad:
         return alias(x)
     try:
-        return Tensor(x, requires_grad=True)
+        return alias(Tensor(x, requires_grad=True))  # no parameter, so that f may say x += 1
     except (TypeError, ValueError) as error:
         raise type(error)(f"grad: argument {position} of {name}: {error}") from None
 

@@ -365,7 +365,8 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __contains__(self, value: Operand) -> bool:
-        return bool((self == value).any())
+        found: Any = self == value
+        return bool(found.any()) if isinstance(found, Tensor) else bool(found)
 
     def __bool__(self) -> bool:
         if self._data.size != 1:

@@ -242,8 +242,8 @@ def replace_file(path: str | os.PathLike[str], blob: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename = os.fspath(path)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename, error.filename2 = os.fspath(path), None
         raise
     if os.name == "posix":  # elsewhere a directory can't be opened
         descriptor = os.open(target.parent, os.O_RDONLY)

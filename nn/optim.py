@@ -216,7 +216,8 @@ class Optimizer:
         for saved, group in zip(saved_groups, self.param_groups, strict=True):
             if set(saved) != set(group):
                 raise ValueError(f"load_state_dict: this is no state of {self._name}: it has {', '.join(saved)}")
-            loaded_groups.append({x: self._checked(x, saved[x]) for x in self.defaults})
+            checked = {name: self._checked(name, saved[name]) for name in self.defaults}
+            loaded_groups.append({**saved, **checked, "params": group["params"]})
         all_slots = [slot for slots in self._slots for slot in slots]
         states = [self._loaded(x, slot.parameter) for x, slot in zip(saved_state, all_slots, strict=True)]
         # In the same dicts, where a captured step looks for them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import replays
+from tests.training_steps import bits, replays
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -69,6 +70,14 @@ def test_the_order_of_any_keywords_counts() -> None:
         terms = orders[i // 2 % 2 if i < 8 else i % 2]
         np.testing.assert_array_equal(captured(X + i, **terms), step(X + i, **terms))
     assert replays(captured) >= 8
+
+    @functools.wraps(lambda x, scale, shift: x)
+    def wrapper(x: Any, **terms: float) -> Any:
+        return step(x, **terms)
+
+    captured = mg.capture(wrapper)
+    for i in range(12):
+        np.testing.assert_array_equal(captured(X + i, **orders[i % 2]), step(X + i, **orders[i % 2]))
     named = mg.capture(lambda x, scale, shift: x * scale + shift)
     for i in range(12):
         np.testing.assert_array_equal(named(X, **orders[i % 2]), X * 3 + 1)
@@ -116,6 +125,39 @@ def test_wrong_class_indices_after_the_first_of_two_updates() -> None:
             assert not np.array_equal(before, model.weight.numpy())
         step(x, y, y)
     assert [state["step"] for state in optimizer.state_dict()["state"]] == [6 * 2 + 3] * 2
+
+
+@pytest.mark.parametrize("fill", ["a copy", "zeros", "a view"])
+def test_integers_that_the_step_changes_after_an_update_are_read_afterwards(fill: str) -> None:
+    """Checks of class indices come first, but not before what they are of is there."""
+    model = nn.Linear(3, 4, rng=0)
+    optimizer = nn.SGD(model.parameters(), 0.1)
+
+    def step(x: Any, y: Any) -> Any:
+        loss = (model(x) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if fill == "zeros":
+            z = np.zeros_like(y)
+            z[:-1] = y[1:]
+        else:
+            z = y.copy()
+            z[0] = z[1]
+            z = z[::2] if fill == "a view" else z
+        return nn.cross_entropy(model(x[: len(z)]), z % 4), z + 1
+
+    captured = mg.capture(step)
+    for i in range(9):
+        y = np.arange(6) + i
+        if i < 5:  # the calls with which it is compared
+            y[0] = y[1]
+        weights = model.state_dict()
+        expected = step(np.ones((6, 3), np.float32), y)
+        model.load_state_dict(weights)
+        found = captured(np.ones((6, 3), np.float32), y)
+        assert bits(*found) == bits(*expected)
+    assert replays(captured) >= 3
 
 
 def test_the_state_of_an_optimiser_is_loaded_after_every_call() -> None:

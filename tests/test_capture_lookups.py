@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import collections
 import contextvars
+import enum
 import functools
 import importlib
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 import microgradnd as mg
 import nn
+from microgradnd.recording.recording import Recording
 from tests.training_steps import Case, changed_in_time, replays, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
@@ -286,3 +288,21 @@ def test_functions_with_a_cache() -> None:
             assert captured(x).item() == step(x).item()
             assert type(positions(n).data) is np.ndarray
     assert replays(captured) > 3
+
+
+@pytest.mark.parametrize("value", [100_000, "a longer string of words", enum.IntEnum("Kind", "ONE").ONE])
+def test_values_of_context_variables_are_compared_by_the_fast_conditions(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
+    variable.set(value)
+    step = mg.capture(lambda x: x * (2.0 if variable.get() == value else 3.0))
+    x = np.arange(3.0)
+    warm(step, x)
+    why_not, looked = Recording.why_not, []
+    monkeypatch.setattr(Recording, "why_not", lambda *args: looked.append(args) or why_not(*args))
+    np.testing.assert_array_equal(step(x), x * 2)
+    assert looked == []
+    variable.set(0)
+    np.testing.assert_array_equal(step(x), x * 3)
+    assert len(looked) == 1

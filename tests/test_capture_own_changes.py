@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import types
 from typing import Any
@@ -163,7 +164,8 @@ def test_learning_rates_that_a_step_sets_itself(steps: str) -> None:
     assert train(mg.capture) == train(lambda step: step)
 
 
-def test_a_learning_rate_that_is_no_number_any_more_is_refused() -> None:
+@pytest.mark.parametrize("value", [np.array([0.1]), None, enum.IntEnum("Rate", "LOW").LOW, np.longdouble(0.1)])
+def test_a_learning_rate_that_is_no_number_any_more_is_refused(value: Any) -> None:
     w = mg.tensor(np.ones(3), requires_grad=True)
     optimizer = nn.SGD([w], 0.1)
 
@@ -173,7 +175,7 @@ def test_a_learning_rate_that_is_no_number_any_more_is_refused() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        optimizer.param_groups[0]["lr"] = np.array([0.1])
+        optimizer.param_groups[0]["lr"] = value
         return loss
 
     optimizer.param_groups[0]["lr"] = 0.1

@@ -116,6 +116,18 @@ def test_dtypes_and_devices_are_kept(device: Any) -> None:
         assert type(gradient.data) is device.xp.ndarray
 
 
+def test_arguments_may_be_changed_by_operators_in_place() -> None:
+    """They are no parameters: the name stands for another tensor afterwards."""
+
+    def f(x: mg.Tensor) -> mg.Tensor:
+        x *= 2
+        x -= 1
+        return (x * x).sum()
+
+    np.testing.assert_array_equal(mg.grad(f)(np.ones(3)).data, [4.0, 4.0, 4.0])
+    mg.check_grads(f, np.ones(3))
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"grad: cube must return a scalar, got shape \(2,\)"):
         mg.grad(cube)(np.ones(2))

@@ -100,6 +100,12 @@ def test_tensors_of_integers_and_booleans_are_passed_on(index: Any) -> None:
     mg.check_grads(lambda x, i: x[i] * x[i], np.array([0.5, 2.0]), mg.tensor(index))
 
 
+@pytest.mark.parametrize("index", [(slice(None), [0, 1]), ((0, 1), (2, 0)), ([0, 1], slice(0, 2)), ..., None])
+def test_indices_are_passed_on(index: Any) -> None:
+    mg.check_grads(lambda x, i: x[i] ** 2, np.arange(1.0, 10.0).reshape(3, 3), index)
+    mg.check_grads(lambda x, dtype: x.astype(dtype) ** 2, np.ones(3), np.float64)
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "a tensor of bfloat16", "a list"])
 def test_no_argument_of_floats_is_left_out(kind: str) -> None:
     @mg.primitive(x=lambda g, x: 5 * g * x, y=lambda g, x: g)

@@ -99,7 +99,7 @@ def test_standardize_refuses():
     assert nn.standardize(np.ones((4, 3)), np.zeros((0, 3)))[1].shape == (0, 3)  # an empty test set is one
     with pytest.raises(TypeError, match="masked array"):
         nn.standardize(np.ma.masked_less(np.ones((4, 3)), 0))
-    with pytest.raises(TypeError, match="expected numbers"):
+    with pytest.raises(TypeError, match="expected real numbers, got <U1"):
         nn.standardize(np.full((4, 3), "1"))
     with pytest.raises(TypeError, match="expected real numbers"):
         nn.standardize(np.full((4, 3), 1j))
@@ -148,6 +148,7 @@ def test_batches_refuse_before_the_first_batch():
         nn.batches(X, X, 2.0)
     with pytest.raises(TypeError, match=r"batches: shuffle must be True or False, got Generator.*rng="):
         nn.batches(X, X, 2, np.random.default_rng(0))
+    assert len(list(nn.batches(X, X, 2, 1))) == 3
     for batch in (X, [X]):
         with pytest.raises(
             TypeError, match=r"prefetch: expected tuples of arrays, got an array of shape \(.*; of one: \(x,\)"

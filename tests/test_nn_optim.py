@@ -213,11 +213,25 @@ def test_bad_settings_are_refused(options, message):
         nn.SGD([parameter([1.0])], **options)
 
 
+def test_a_group_gets_all_of_its_saved_settings_in_the_dict_that_it_is():
+    p = parameter([1.0])
+    optimizer = nn.SGD([p], 0.1)
+    (group,) = groups = optimizer.param_groups
+    group["note"] = "warm"
+    saved = optimizer.state_dict()
+    group.update(note="cold", lr=0.5)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups is groups
+    assert optimizer.param_groups[0] is group
+    assert (group["note"], group["lr"], group["params"]) == ("warm", 0.1, [p])
+
+
 def test_repr_shows_the_settings_of_each_group():
     p, q = parameter([1.0]), parameter([2.0])
     optimizer = nn.SGD([{"params": [p]}, {"params": [q], "lr": 0.5}], 0.1, momentum=0.9)
     assert repr(optimizer) == (
-        "SGD(1 parameters, lr=0.1, momentum=0.9, weight_decay=0.0; 1 parameters, lr=0.5, momentum=0.9, weight_decay=0.0)"
+        "SGD(1 parameters, lr=0.1, momentum=0.9, weight_decay=0.0; "
+        "1 parameters, lr=0.5, momentum=0.9, weight_decay=0.0)"
     )
     schedule = nn.StepLR(optimizer, 1, 0.5)
     schedule.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import copy
 import operator
@@ -240,6 +241,8 @@ def test_equality_with_what_is_no_array_is_pythons() -> None:
     assert (t == Other()) == "asked"
     np.testing.assert_array_equal((t == [1.0, 3.0]).data, [True, False])
     np.testing.assert_array_equal((t != np.float32(1.0)).data, [False, True])
+    np.testing.assert_array_equal((t == range(1, 3)).data, [True, True])
+    np.testing.assert_array_equal((t == array.array("d", [1.0, 3.0])).data, [True, False])
 
 
 @pytest.mark.parametrize("mode", [mg.no_grad, contextlib.nullcontext])
@@ -261,6 +264,8 @@ def test_in_looks_for_an_element() -> None:
     for t in (mg.tensor(2.0), mg.tensor([1.0, 2.0]), mg.tensor([[0, 1], [2, 3]])):
         assert 2 in t
         assert 2.5 not in t
+        assert None not in t
+        assert "a" not in t
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..autograd import Leaf
+from ..backends import NAMESPACES, as_array
 from ..operands import NUMBERS
 from ..tensor import Tensor
 from .activations import gelu, leaky_relu, relu, sigmoid, silu, swiglu
@@ -190,8 +191,8 @@ def _in_place(name: str) -> Any:
     def change(self: Tensor, other: Any) -> Any:
         if self._node.__class__ is Leaf:
             raise TypeError(
-                f"{name} in place: a tensor that requires a gradient would be replaced by a new one; change its array, "
-                "as in w.data -= lr * w.grad.data"
+                f"{name} in place: a parameter would be replaced by a new tensor; change its array, as in "
+                "w.data -= lr * w.grad.data, or give the new one a name of its own"
             )
         return NotImplemented
 
@@ -202,9 +203,13 @@ def _comparing(operation: Any) -> Any:
     """The operator: of what is no array Python decides, by what the other object says, or whether it is the same."""
 
     def compare(self: Tensor, other: Any) -> Any:
-        if isinstance(other, (*NUMBERS, list, tuple)) or hasattr(other, "shape") or hasattr(other, "__array__"):
-            return operation(self, other)
-        return NotImplemented
+        kind = other.__class__
+        if kind is not Tensor and kind not in NAMESPACES and not isinstance(other, NUMBERS):
+            try:
+                as_array(other)
+            except (TypeError, ValueError):
+                return NotImplemented
+        return operation(self, other)
 
     return compare
 

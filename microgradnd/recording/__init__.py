@@ -49,8 +49,8 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
 
     Args:
         step: any function of arrays, constant tensors, numbers, and lists, tuples and dicts of these; it may use and
-            change whatever it can reach. Its results are constants: no gradient flows through them; and arrays of their
-            own, also where the step returns a gradient, or one array twice.
+            change whatever it can reach. Its results are constants: no gradient flows through them. In replays they
+            are arrays of their own, also where the step returns a gradient.
         max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
         graph: on a GPU, launch all of a replay at once, as a CUDA graph: for steps on CuPy arrays without numbers that
             change (learning rates, step counts, random numbers), such as predictions, or a loss and its gradients

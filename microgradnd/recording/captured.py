@@ -70,9 +70,13 @@ class Captured(Generic[P, R]):
             return cast("R", detached(self._step(*args, **kwargs)))
         with self._lock:
             latest = self._latest
-            if latest is not None and len(kwargs) == len(latest.keywords):
+            if (
+                latest is not None
+                and len(kwargs) == len(latest.keywords)
+                and not (latest.in_order and tuple(kwargs) != latest.keywords)
+            ):
                 try:
-                    values = (*args, *latest.in_order(kwargs)) if kwargs else args
+                    values = (*args, *map(kwargs.__getitem__, latest.keywords)) if kwargs else args
                     result = latest.attempt(*values)
                 except Exception as error:
                     if latest.failed_at(error) is not None:  # else other arguments, or something was deleted

@@ -6,14 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ..backends import as_array
 from .active import CaptureError
 from .arrays import RecordedArray, RecordedNumber
 from .instructions import Variable
-from .places import PLAIN, Place
+from .places import Place
 from .program import Program
 from .results import outputs, rebuilt
 from .session import Session
+
+NUMBERS = (bool, int, float, complex, *(np.dtype(x).type for x in "?bBhHiIlLqQefdFD"))  # that text can give back
 
 
 class Effects:
@@ -56,9 +60,9 @@ class Effects:
                 if type(final) is RecordedNumber:
                     if final.variable is not handle.variable:
                         self.written.append((place, final.variable))
-                elif isinstance(final, PLAIN) and final is not None:
+                elif type(final) in NUMBERS:
                     self.fixed.append((place, final))
-                elif final is not None:
+                else:
                     raise CaptureError(f"capture: {place.path} was a number, and is a {type(final).__name__} now")
         self.leaves = list(session.reach.of_role("gradient"))
         before = {id(place): handle.variable for place, handle in session.replaced if place.role == "gradient"}

@@ -246,16 +246,18 @@ def _checks_first(body: list[Instruction]) -> list[Instruction]:
     """The instructions with those that check class indices before the first change.
 
     Should a check fail, nothing has been done, and the step itself raises the error. What is computed from arguments of
-    integers alone comes first, where no integers are changed.
+    integers alone comes first, but none of what is written into.
     """
     changed = first_of(body, lambda x: any(v.root.kind in GIVEN for v in x.writes))
-    if any(v.root.kind in GIVEN and _is_of_integers(v.root) for x in body for v in x.writes):
-        return body
+    written = {v.root for x in body for v in x.writes}
+    if any(v.kind in GIVEN and _is_of_integers(v) for v in written):
+        return body  # an argument may be a part of it
     known: set[Variable] = set()
     early, late = [], []
     for x in body[changed:]:
         is_known = all(v in known or (v.kind == "argument" and _is_of_integers(v)) for v in x.reads())
-        if is_known and x.results and not x.writes and x.kind != "draw" and all(map(_is_of_integers, x.results)):
+        is_fixed = bool(x.results) and all(_is_of_integers(v) and v.root not in written for v in x.results)
+        if is_known and is_fixed and not x.writes and x.kind != "draw":
             known.update(x.results)
             early.append(x)
         else:

@@ -8,7 +8,6 @@ import linecache
 import re
 import sys
 import weakref
-from collections.abc import Iterable
 from sys import getrefcount
 from typing import Any
 
@@ -49,6 +48,7 @@ class Recording:
         diverged: how often a branch in it went another way.
         verified: whether a replay was compared with the step itself.
         arguments, keywords: kind and layout of each argument, those by keyword last; the names of these.
+        in_order: whether the step sees the order of keywords.
         merged: places of numbers that were equal, and are read once as long as they are.
         watch: what has to stay as it is.
         kept_leaves, buffers: the leaves whose gradients lie in buffers of the program, and these.
@@ -60,7 +60,7 @@ class Recording:
     def __init__(self, session: Session, graph: bool = False) -> None:
         self.settings, self.layout = session.settings, session.layout
         self.arguments, self.keywords = session.layouts, session.keywords
-        self._in_order = session.in_order
+        self.in_order = session.in_order
         self.calls = self.diverged = 0
         self._quiet: Any = dict.fromkeys(session.quiet, "ignore")  # for np.errstate
         self.verified = False
@@ -84,7 +84,8 @@ class Recording:
         self.watch = Watch(self.reach, {id(place) for place, _ in self.effects.assigned})
 
     def __repr__(self) -> str:
-        arguments = [f"{kind.__name__} {layout[-3]}" for kind, layout in self.arguments if kind in (np.ndarray, Tensor)]
+        arrays = [(kind, layout) for kind, layout in self.arguments if kind is Tensor or kind in NAMESPACES]
+        arguments = [f"{kind.__name__} {next(x for x in layout if type(x) is tuple)}" for kind, layout in arrays]
         state = "" if self.verified else ", not compared so far"
         return f"<recording for {', '.join(arguments) or 'no arrays'}: {self.calls} replays{state}>"
 
@@ -206,7 +207,7 @@ class Recording:
 
     def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
-        if layout(args, kwargs) != self.layout or (self._in_order and tuple(kwargs) != self.keywords):
+        if layout(args, kwargs) != self.layout or (self.in_order and tuple(kwargs) != self.keywords):
             return "the arguments"
         if self.which_generators != which_generators(self._leaves_of(args, kwargs), self.known_generators):
             return "which random generators are one"
@@ -278,12 +279,6 @@ class Recording:
             self.bind()
         read = [place.get() for place, _ in self.effects.loaded]
         return self._leaves_of(args, kwargs) + list(map(data_of, read))
-
-    def in_order(self, kwargs: dict[str, Any]) -> Iterable[Any]:
-        """The arguments by keyword in the order of the recording. Raises LookupError where theirs matters."""
-        if self._in_order and tuple(kwargs) != self.keywords:
-            raise LookupError("another order")
-        return map(kwargs.__getitem__, self.keywords)
 
     def _leaves_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         return leaves(args, {name: kwargs[name] for name in self.keywords})  # in the order of the recording

@@ -369,9 +369,10 @@ def _call(name: str, function: Any, args: tuple[Any, ...], writes: Sequence[Any]
 def _takes_any_keyword(function: Any) -> bool:
     """Whether a function sees in which order keywords are."""
     try:
-        return any(x.kind is x.VAR_KEYWORD for x in inspect.signature(function).parameters.values())
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):
         return True
+    return any(x.kind is x.VAR_KEYWORD for x in parameters)
 
 
 def _names(function: Any, count: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .places import GONE, Place, is_equal, is_unchanged
+from .places import GONE, WHOLE, Place, is_equal, is_unchanged
 from .reach import Reach
 
 
@@ -30,7 +30,7 @@ class Watch:
             self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
         for i, (look, x, expected, _) in enumerate(reach.looks):
             text = repr(expected)
-            if not isinstance(expected, int | str):
+            if look is WHOLE or type(expected) not in (int, str):  # some are compared by being the same object
                 text = f"expected_{i}"
                 self.scope[text] = expected
             self.conditions.append(look.text.format(self._name(x), text))
