@@ -149,7 +149,7 @@ class Tensor:
         return self._data
 
     @data.setter
-    def data(self, value: Operand) -> None:
+    def data(self, value: Any) -> None:  # Any: to what was assigned type checkers would narrow it
         if value is self._data:
             record_of(value)[1] = next_change()
         if isinstance(self._node, Node):
@@ -176,7 +176,7 @@ class Tensor:
         return self._node.grad  # type: ignore[no-any-return]
 
     @grad.setter
-    def grad(self, value: Operand | None) -> None:
+    def grad(self, value: Any) -> None:
         if not isinstance(self._node, Leaf):
             raise RuntimeError("grad: only a leaf that requires a gradient has one")
         if isinstance(value, Tensor) and value.requires_grad and value.shape == self.shape:
@@ -248,11 +248,11 @@ class Tensor:
         """Where the elements lie: ``device('cpu')``, or a GPU such as ``device('cuda:0')``."""
         return device_of(self._data)
 
-    def item(self) -> bool | int | float | complex:
+    def item(self) -> Any:
         """The only element as a Python number. Raises ValueError where there is not exactly one."""
         if self._data.size != 1:
             raise ValueError(f"item: needs a tensor of one element, got shape {self.shape}")
-        return self._data.item()  # type: ignore[no-any-return]
+        return self._data.item()
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array: the tensor's own array, or a copy on the host of a CuPy array."""
@@ -311,17 +311,19 @@ class Tensor:
             return grad.astype(data.dtype)
         return array.copy()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """NumPy's array conversion, refused where it would lose a gradient unnoticed."""
-        if self._node is not None:
-            raise TypeError(
-                "a tensor that requires a gradient does not become a NumPy array by itself, since the gradient would "
-                "be lost: use t.detach() or t.numpy(), mg's functions instead of NumPy's, and mg.stack or "
-                "mg.concatenate to join tensors"
-            )
-        if self._data.__class__ is not np.ndarray:
-            raise TypeError(f"a tensor on {self.device} becomes no NumPy array by itself: copy it with t.numpy()")
-        return np.array(self._data, dtype, copy=copy)
+    if not TYPE_CHECKING:  # type checkers would take np.exp(t) and np.ones(3) * t for arrays
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            """NumPy's array conversion, refused where it would lose a gradient unnoticed."""
+            if self._node is not None:
+                raise TypeError(
+                    "a tensor that requires a gradient does not become a NumPy array by itself, since the gradient "
+                    "would be lost: use t.detach() or t.numpy(), mg's functions instead of NumPy's, and mg.stack or "
+                    "mg.concatenate to join tensors"
+                )
+            if self._data.__class__ is not np.ndarray:
+                raise TypeError(f"a tensor on {self.device} becomes no NumPy array by itself: copy it with t.numpy()")
+            return np.array(self._data, dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
         """The memory, for another library's ``from_dlpack``. Raises BufferError where a gradient would be lost."""
@@ -340,6 +342,9 @@ class Tensor:
         copy = Tensor(self._data.copy(), requires_grad=self.requires_grad)
         memo[id(self)] = copy
         return copy
+
+    def __copy__(self) -> Tensor:
+        return self.__deepcopy__({})  # an optimiser changes its parameters' arrays in place
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickling and copying give a leaf or constant of its own, without a gradient or a graph."""
@@ -379,13 +384,13 @@ class Tensor:
         return format(self.item(), spec) if spec and self._data.size == 1 else format(repr(self), spec)
 
     def __float__(self) -> float:
-        return float(self.item())  # type: ignore[arg-type]
+        return float(self.item())
 
     def __int__(self) -> int:
-        return int(self.item())  # type: ignore[arg-type]
+        return int(self.item())
 
     def __index__(self) -> int:
-        return operator.index(self.item())  # type: ignore[arg-type]
+        return operator.index(self.item())
 
 
 def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:

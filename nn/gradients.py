@@ -52,6 +52,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
 def _gradient_norm(gradients: list[Any], largest: float) -> tuple[Any, Any]:
     """The norm of all elements together; min(largest / norm, 1): as the kernel of this name."""
     xp = NAMESPACES[gradients[0].__class__]
+    gradients = [xp.ascontiguousarray(g) if 0 in g.strides else g for g in gradients]  # of one number vdot sums naively
     squares = [xp.vdot(g, g) for g in (g.astype(np.float32) if g.dtype.itemsize < 4 else g for g in gradients)]
     norm = as_array(functools.reduce(operator.add, squares) ** 0.5)
     return norm, xp.minimum(largest / (norm + 1e-6), 1.0)

@@ -179,10 +179,66 @@ def test_a_learning_rate_that_is_no_number_any_more_is_refused(value: Any) -> No
         return loss
 
     optimizer.param_groups[0]["lr"] = 0.1
-    with pytest.raises(mg.CaptureError, match="lr was a number, and is a"):  # noqa: PT012
-        for _ in range(4):
+    with pytest.raises(mg.CaptureError, match=r"lr (changes from call to call|is a longdouble of NumPy)"):  # noqa: PT012
+        for _ in range(12):
             step(X)
             optimizer.param_groups[0]["lr"] = 0.1
+
+
+@pytest.mark.parametrize("make", [nn.SGD, nn.Adam])
+@pytest.mark.parametrize("rate", [np.float64(0.1), np.float16(0.1), 1])
+def test_a_learning_rate_of_another_kind_that_the_step_itself_reads(rate: Any, make: Any) -> None:
+    """A number of NumPy computes in its own dtype: that is refused, and a whole number stays one."""
+
+    def train(capture: Any) -> list[Any]:
+        w = mg.tensor(np.ones(3, np.float32), requires_grad=True)
+        optimizer = make([w], 0.5)
+        group = optimizer.param_groups[0]
+
+        @capture
+        def step(x: Any) -> Any:
+            loss = (w * x).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            group["lr"] = group["lr"] * 0.5 if isinstance(group["lr"], float | np.floating) else group["lr"]
+            return loss, group["lr"]
+
+        found = []
+        for i in range(14):
+            if i == 6:
+                group["lr"] = rate
+            loss, lr = step(X.astype(np.float32))
+            found += [loss.item(), lr, type(lr), group["lr"], w.numpy().tolist()]
+        return found
+
+    if isinstance(rate, np.generic):
+        with pytest.raises(mg.CaptureError, match=r"lr is a float\d\d of NumPy, and the step itself reads or sets it"):
+            train(mg.capture)
+    else:
+        assert train(mg.capture) == train(lambda step: step)
+
+
+def test_a_learning_rate_of_numpy_that_the_optimiser_alone_reads() -> None:
+    def train(capture: Any) -> list[Any]:
+        w = mg.tensor(np.ones(3, np.float32), requires_grad=True)
+        optimizer = nn.Adam([w], 0.5)
+
+        @capture
+        def step(x: Any) -> mg.Tensor:
+            loss = (w * x).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        found = []
+        for i in range(14):
+            optimizer.param_groups[0]["lr"] = 0.1 * (1 + np.cos(i)) if i > 4 else 0.1
+            found.append(step(X.astype(np.float32)).item())
+        return found
+
+    assert train(mg.capture) == train(lambda step: step)
 
 
 def test_what_a_step_removes_and_what_is_frozen_is_put_back() -> None:

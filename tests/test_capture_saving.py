@@ -13,7 +13,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import OPTIMIZERS, batches, bits, mlp, replays, state, training_step
+from tests.training_steps import OPTIMIZERS, batches, bits, mlp, replays, state, training_step, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -69,6 +69,38 @@ def test_a_step_that_returns_its_own_gradients_is_saved(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert [bytes.fromhex(x) for x in found] == bits(*expected)
+
+
+@pytest.mark.parametrize("results", [0, 1, 2])
+def test_steps_whose_gradients_have_no_buffers_are_saved(tmp_path: Path, results: int) -> None:
+    """Those of an embedding, of a 0-d parameter and of a part are new arrays in each replay."""
+    embedding, scale = nn.Embedding(5, 3, rng=0), mg.tensor(np.float32(1.5), requires_grad=True)
+    w = mg.tensor(np.ones(4, np.float32), requires_grad=True)
+    optimizer = nn.Adam([*embedding.parameters(), scale, w], 0.01)
+
+    @mg.capture
+    def step(tokens: Any) -> Any:
+        loss = (embedding(tokens) * scale).sum() ** 2 + (w[np.array([0, 2, 2])] ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return [None, loss, (loss, loss * 2)][results]
+
+    tokens = np.array([0, 3, 3])
+    warm(step, tokens)
+    step.save(tmp_path / f"embedding_saved_{results}.py")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        module = importlib.import_module(f"embedding_saved_{results}")
+    finally:
+        sys.path.remove(str(tmp_path))
+    for i in range(4):
+        found, expected = module.step(tokens + i % 2), step(tokens + i % 2)
+        assert (found is None) == (expected is None)
+        if results:
+            assert bits(*([found] if results == 1 else found)) == bits(*([expected] if results == 1 else expected))
+    for name, p in (("scale", scale), ("w", w), ("embedding_weight", embedding.weight)):
+        assert bits(getattr(module, name)) == bits(p), name
 
 
 def test_saving_names_what_it_can_not_do(tmp_path: Path) -> None:

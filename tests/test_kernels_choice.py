@@ -175,6 +175,28 @@ def test_the_source_of_what_is_compiled_is_the_kernels_own() -> None:
         assert f"\ndef {kernel.__name__}(begin, end, " in text
 
 
+@pytest.mark.parametrize("module", ["numba.core.types", "numba.np", "numba.core.registry"])
+def test_an_interrupt_while_numba_is_imported_leaves_the_process_usable(module: str) -> None:
+    script = f"""
+import sys, numpy as np, microgradnd as mg
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r} and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+x = np.ones((100, 100), np.float32)
+try:
+    mg.gelu(x)
+except KeyboardInterrupt:
+    print("interrupted")
+print(mg.gelu(x).sum().item())
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[0] == "interrupted"
+    assert float(found.stdout.split()[1]) == pytest.approx(8413.4475, rel=1e-5)
+
+
 def test_every_compiled_function_is_used() -> None:
     """Kernels that nothing calls would not be tested here."""
     from microgradnd.kernels import numba_attention, numba_kernels, numba_matmul, numba_optimisers, numba_updates

@@ -213,6 +213,14 @@ def test_clip_grad_norm(dtype: Any, device: Any) -> None:
     assert nn.clip_grad_norm([r], 1.0).item() == 0
 
 
+def test_the_norm_of_one_number_in_all_places() -> None:
+    """Where an array has no strides, NumPy adds up one by one."""
+    p = mg.tensor(np.ones((637, 637), np.float32), requires_grad=True)
+    p.grad = np.broadcast_to(np.float32(0.3), p.shape)
+    with mg.kernels("numpy"):
+        assert nn.clip_grad_norm([p], 1e9).item() == pytest.approx(0.3 * 637, rel=1e-5)
+
+
 def test_clip_grad_norm_refuses() -> None:
     p = parameter([1.0])
     p.grad = np.array([np.inf])

@@ -418,3 +418,10 @@ def test_variance_without_degrees_of_freedom() -> None:
     with pytest.warns(RuntimeWarning):
         x.var(ddof=1).backward()
     assert np.isnan(x.grad.item())
+
+
+def test_einsum_refuses_what_numpy_does() -> None:
+    for subscripts in ("...i,i->", "...,i->i", "i...,i...->i"):
+        with pytest.raises(ValueError, match=r"einsum: .*the output has no \.\.\., for which an operand has axes"):
+            mg.einsum(subscripts, np.ones((3, 3)), np.ones(3))
+    assert mg.einsum("...i,i->", np.ones(3), np.ones(3)).item() == 3  # it stands for no axes

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
+import nn
 
 
 def test_construction_keeps_dtype_and_memory(device: Any) -> None:
@@ -258,6 +259,21 @@ def test_parameters_are_not_lost_by_operators_in_place(mode: Any) -> None:
     total *= 2.0
     total.backward()
     np.testing.assert_array_equal(w.grad.data, [4.0, 2.0])  # type: ignore[union-attr]
+
+
+def test_a_copy_of_a_parameter_stays_what_it_is() -> None:
+    p = mg.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = nn.SGD([p], lr=0.5)
+    for _ in range(2):
+        p.zero_grad()
+        (p * p).sum().backward()
+        optimizer.step()
+        copied = copy.copy(p)
+        assert copied.requires_grad
+        assert copied.grad is None
+        before = copied.numpy().copy()
+        p.data += 1.0
+        np.testing.assert_array_equal(copied.data, before)
 
 
 def test_in_looks_for_an_element() -> None:

@@ -16,8 +16,12 @@ def test_types_of_the_engine() -> None:
     assert_type(mg.softmax(y, axis=-1), mg.Tensor)
     assert_type(y.sum(axis=0, keepdims=True).T, mg.Tensor)
     assert_type(mg.concatenate([x, y]), mg.Tensor)
+    assert_type(np.ones(2) * x, mg.Tensor)
     y.sum().backward()
     assert_type(x.grad, mg.Tensor | None)
+    assert x.grad is not None
+    x.data -= 0.5 * x.grad.data
+    assert float(x.data.mean()) < 9 + y.sum().item()  # of what was assigned, and of numbers
     assert_type(x.shape, tuple[int, ...])
     value, _ = mg.value_and_grad(lambda t: mg.exp(t).sum())(x)
     assert_type(value, mg.Tensor)
@@ -44,6 +48,7 @@ def test_wrong_types_are_errors_for_the_checker_and_for_the_engine() -> None:
     for call in (
         lambda: mg.exp("a"),  # type: ignore[arg-type]
         lambda: x + "a",  # type: ignore[operator]
+        lambda: np.exp(x),  # type: ignore[call-overload]
         lambda: mg.softmax(x, dim=0),  # type: ignore[call-arg]
         lambda: mg.tensor(None),  # type: ignore[arg-type]
         lambda: nn.SGD(0.1, x),  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ def masked(x: Any, mask: Any, scale: float | None = None) -> Any:
         return masked(x, mask) * scale
     dtype = x.dtype
     bits = _BITS.get(dtype.char)
-    if bits is None or x.ndim == 0 or getattr(mask, "shape", None) != x.shape:
+    if bits is None or x.ndim == 0 or getattr(mask, "shape", None) != x.shape or mask.itemsize != 1:
         return np.where(mask, x, np.zeros((), dtype))
     return np.multiply(x.view(bits), mask.view(np.int8)).view(dtype)
 

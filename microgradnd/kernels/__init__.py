@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import warnings
 from typing import Any
 
@@ -100,6 +101,7 @@ def _loaded() -> Any:
     """The compiled functions; False without Numba."""
     if not installed():
         return False
+    before = set(sys.modules)
     try:
         # First: it sees whether the program has imported Numba.
         compiler = importlib.import_module(".numba_compiler", __name__)
@@ -111,3 +113,8 @@ def _loaded() -> Any:
             raise
         warnings.warn(f"Numba is installed but can't be imported, NumPy is used: {error}", RuntimeWarning, stacklevel=2)
         return False
+    except BaseException:  # Ctrl-C: a package that is there in part would stay so
+        for name in set(sys.modules) - before:
+            if name.startswith(("numba", "llvmlite", f"{__name__}.numba_")):
+                del sys.modules[name]
+        raise

@@ -149,7 +149,7 @@ def _within(x, a_min, a_max):
     """Where a_min <= x <= a_max; None leaves a side open."""
     above = True if a_min is None else x >= a_min
     below = True if a_max is None else x <= a_max
-    return above * below
+    return above & below
 
 
 def _over(xp, x, a_min, a_max):
@@ -159,7 +159,7 @@ def _over(xp, x, a_min, a_max):
 
 @primitive(
     x=lambda g, xp, x, a_min, a_max: xp.masked(g, _within(x, a_min, a_max)),
-    a_min=lambda g, xp, x, a_min, a_max: xp.masked(g, (x < a_min) * _within(a_min, None, a_max)),
+    a_min=lambda g, xp, x, a_min, a_max: xp.masked(g, (x < a_min) & _within(a_min, None, a_max)),
     a_max=lambda g, xp, x, a_min, a_max: xp.masked(g, _over(xp, x, a_min, a_max)),
 )
 def clip(xp: Any, x: Operand, a_min: Operand | None = None, a_max: Operand | None = None) -> Any:

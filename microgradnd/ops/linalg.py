@@ -140,4 +140,9 @@ def einsum(xp: Any, subscripts: str, *operands: Operand) -> Any:
     """
     if not isinstance(subscripts, str):
         raise TypeError(f"expected a string of subscripts such as 'ij,jk->ik' first, got {type(subscripts).__name__}")
+    terms, arrow, output = subscripts.replace(" ", "").partition("->")
+    if arrow and "..." not in output:  # NumPy sums over these axes where it looks for the best order
+        for term, x in zip(terms.split(","), operands, strict=False):
+            if "..." in term and np.ndim(x) > len(term) - 3:
+                raise ValueError(f"{subscripts}: the output has no ..., for which an operand has axes")
     return xp.einsum(subscripts, *operands, optimize=len(operands) > 1)

@@ -49,8 +49,9 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
 
     Args:
         step: any function of arrays, constant tensors, numbers, and lists, tuples and dicts of these; it may use and
-            change whatever it can reach. Its results are constants: no gradient flows through them. In replays they
-            are arrays of their own, also where the step returns a gradient.
+            change whatever it can reach. Its results are constants: no gradient flows through them. What a replay
+            computes is an array of its own, also where the step returns a gradient; an array that was there before is
+            returned as it is.
         max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
         graph: on a GPU, launch all of a replay at once, as a CUDA graph: for steps on CuPy arrays without numbers that
             change (learning rates, step counts, random numbers), such as predictions, or a loss and its gradients
@@ -62,9 +63,12 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
     refused. A branch on the value of a tensor (``if loss < 1:``) is looked at in each replay, and the step itself runs
     where it goes another way.
 
-    Not looked at: what the world outside of the program says, such as a file; locks and events; weak proxies; iterators
-    of itertools; attributes of objects that are numbers, strings or arrays too; names that are put together at run time
-    (``getattr(o, "a" + "b")`` is seen, an ``operator.attrgetter`` made elsewhere is not). While a call is recorded,
+    Not looked at: what the world outside of the program says, such as a file; functions of Python's library, NumPy and
+    microgradnd that are replaced (``mg.relu = f``); what is in objects of other libraries and of ctypes and
+    multiprocessing, such as PyTorch's tensors; locks and events; weak references to what nobody else holds any more;
+    weak proxies; iterators of itertools and over ``array.flat``; attributes of objects that are numbers, strings or
+    arrays too; values of enumerations; names that are put together at run time (``getattr(o, "a" + "b")`` is seen, an
+    ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not). While a call is recorded,
     other threads can't compute with what it reaches.
 
     Raises:

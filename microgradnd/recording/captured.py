@@ -59,7 +59,6 @@ class Captured(Generic[P, R]):
         self._lock = threading.RLock()  # buffers serve one call at a time
         self._executed: Executed | None = None  # what of the program it runs, once it has run
         self._once = False  # whether the last call was expected to do what the next one does not
-        self._fill = False  # whether the next call fills caches, without being recorded
         self._unused = 0  # recordings in a row before one of them was replayed
         self._warned = False
         self._merge = True  # whether equal step counts of an optimiser are read once for all of its parameters
@@ -207,8 +206,8 @@ class Captured(Generic[P, R]):
                     stacklevel=3,
                 )
             return cast("R", detached(self._step(*args, **kwargs)))
-        if self._executed is None or self._fill:
-            self._executed, self._fill = self._executed or Executed(self._step), False
+        if self._executed is None:
+            self._executed = Executed(self._step)
             with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return cast("R", detached(self._step(*args, **kwargs)))
         session = Session(self._step, args, kwargs, self._executed, self._merge)
@@ -216,7 +215,6 @@ class Captured(Generic[P, R]):
             self._once = True  # should the next call do it too, that is what the step does
         elif session.left_at is not None:  # an optimiser's first step, or what is never repeated
             self._reasons.append(session.left_at)
-            self._fill = session.cleared
         elif not session.met_functions:
             self._unused += 1
             self._once = False

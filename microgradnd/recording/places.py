@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 from array import array
@@ -19,13 +20,14 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic
 class Place:
     """Where a value is kept: an item of a list or dict, or an attribute (``cell_contents`` of a closure's cell)."""
 
-    __slots__ = ("is_guarded", "is_item", "key", "owner", "path", "role", "value")
+    __slots__ = ("is_guarded", "is_item", "is_typed", "key", "owner", "path", "role", "value")
 
     def __init__(self, owner: Any, key: Any, is_item: bool, path: str, role: str, value: Any) -> None:
         self.is_guarded = True
+        self.is_typed = False  # of a number, whether replays find one of the same type
         self.owner, self.key, self.is_item = owner, key, is_item
         self.path = path
-        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator", "number", "missing": empty
+        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator", "number"
         self.value = value
 
     def get(self) -> Any:
@@ -73,7 +75,9 @@ def snapshot(owner: Any) -> Any:
         return owner.get(None)
     if hasattr(type(owner), "__length_hint__"):
         return length_hint(owner)
-    if isinstance(owner, bytearray):
+    if isinstance(owner, functools._lru_cache_wrapper):
+        return cached_values(owner)
+    if isinstance(owner, bytearray | memoryview):
         return bytes(owner)
     return owner.tobytes() if isinstance(owner, np.ndarray | array) else tuple(owner)
 
@@ -84,7 +88,9 @@ def is_unchanged(owner: Any, content: Any) -> bool:
         return owner.get(None) is content
     if hasattr(type(owner), "__length_hint__"):
         return bool(length_hint(owner) == content)
-    if isinstance(owner, np.ndarray | array | bytearray):
+    if isinstance(owner, functools._lru_cache_wrapper):  # one with a size orders them by their use
+        return sorted(map(id, snapshot(owner))) == sorted(map(id, content))
+    if isinstance(owner, np.ndarray | array | bytearray | memoryview):
         return bool(snapshot(owner) == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))
 
@@ -104,17 +110,30 @@ WITHOUT_ATTRIBUTE = Look(lambda x, name: not hasattr(x, name), "not hasattr({}, 
 WHOLE = Look(is_unchanged, "is_unchanged({}, {})")
 
 
+def kind_of(key: Any) -> Look:
+    """Of a mapping the type of what lies there."""
+    return Look(lambda x, kind: type(x.get(key)) is kind, f"{{}}[{key!r}].__class__ is {{}}")
+
+
 def cached_values(cache: Any) -> list[Any]:
     """What a function with functools.lru_cache has kept: in a dict, or in links that are found with their contents."""
+    kept = dict_of(cache)
+    if kept is not None:
+        return list(kept.values())
     parts = [x for x in gc.get_referents(cache) if x is not vars(cache) and not isinstance(x, type)]
-    if cache.cache_info().maxsize is None:
-        return [x for part in parts if isinstance(part, dict) for x in part.values()]
     links = [
         part
         for part in parts
         if isinstance(part, dict) and {type(x).__name__ for x in part.values()} <= {"_lru_list_elem"}
     ]
     return [x for x in parts if not any(x is part for part in links)]
+
+
+def dict_of(cache: Any) -> dict[Any, Any] | None:
+    """The dict of results of a function with functools.cache; None for a cache of limited size."""
+    if cache.cache_info().maxsize is not None:
+        return None
+    return next(x for x in gc.get_referents(cache) if isinstance(x, dict) and x is not vars(cache))
 
 
 def random_state(generator: Any) -> Any:

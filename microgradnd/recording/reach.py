@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from threading import local
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from .places import (
     cached_values,
     is_equal,
     is_plain,
+    kind_of,
     snapshot,
 )
 from .scout import Executed, globals_in, is_users, modules_in, root_of
@@ -55,6 +56,11 @@ METHODS = ("__call__", "__getattr__")  # that are looked at as those that are ca
 FUNCTIONS = ("__func__", "fget", "fset", "func", "args", "keywords", "dispatcher")
 # What reads or writes attributes whose names are in no text.
 ANY_ATTRIBUTE = frozenset(["__dict__", "asdict", "astuple", "getattr", "replace", "vars"])
+# Objects of Python's own without attributes, which show what they hold, or go through it.
+THROUGH: tuple[type, ...] = (
+    type({}.keys()), type({}.values()), type({}.items()), enumerate, filter, map, zip,
+    type(functools.cmp_to_key(max)),
+)  # fmt: skip
 HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
 # Not looked into: what belongs to other libraries, and the machinery of Python itself.
 OPAQUE = frozenset([
@@ -78,7 +84,7 @@ class Reach:
         self._waiting: list[tuple[Any, str]] = []
         self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
         self._own = executed.own
-        self._names, self._executed = executed.names(), executed.globals
+        self._names, self._strings, self._executed = executed.names(), executed.strings(), executed.globals
         self._function(function, "")
         for code, scope in executed.globals.items():
             self._globals(code, scope)
@@ -269,13 +275,15 @@ class Reach:
                     self._value(part, f"{path}.")
         elif isinstance(value, functools._lru_cache_wrapper):
             self.caches.append(value)
+            self.looks.append((WHOLE, value, snapshot(value), f"the cache of {value.__name__}"))
             for part in cached_values(value):
                 self._value(part, path)
         elif type(value) is ref:
             self._value(value(), path)
-        elif isinstance(value, WeakKeyDictionary | WeakValueDictionary):
-            for part in value.values():
-                self._value(part, path)
+        elif isinstance(value, WeakKeyDictionary | WeakSet | WeakValueDictionary):
+            self._keep(value, "data", False, path)
+        elif isinstance(value, memoryview):
+            self.looks.append((WHOLE, value, snapshot(value), path))
         wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # of what a decorator made
         self._value(wrapped, f"{path}.")
         if wrapped is None or root_of(type(value).__module__) not in ("functools", "microgradnd"):
@@ -298,11 +306,14 @@ class Reach:
                 self.looks.append((LENGTH, value, len(value), path))
             for key in list(value) if isinstance(value, dict) else range(len(value)):
                 if (id(value), key) in self._numbers and isinstance(value[key], int | float | np.floating):
-                    self.places.append(Place(value, key, True, f"{path}.{key}", "number", value[key]))
+                    self._number(value, key, f"{path}.{key}")
                 else:
                     self._keep(value, key, True, f"{path}.{key}")
                 if not isinstance(key, PLAIN):
                     self._value(key, path)
+        elif isinstance(value, THROUGH):
+            for part in gc.get_referents(value):
+                self._value(part, path)
         elif hasattr(type(value), "__length_hint__"):  # an iterator, which a replay does not advance
             self.looks.append((WHOLE, value, snapshot(value), path))
         elif isinstance(value, tuple | set | frozenset | deque | array | bytearray):
@@ -311,6 +322,20 @@ class Reach:
             for i, part in enumerate(value):
                 self._value(part, f"{path}.{i}")
         self._object(value, path)
+
+    def _number(self, owner: Any, key: Any, path: str) -> None:
+        """One that replays read anew; as a float, unless the step's own functions name it."""
+        value = owner[key]
+        place = Place(owner, key, True, path, "number", value)
+        if key in self._strings:
+            if isinstance(value, np.generic):
+                raise CaptureError(
+                    f"capture: {path} is a {type(value).__name__} of NumPy, and the step itself reads or sets it; make "
+                    "it a number of Python, float(x)"
+                )
+            self.looks.append((kind_of(key), owner, type(value), path))
+            place.is_typed = True
+        self.places.append(place)
 
     def _tensor(self, tensor: Tensor, path: str) -> None:
         self._paths[id(tensor)] = path

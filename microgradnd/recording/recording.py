@@ -123,8 +123,9 @@ class Recording:
         numbers = {}
         for variable, places in effects.numbers.items():
             if variable in program.used:
-                counts = [place for place in places if id(place) in written_places]  # integers, which stay integers
-                numbers[variable] = text_of(counts[0]) if counts else f"float({text_of(places[0])})"
+                # Step counts and what the step names are what they are; of other numbers the optimiser takes the float.
+                exact = [place for place in places if place.is_typed or id(place) in written_places]
+                numbers[variable] = text_of(exact[0]) if exact else f"float({text_of(places[0])})"
         written = {text_of(place): number for place, number in (*effects.written, *effects.fixed)}
         self.merged = [places for places in effects.numbers.values() if len(places) > 1]
         wishes = {v: f"d_{session.short(place.path)}" for place, v in effects.gradients}
@@ -327,8 +328,8 @@ class Recording:
     # Saving
 
     def gives_new_arrays(self) -> bool:
-        """Whether replays read or leave arrays that are others each time."""
-        return bool(self.effects.loaded or self.effects.assigned or self.effects.given)
+        """Whether replays read arrays that are others each time, or leave some in the place of others."""
+        return bool(self.effects.loaded or self.effects.assigned)
 
     @property
     def kernels(self) -> list[str]:

@@ -122,8 +122,12 @@ class Executed:
         found = {name for code in self.globals for name in names_in(code)}
         patterns = any(x.opname == "MATCH_CLASS" for code in self.globals for x in dis.get_instructions(code))
         if patterns or BY_STRINGS & found:
-            found |= {name for code in self.globals for name in _strings_in(code.co_consts)}
+            found |= self.strings()
         return found | ({"__match_args__"} if patterns else set())
+
+    def strings(self) -> set[str]:
+        """All strings in their text that may be names."""
+        return {name for code in self.globals for name in _strings_in(code.co_consts)}
 
 
 def _strings_in(constants: tuple[Any, ...]) -> Iterator[str]:

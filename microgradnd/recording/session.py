@@ -24,7 +24,7 @@ from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
-from .places import GONE, PLAIN, Place, cached_values, random_state
+from .places import GONE, PLAIN, Place, cached_values, dict_of, random_state
 from .reach import HANDLES, Reach
 from .recorder import Recorder, flat
 from .results import Output, data_of, like, mapped
@@ -47,7 +47,6 @@ class Session:
         replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
         left_at: a place that was not there before and holds what the step computed, if there is one: what the step
             does next time is something else, then.
-        cleared: whether caches (functools.lru_cache), in which handles were, have been cleared.
         once: whether it does something that the next call is not likely to do.
         met_functions: whether functions ran that were not looked into before.
         sets: places of plain values that the step changes, with what it leaves there.
@@ -79,7 +78,6 @@ class Session:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
     ) -> None:
         known = len(executed.globals)
-        self.cleared = False
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
         self._recorder = Recorder(notes(function))
@@ -106,6 +104,8 @@ class Session:
                 self.finals = {id(place): _final(place) for place in kept}
             finally:
                 self._restore()
+        if self._recorder.trouble is not None:
+            raise self._recorder.trouble
         self.sets = self.reach.changed_plainly()
         for place, _ in self.sets:
             place.is_guarded = True  # what is set depends on what was there
@@ -138,7 +138,8 @@ class Session:
         if _random_states(self.reach) != drawn:
             raise CaptureError(
                 "capture: the step draws from a random generator of a module (random, np.random), from one of Python's "
-                "or from one in a tuple, which is not recorded; use a np.random.Generator"
+                "or from one in a tuple, as the defaults of a function are, which is not recorded; hand over a "
+                "np.random.Generator, or let the step find it under a name"
             )
 
     def short(self, path: str) -> str:
@@ -266,8 +267,8 @@ class Session:
         reach = self._everything()
         for cache in reach.caches:
             if any(_without_handles(part) is not part for part in cached_values(cache)):
-                cache.cache_clear()  # where in it they are is not known
-                self.left_at, self.cleared = f"the cache of {cache.__name__}", True
+                self._restore_cache(cache)
+                self.left_at = f"the cache of {cache.__name__}"
         for variable, path in reach.variables:
             if (bare := _without_handles(variable.get(None))) is not variable.get(None):
                 variable.set(bare)
@@ -281,6 +282,18 @@ class Session:
                     if (id(place.owner), place.key) not in known:
                         is_element = place.is_item and isinstance(place.key, int)
                         self.left_at = place.path.rpartition(".")[0] if is_element else place.path
+
+    def _restore_cache(self, cache: Any) -> None:
+        kept = dict_of(cache)
+        if kept is None:  # where in it the handles are is not known
+            cache.cache_clear()
+            self._recorder.trouble = CaptureError(
+                f"capture: {cache.__name__} kept an array of the step while a call was recorded, and its cache is "
+                "empty now; call it before the step, or let the cache have no limit (functools.cache)"
+            )
+            return
+        for key, value in kept.items():
+            kept[key] = _without_handles(value)
 
 
 def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

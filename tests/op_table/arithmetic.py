@@ -90,6 +90,8 @@ OPS = (
             shapes((3, 4), a_min=-0.5, a_max=None),
             Sample(((3, 4), np.full(4, -0.4), np.full((3, 1), 0.6))),
             Sample(((3, 4), None, np.full(4, 0.1))),
+            Sample(((3, 4), np.full(4, -0.4), None)),
+            Sample(((2, 3), np.array(0.2), None)),
             Sample(((3, 4), np.array(0.9), np.array(-0.9))),
             shapes((0, 3), a_min=-0.5, a_max=0.7),
         ),
