@@ -56,9 +56,12 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not callable(f):
         raise TypeError(f"grad: expected a function, got {f!r}")
-    if not all(hasattr(number, "__index__") and not isinstance(number, bool) for number in numbers):
-        raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}")
-    positions = tuple(map(operator.index, numbers))
+    try:
+        positions = tuple(map(operator.index, numbers))
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
+    except TypeError:
+        raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}") from None
     name = getattr(f, "__name__", type(f).__name__)
 
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
@@ -67,7 +70,7 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
         inputs = list(args)
         with enable_grad():
             for position in positions:
-                inputs[position] = _variable(name, args, position)
+                inputs[position] = variable(name, args, position)
             out = f(*inputs, **kwargs)
             variables = [inputs[position] for position in positions]
             gradients, outside = _gradients(name, out, variables, start, tracked)
@@ -78,7 +81,7 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
     return value_and_gradient
 
 
-def _variable(name: str, args: tuple[Any, ...], position: int) -> Tensor:
+def variable(name: str, args: tuple[Any, ...], position: int) -> Tensor:
     """The argument at ``position`` as a tensor whose node is new, so that its gradient is this call's alone."""
     if not -len(args) <= position < len(args):
         raise TypeError(f"grad: {name} got {len(args)} positional arguments, argnums asks for number {position}")
@@ -91,7 +94,9 @@ def _variable(name: str, args: tuple[Any, ...], position: int) -> Tensor:
     if isinstance(x, Tensor) and x.requires_grad:
         return alias(x)
     try:
-        return alias(Tensor(x, requires_grad=True))  # no parameter, so that f may say x += 1
+        tensor: Any = Tensor(x, requires_grad=True)
+        tensor._node.is_argument = True
+        return tensor  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise type(error)(f"grad: argument {position} of {name}: {error}") from None
 

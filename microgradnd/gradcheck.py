@@ -12,8 +12,7 @@ import numpy as np
 from .autograd import Node, enable_grad, no_grad, reachable
 from .backends import as_array
 from .dtypes import is_floating
-from .functional import grad
-from .ops import alias
+from .functional import grad, variable
 from .tensor import Tensor
 
 # Steps of the four-point formula (8 (f(x+h) - f(x-h)) - (f(x+2h) - f(x-2h))) / 12h: with h = eps^(1/5) its
@@ -107,14 +106,13 @@ def _check(
 def _evaluated(f: Callable[..., Tensor], values: list[Any], checked: tuple[int, ...], name: str) -> tuple[Tensor, str]:
     """The result of ``f``, and the operations that it recorded; refuses functions that are not functions."""
     with enable_grad():
-        tracked = [alias(Tensor(x, requires_grad=True)) if i in checked else x for i, x in enumerate(values)]
+        tracked = [variable(name, tuple(values), i) if i in checked else x for i, x in enumerate(values)]
         out, again = f(*tracked), f(*tracked)
     if not isinstance(out, Tensor) or out.dtype.kind != "f":
         raise TypeError(f"check_grads: {name} must return a floating-point tensor, got {out!r}")
     if not np.array_equal(out.numpy(), again.numpy(), equal_nan=True):
         raise AssertionError(f"check_grads: {name} gives different results for the same arguments")
     nodes = reachable(out._node) if out._node is not None else set()
-    nodes -= {tracked[i]._node for i in checked}
     calls = sorted((node for node in nodes if isinstance(node, Node)), key=lambda node: -node.order)
     return out.detach(), ", ".join(dict.fromkeys(node.op.name for node in calls)) or "none"
 

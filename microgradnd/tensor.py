@@ -338,18 +338,19 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A leaf or constant with values of its own, and no gradient yet."""
         if isinstance(self._node, Node):
-            raise RuntimeError("deepcopy: only leaves can be copied; use detach() first")
+            raise RuntimeError("copy, deepcopy: only leaves can be copied; use detach() first")
         copy = Tensor(self._data.copy(), requires_grad=self.requires_grad)
         memo[id(self)] = copy
         return copy
 
     def __copy__(self) -> Tensor:
-        return self.__deepcopy__({})  # an optimiser changes its parameters' arrays in place
+        """The same: an optimiser changes its parameters' arrays in place."""
+        return self.__deepcopy__({})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickling and copying give a leaf or constant of its own, without a gradient or a graph."""
+        """Pickling gives a leaf or constant of its own, without a gradient or a graph."""
         if isinstance(self._node, Node):
-            raise RuntimeError("pickle, copy: only leaves can be copied; use detach() first")
+            raise RuntimeError("pickle: only leaves can be copied; use detach() first")
         return Tensor, (self._data, None, self.requires_grad)
 
     def __init_subclass__(cls) -> None:

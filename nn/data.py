@@ -14,6 +14,7 @@ import microgradnd as mg
 from microgradnd import Tensor
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import default
+from microgradnd.dtypes import is_numeric
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -59,12 +60,16 @@ def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:
         ValueError: for no rows, and for features of another shape.
         TypeError: for masked arrays, and for what are no real numbers.
     """
-    arrays = [np.asarray(x) for x in (train, *others)]
+    given: list[Any] = [x.data if isinstance(x, Tensor) else x for x in (train, *others)]
+    arrays: list[Any] = [x if x.__class__ in NAMESPACES else np.asarray(x) for x in given]
     if any(isinstance(x, np.ma.MaskedArray) for x in (train, *others)):
         raise TypeError("standardize: got a masked array, whose mask would be lost; fill it first: x.filled(value)")
-    if any(x.dtype.kind not in "biufO" for x in arrays):
+    if any(x.dtype.kind == "c" or not (is_numeric(x.dtype) or x.dtype.hasobject) for x in arrays):
         raise TypeError(f"standardize: expected real numbers, got {', '.join(str(x.dtype) for x in arrays)}")
-    arrays = [x if x.dtype.kind == "f" else x.astype(np.float64) for x in arrays]
+    try:
+        arrays = [x if x.dtype.kind == "f" else x.astype(np.float64) for x in arrays]
+    except ValueError as error:  # of objects
+        raise TypeError(f"standardize: expected real numbers: {error}") from None
     if arrays[0].ndim == 0 or len(arrays[0]) == 0:
         raise ValueError(f"standardize: expected rows to take the mean of, got shape {arrays[0].shape}")
     for x in arrays[1:]:
@@ -95,7 +100,7 @@ def batches(
     Raises ValueError, before the first batch, for different numbers of rows and for batch sizes below 1, and TypeError
     for a ``shuffle`` that is neither True nor False.
     """
-    if not isinstance(shuffle, int | np.bool_) or shuffle not in (True, False):
+    if not isinstance(shuffle, int | np.integer | np.bool_) or shuffle not in (True, False):
         raise TypeError(f"batches: shuffle must be True or False, got {shuffle!r}; a generator is rng=...")
     X, y = (x if hasattr(x, "dtype") and not hasattr(x, "iloc") else np.asarray(x) for x in (X, y))
     if len(X) != len(y):

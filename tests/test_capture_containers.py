@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import weakref
 from collections.abc import Callable
@@ -54,6 +55,35 @@ def value_of_a_weak_key() -> Case:
     return lambda x: mg.tensor(x) * factors[key], lambda: factors.__setitem__(key, 3.0)
 
 
+def tensor_of_a_weak_value() -> Case:
+    factor = mg.tensor(np.ones(3))
+    factors = weakref.WeakValueDictionary({"a": factor})
+    return lambda x: mg.tensor(x) * factors["a"], lambda: setattr(factor, "data", np.full(3, 7.0))
+
+
+def attribute_of_a_weak_value() -> Case:
+    key = Key()
+    key.factor = 2.0  # type: ignore[attr-defined]
+    factors = weakref.WeakValueDictionary({"a": key})
+    return lambda x: mg.tensor(x) * factors["a"].factor, lambda: setattr(key, "factor", 5.0)  # type: ignore[attr-defined]
+
+
+def another_weak_value() -> Case:
+    keys = [mg.tensor(np.full(3, 2.0)), mg.tensor(np.full(3, 3.0))]
+    factors = weakref.WeakValueDictionary({"a": keys[0]})
+    return lambda x: mg.tensor(x) * factors["a"], lambda: factors.__setitem__("a", keys[1])
+
+
+def another_object_as_a_key() -> Case:
+    factors = {mg.tensor(np.ones(3)): 2.0, mg.tensor(np.ones(3)): 3.0}
+
+    def change() -> None:
+        factors.popitem()
+        factors[mg.tensor(np.full(3, 5.0))] = 3.0
+
+    return lambda x: product(x, factors), change
+
+
 def tensor_in_a_weak_set() -> Case:
     factor = mg.tensor(np.ones(3))
     factors = weakref.WeakSet([factor])
@@ -78,9 +108,9 @@ def closure_of_a_comparison() -> Case:
     return lambda x: mg.tensor(x) * sorted([2.0, 3.0], key=key)[0], lambda: sign.__setitem__(0, -1.0)
 
 
-def cleared_cache(size: int | None = None) -> Case:
+def cleared_cache() -> Case:
     w = np.ones(3)
-    table = functools.lru_cache(size)(lambda: w * 2)
+    table = functools.cache(lambda: w * 2)
 
     def change() -> None:
         w[...] = 5.0
@@ -89,14 +119,21 @@ def cleared_cache(size: int | None = None) -> Case:
     return lambda x: mg.tensor(x) * table(), change
 
 
+def cache_of_a_function_without_a_name() -> Case:
+    table = functools.cache(functools.partial(np.full, 3, 2.0))
+    w = [2.0]
+    return lambda x: mg.tensor(x) * table() * w[0], lambda: w.__setitem__(0, 3.0)
+
+
 CASES = (
     value_in_a_view_of_values, array_in_a_view_of_items, new_key_in_a_view_of_keys, value_of_a_weak_key,
+    tensor_of_a_weak_value, attribute_of_a_weak_value, another_weak_value, another_object_as_a_key,
     tensor_in_a_weak_set, another_one_in_a_weak_set, view_of_memory, closure_of_a_comparison,
-    cleared_cache, functools.partial(cleared_cache, 4),
+    cleared_cache, cache_of_a_function_without_a_name,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: getattr(case, "__name__", "cleared_cache_of_a_size"))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_what_is_behind_changes(case: Callable[[], Case]) -> None:
     changed_in_time(*case())
 
@@ -176,6 +213,36 @@ def test_weights_that_a_cache_keeps_from_the_beginning_of_a_task() -> None:
         return [step(X.astype(np.float32) * i, task).item() for i, task in enumerate("aaaabbbbaaccaab")]
 
     assert train(mg.capture) == train(lambda step: step)
+
+
+def test_a_cache_of_limited_size_that_is_cleared() -> None:
+    number = ctypes.c_double(2.0)  # which nothing looks at
+    table = functools.lru_cache(4)(lambda: np.full(3, number.value))
+    step = mg.capture(lambda x: mg.tensor(x) * table())
+    warm(step, X)
+    number.value = 5.0
+    np.testing.assert_array_equal(step(X).data, X * 2)
+    table.cache_clear()
+    np.testing.assert_array_equal(step(X).data, X * 5)
+
+
+@pytest.mark.parametrize("cached", [functools.cache, functools.lru_cache(64)])
+def test_caches_that_grow_leave_recordings_as_they_are(cached: Any) -> None:
+    positions = cached(lambda n: np.arange(float(n)))
+    step = mg.capture(lambda x: (mg.tensor(x) * positions(len(x))).sum(), max_recordings=32)
+    rng = np.random.default_rng(0)
+    for n in rng.integers(1, 16, 200).tolist():
+        assert step(np.ones(n)).item() == n * (n - 1) / 2
+        positions(int(rng.integers(1, 40)))
+    assert replays(step) >= 140
+
+
+def test_a_view_of_memory_that_has_been_released() -> None:
+    memory = memoryview(bytearray(b"12"))
+    memory.release()
+    step = mg.capture(lambda x: mg.tensor(x) * (2.0 if memory is not None else 3.0))
+    warm(step, X)
+    assert replays(step) >= 2
 
 
 def test_a_cache_of_limited_size_that_can_not_be_put_back_is_named() -> None:

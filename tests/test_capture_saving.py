@@ -79,8 +79,8 @@ def test_steps_whose_gradients_have_no_buffers_are_saved(tmp_path: Path, results
     optimizer = nn.Adam([*embedding.parameters(), scale, w], 0.01)
 
     @mg.capture
-    def step(tokens: Any) -> Any:
-        loss = (embedding(tokens) * scale).sum() ** 2 + (w[np.array([0, 2, 2])] ** 2).sum()
+    def step(step_and_gradients: Any) -> Any:
+        loss = (embedding(step_and_gradients) * scale).sum() ** 2 + (w[np.array([0, 2, 2])] ** 2).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 
+import microgradnd as mg
 import nn
 
 
@@ -103,6 +104,15 @@ def test_standardize_refuses():
         nn.standardize(np.full((4, 3), "1"))
     with pytest.raises(TypeError, match="expected real numbers"):
         nn.standardize(np.full((4, 3), 1j))
+    with pytest.raises(TypeError, match="expected real numbers: could not convert"):
+        nn.standardize(np.full((4, 3), "a", object))
+
+
+def test_standardize_takes_tensors_and_objects_that_are_numbers():
+    x = np.arange(12.0).reshape(4, 3)
+    expected = nn.standardize(x)
+    for given in (mg.tensor(x, requires_grad=True), x.astype(object), x.astype(int)):
+        np.testing.assert_array_equal(nn.standardize(given), expected)
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 5), (10, 1), (10, 10), (10, 99)])

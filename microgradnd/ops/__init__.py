@@ -5,10 +5,11 @@ As a namespace this stands in for NumPy's where a gradient is differentiated aga
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 from ..autograd import Leaf
-from ..backends import NAMESPACES, as_array
+from ..backends import NAMESPACES
 from ..operands import NUMBERS
 from ..tensor import Tensor
 from .activations import gelu, leaky_relu, relu, sigmoid, silu, swiglu
@@ -189,7 +190,7 @@ def _in_place(name: str) -> Any:
     """The operator ``t op= x``: for Python a new tensor; refused for a parameter, which would be lost by it."""
 
     def change(self: Tensor, other: Any) -> Any:
-        if self._node.__class__ is Leaf:
+        if isinstance(self._node, Leaf) and not self._node.is_argument:
             raise TypeError(
                 f"{name} in place: a parameter would be replaced by a new tensor; change its array, as in "
                 "w.data -= lr * w.grad.data, or give the new one a name of its own"
@@ -199,17 +200,17 @@ def _in_place(name: str) -> Any:
     return change
 
 
+SEQUENCES = (*NUMBERS, list, tuple, range, array, memoryview)  # and numbers: what is compared element by element
+
+
 def _comparing(operation: Any) -> Any:
     """The operator: of what is no array Python decides, by what the other object says, or whether it is the same."""
 
     def compare(self: Tensor, other: Any) -> Any:
         kind = other.__class__
-        if kind is not Tensor and kind not in NAMESPACES and not isinstance(other, NUMBERS):
-            try:
-                as_array(other)
-            except (TypeError, ValueError):
-                return NotImplemented
-        return operation(self, other)
+        if kind is Tensor or kind in NAMESPACES or isinstance(other, SEQUENCES) or hasattr(other, "__array__"):
+            return operation(self, other)
+        return NotImplemented
 
     return compare
 

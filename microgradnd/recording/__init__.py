@@ -65,7 +65,8 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
 
     Not looked at: what the world outside of the program says, such as a file; functions of Python's library, NumPy and
     microgradnd that are replaced (``mg.relu = f``); what is in objects of other libraries and of ctypes and
-    multiprocessing, such as PyTorch's tensors; locks and events; weak references to what nobody else holds any more;
+    multiprocessing, such as PyTorch's tensors; results that a cache (``lru_cache``) has dropped or is given later;
+    locks and events; weak references to what nobody else holds any more;
     weak proxies; iterators of itertools and over ``array.flat``; attributes of objects that are numbers, strings or
     arrays too; values of enumerations; names that are put together at run time (``getattr(o, "a" + "b")`` is seen, an
     ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not). While a call is recorded,
@@ -75,7 +76,8 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),
             values that change from call to call (``schedule.step()`` counts: call it after the step), random numbers
             and arrays that a recording does not see, arguments that require a gradient, kernels for CuPy arrays that
-            are not recorded, arrays on another GPU than CuPy's current one.
+            are not recorded, arrays on another GPU than CuPy's current one, arrays of the step that ``lru_cache`` with
+            a limit keeps while a call is recorded.
         TypeError: for what is no function, and for generator and coroutine functions.
         ValueError: for ``max_recordings`` below 1.
     """

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import gc
+import itertools
 import random
 from array import array
 from collections.abc import Callable
 from contextvars import ContextVar
-from operator import length_hint
+from operator import is_, length_hint
 from typing import Any, NamedTuple
 
 import numpy as np
 
+FIRST = 16  # results of a cache that are looked at
 GONE = object()  # what lies in a place that is there no more
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
 
@@ -75,9 +76,7 @@ def snapshot(owner: Any) -> Any:
         return owner.get(None)
     if hasattr(type(owner), "__length_hint__"):
         return length_hint(owner)
-    if isinstance(owner, functools._lru_cache_wrapper):
-        return cached_values(owner)
-    if isinstance(owner, bytearray | memoryview):
+    if isinstance(owner, bytearray):
         return bytes(owner)
     return owner.tobytes() if isinstance(owner, np.ndarray | array) else tuple(owner)
 
@@ -88,9 +87,9 @@ def is_unchanged(owner: Any, content: Any) -> bool:
         return owner.get(None) is content
     if hasattr(type(owner), "__length_hint__"):
         return bool(length_hint(owner) == content)
-    if isinstance(owner, functools._lru_cache_wrapper):  # one with a size orders them by their use
-        return sorted(map(id, snapshot(owner))) == sorted(map(id, content))
-    if isinstance(owner, np.ndarray | array | bytearray | memoryview):
+    if isinstance(owner, memoryview):
+        return bool(bytes(owner) == content)
+    if isinstance(owner, np.ndarray | array | bytearray):
         return bool(snapshot(owner) == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))
 
@@ -104,15 +103,40 @@ class Look(NamedTuple):
 
 LENGTH = Look(lambda x, n: len(x) == n, "len({}) == {}")
 KEYS = Look(lambda x, keys: [*x] == keys, "[*{}] == {}")  # and their order
+SAME = Look(lambda x, ids: [*map(id, x)] == ids, "[*map(id, {})] == {}")  # keys that are objects, and their order
 WITHOUT = Look(lambda x, names: x.keys().isdisjoint(names), "{}.keys().isdisjoint({})")
 WITHOUT_KEY = Look(lambda x, name: name not in x, "{1} not in {0}")
 WITHOUT_ATTRIBUTE = Look(lambda x, name: not hasattr(x, name), "not hasattr({}, {})")
 WHOLE = Look(is_unchanged, "is_unchanged({}, {})")
 
 
+def beginning_of(cache: Any) -> Any:
+    """What shows whether a function's cache has been cleared: its first results, or how many it has computed.
+
+    One that grows, or drops what it has no room for, goes on.
+    """
+    kept = dict_of(cache)
+    return cache.cache_info().misses if kept is None else [*itertools.islice(kept.values(), FIRST)]
+
+
+def is_uncleared(cache: Any, beginning: Any) -> bool:
+    """Whether a function's cache still begins as :func:`beginning_of` says."""
+    kept = dict_of(cache)
+    if kept is None:
+        return bool(cache.cache_info().misses >= beginning)
+    return len(kept) >= len(beginning) and all(map(is_, beginning, kept.values()))
+
+
+CACHE = Look(is_uncleared, "is_uncleared({}, {})")
+
+
 def kind_of(key: Any) -> Look:
-    """Of a mapping the type of what lies there."""
-    return Look(lambda x, kind: type(x.get(key)) is kind, f"{{}}[{key!r}].__class__ is {{}}")
+    """The type of what a dict or list has there."""
+
+    def holds(x: Any, kind: type) -> bool:
+        return type(x.get(key) if isinstance(x, dict) else x[key]) is kind
+
+    return Look(holds, f"{{}}[{key!r}].__class__ is {{}}")
 
 
 def cached_values(cache: Any) -> list[Any]:

@@ -7,6 +7,7 @@ replays read anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -29,15 +30,18 @@ from .active import CaptureError
 from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import is_array, is_on_device
 from .places import (
+    CACHE,
     KEYS,
     LENGTH,
     PLAIN,
+    SAME,
     WHOLE,
     WITHOUT,
     WITHOUT_ATTRIBUTE,
     WITHOUT_KEY,
     Look,
     Place,
+    beginning_of,
     cached_values,
     is_equal,
     is_plain,
@@ -74,8 +78,10 @@ class Reach:
     def __init__(self, function: Callable[..., Any], args: Any, executed: Executed) -> None:
         self.places: list[Place] = []
         self.looks: list[tuple[Look, Any, Any, str]] = []  # how, at what, what is expected, its path
+        self.kinds: list[tuple[Look, Any, Any, str]] = []  # the same for the types of numbers, which a step may change
+        self.refusal: str | None = None  # why what is there can't be recorded
         self.variables: list[tuple[ContextVar[Any], str]] = []
-        self.caches: list[Any] = []  # functions with functools.lru_cache
+        self.caches: list[tuple[Any, str]] = []  # functions with functools.lru_cache
         self.without_place: list[Any] = []  # random generators that get no handle, such as those in tuples
         self._seen: dict[int, Any] = {}
         self._kept: set[tuple[int, Any]] = set()
@@ -111,7 +117,7 @@ class Reach:
     def changed_otherwise(self) -> str | None:
         """Something else that is not what it was, if there is one: by its path."""
         changed = (place.path for place, value in self._changed() if not _are_plain(place.value, value))
-        return next(itertools.chain(changed, self.different()), None)
+        return next(itertools.chain(changed, _different(self.looks)), None)
 
     def _changed(self) -> Iterator[tuple[Place, Any]]:
         for place in self.of_role("plain"):
@@ -121,7 +127,7 @@ class Reach:
 
     def different(self) -> Iterator[str]:
         """The paths of what has another length, order or content as a whole, and of what was not there before."""
-        return (path for look, x, expected, path in self.looks if not look.holds(x, expected))
+        return _different([*self.looks, *self.kinds])
 
     def _go_on(self) -> None:
         while self._waiting:
@@ -274,16 +280,18 @@ class Reach:
                 if name == "dispatcher" or not isinstance(part, FunctionType) or self._has_run(part):
                     self._value(part, f"{path}.")
         elif isinstance(value, functools._lru_cache_wrapper):
-            self.caches.append(value)
-            self.looks.append((WHOLE, value, snapshot(value), f"the cache of {value.__name__}"))
+            path = f"the cache of {getattr(value, '__name__', path)}"
+            self.caches.append((value, path))
+            self.looks.append((CACHE, value, beginning_of(value), path))
             for part in cached_values(value):
                 self._value(part, path)
-        elif type(value) is ref:
+        elif isinstance(value, ref):
             self._value(value(), path)
         elif isinstance(value, WeakKeyDictionary | WeakSet | WeakValueDictionary):
             self._keep(value, "data", False, path)
         elif isinstance(value, memoryview):
-            self.looks.append((WHOLE, value, snapshot(value), path))
+            with contextlib.suppress(ValueError):  # it has been released
+                self.looks += [(WHOLE, value, bytes(value), path)] if value.nbytes <= MOST else []
         wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # of what a decorator made
         self._value(wrapped, f"{path}.")
         if wrapped is None or root_of(type(value).__module__) not in ("functools", "microgradnd"):
@@ -301,7 +309,8 @@ class Reach:
             self._value(gc.get_referents(value)[0], path)  # what it shows
         elif isinstance(value, list | dict) or (isinstance(value, deque) and not all(map(is_plain, value))):
             if isinstance(value, dict) and len(value) > 1:
-                self.looks.append((KEYS, value, [*value], path))
+                plain = all(isinstance(key, PLAIN) for key in value)
+                self.looks.append((KEYS, value, [*value], path) if plain else (SAME, value, [*map(id, value)], path))
             else:
                 self.looks.append((LENGTH, value, len(value), path))
             for key in list(value) if isinstance(value, dict) else range(len(value)):
@@ -329,11 +338,11 @@ class Reach:
         place = Place(owner, key, True, path, "number", value)
         if key in self._strings:
             if isinstance(value, np.generic):
-                raise CaptureError(
-                    f"capture: {path} is a {type(value).__name__} of NumPy, and the step itself reads or sets it; make "
-                    "it a number of Python, float(x)"
+                self.refusal = (
+                    f"capture: {path} is a {type(value).__name__} of NumPy, and the step itself names {key}; make it a "
+                    "number of Python, float(x)"
                 )
-            self.looks.append((kind_of(key), owner, type(value), path))
+            self.kinds.append((kind_of(key), owner, type(value), path))
             place.is_typed = True
         self.places.append(place)
 
@@ -404,6 +413,10 @@ class Reach:
 def _is_recorded(x: Any) -> bool:
     """Whether x is an array that gets a handle, or one."""
     return type(x) is np.ndarray or is_on_device(x) or type(x) is RecordedArray
+
+
+def _different(looks: list[tuple[Look, Any, Any, str]]) -> Iterator[str]:
+    return (path for look, x, expected, path in looks if not look.holds(x, expected))
 
 
 def _in_tuples(x: Any) -> Iterator[Any]:

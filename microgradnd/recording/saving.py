@@ -95,8 +95,11 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
     source, returned = recording.source, len(recording.effects.results)
     if recording.effects.given:  # gradients in arrays of their own: of a module nobody asks for them
         parameters = ", ".join(recording.parameters)
-        source = source.replace("\ndef step(", "\ndef step_and_gradients(", 1)
-        call = f"step_and_gradients({parameters})"
+        name = "step_and_gradients"
+        while name in source:
+            name += "_"
+        source = source.replace("\ndef step(", f"\ndef {name}(", 1)
+        call = f"{name}({parameters})"
         body = {0: call, 1: f"return {call}[0]"}.get(returned, f"return {call}[:{returned}]")
         source += f"\n\ndef step({parameters}):\n    {body}\n"
     return "\n".join([*lines, *(f"\n\n{text}" for text in definitions.values()), "", "", source])

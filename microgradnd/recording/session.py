@@ -80,6 +80,8 @@ class Session:
         known = len(executed.globals)
         self._everything = lambda: Reach(function, (*args, *kwargs.values()), executed)
         self.reach = self._everything()
+        if self.reach.refusal is not None:
+            raise CaptureError(self.reach.refusal)
         self._recorder = Recorder(notes(function))
         self._generators: dict[int, RecordedGenerator] = {}
         self.left_at: str | None = None
@@ -265,10 +267,10 @@ class Session:
         expected = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
         known = {(id(place.owner), place.key) for place in expected}
         reach = self._everything()
-        for cache in reach.caches:
+        for cache, path in reach.caches:
             if any(_without_handles(part) is not part for part in cached_values(cache)):
-                self._restore_cache(cache)
-                self.left_at = f"the cache of {cache.__name__}"
+                self._restore_cache(cache, path)
+                self.left_at = path
         for variable, path in reach.variables:
             if (bare := _without_handles(variable.get(None))) is not variable.get(None):
                 variable.set(bare)
@@ -283,13 +285,13 @@ class Session:
                         is_element = place.is_item and isinstance(place.key, int)
                         self.left_at = place.path.rpartition(".")[0] if is_element else place.path
 
-    def _restore_cache(self, cache: Any) -> None:
+    def _restore_cache(self, cache: Any, path: str) -> None:
         kept = dict_of(cache)
         if kept is None:  # where in it the handles are is not known
             cache.cache_clear()
             self._recorder.trouble = CaptureError(
-                f"capture: {cache.__name__} kept an array of the step while a call was recorded, and its cache is "
-                "empty now; call it before the step, or let the cache have no limit (functools.cache)"
+                f"capture: {path} kept an array of the step while a call was recorded, and is empty now; call the "
+                "function before the step, or let its cache have no limit (functools.cache)"
             )
             return
         for key, value in kept.items():

@@ -28,7 +28,7 @@ class Watch:
             key = "" if type(place.key) in (str, int) else f"key_{i}"  # of others the text is no expression
             self.scope |= {key: place.key} if key else {}
             self.conditions.append(f"{place.expression(self._name(place.owner), key)} is value_{i}")
-        for i, (look, x, expected, _) in enumerate(reach.looks):
+        for i, (look, x, expected, _) in enumerate([*reach.looks, *reach.kinds]):
             text = repr(expected)
             if look is WHOLE or type(expected) not in (int, str):  # some are compared by being the same object
                 text = f"expected_{i}"
