@@ -150,6 +150,8 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:  # Any: to what was assigned type checkers would narrow it
+        if isinstance(self._node, Leaf) and self._node.is_argument:
+            raise RuntimeError("data: the argument of a function that is differentiated was given other values")
         if value is self._data:
             record_of(value)[1] = next_change()
         if isinstance(self._node, Node):
@@ -214,6 +216,10 @@ class Tensor:
             if not value:
                 raise RuntimeError("requires_grad: only a leaf can be changed; use detach() for a constant copy")
         elif not value:
+            if self._node is not None and self._node.is_argument:
+                raise RuntimeError(
+                    "requires_grad: the argument of a function that is differentiated needs its gradient"
+                )
             self._node = None
         elif self._node is None:
             if not is_floating(self._data.dtype):

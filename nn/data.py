@@ -64,7 +64,7 @@ def standardize(train: npt.ArrayLike, *others: npt.ArrayLike) -> Any:
     arrays: list[Any] = [x if x.__class__ in NAMESPACES else np.asarray(x) for x in given]
     if any(isinstance(x, np.ma.MaskedArray) for x in (train, *others)):
         raise TypeError("standardize: got a masked array, whose mask would be lost; fill it first: x.filled(value)")
-    if any(x.dtype.kind == "c" or not (is_numeric(x.dtype) or x.dtype.hasobject) for x in arrays):
+    if any(x.dtype.kind == "c" or not (is_numeric(x.dtype) or x.dtype.kind == "O") for x in arrays):
         raise TypeError(f"standardize: expected real numbers, got {', '.join(str(x.dtype) for x in arrays)}")
     try:
         arrays = [x if x.dtype.kind == "f" else x.astype(np.float64) for x in arrays]

@@ -226,6 +226,32 @@ def test_a_cache_of_limited_size_that_is_cleared() -> None:
     np.testing.assert_array_equal(step(X).data, X * 5)
 
 
+@pytest.mark.parametrize("cached", [functools.cache, functools.lru_cache(8)])
+@pytest.mark.parametrize("refill", [False, True])
+def test_a_cache_that_is_cleared_several_times(cached: Any, refill: bool) -> None:
+    number = ctypes.c_double(1.0)
+    table = cached(lambda: np.full(3, number.value))
+    step = mg.capture(lambda x: mg.tensor(x) * table())
+    for i in range(24):
+        if i % 4 == 0:
+            number.value += 1.0
+            table.cache_clear()
+            if refill:
+                table()
+        np.testing.assert_array_equal(step(X).data, X * number.value)
+    assert replays(step) >= 6
+
+
+def test_keys_that_are_tuples_may_be_other_ones_that_are_equal() -> None:
+    factors = {(0, 1): 2.0, (1, 2): 3.0}
+    step = mg.capture(lambda x: product(x, factors.values()))
+    for _ in range(14):
+        factors.clear()
+        factors.update({(i, i + 1): 2.0 + i for i in range(2)})
+        np.testing.assert_array_equal(step(X).data, X * 6)
+    assert replays(step) >= 8
+
+
 @pytest.mark.parametrize("cached", [functools.cache, functools.lru_cache(64)])
 def test_caches_that_grow_leave_recordings_as_they_are(cached: Any) -> None:
     positions = cached(lambda n: np.arange(float(n)))
@@ -235,6 +261,28 @@ def test_caches_that_grow_leave_recordings_as_they_are(cached: Any) -> None:
         assert step(np.ones(n)).item() == n * (n - 1) / 2
         positions(int(rng.integers(1, 40)))
     assert replays(step) >= 140
+
+
+def test_all_that_is_looked_at_is_known_to_the_fast_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [functools.cache(lambda: 2.0), functools.lru_cache(4)(lambda: 3.0)]
+    keys = {mg.tensor(1.0): 1.0, mg.tensor(2.0): 2.0}
+    view, settings = memoryview(bytearray(200_000)), weakref.WeakSet([tables[0]])
+    step = mg.capture(lambda x: x * (tables[0]() + tables[1]() + len(keys) + view[0] + len(settings)))
+    warm(step, X)
+    monkeypatch.setattr(type(step), "_search", lambda *args: pytest.fail("the conditions do not hold"))
+    np.testing.assert_array_equal(step(X), X * 8)
+
+
+def test_a_view_of_memory_that_changes_and_is_released() -> None:
+    memory = bytearray(200_000)
+    view = memoryview(memory)
+    step = mg.capture(lambda x: mg.tensor(x) + float(view[0] if view.nbytes else 0))
+    warm(step, X)
+    memory[0] = 7
+    np.testing.assert_array_equal(step(X).data, X + 7)
+    view.release()
+    with pytest.raises(ValueError, match="released memoryview"):
+        step(X)
 
 
 def test_a_view_of_memory_that_has_been_released() -> None:

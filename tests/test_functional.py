@@ -116,6 +116,26 @@ def test_dtypes_and_devices_are_kept(device: Any) -> None:
         assert type(gradient.data) is device.xp.ndarray
 
 
+def test_arguments_keep_their_values() -> None:
+    """Else the gradient would be that for other values than were handed over."""
+
+    def assigned(x: mg.Tensor) -> mg.Tensor:
+        x.data = x.data * 2
+        return x * x
+
+    def in_place(x: mg.Tensor) -> mg.Tensor:
+        x.data *= 2
+        return x * x
+
+    def constant(x: mg.Tensor) -> mg.Tensor:
+        x.requires_grad = False
+        return x * x
+
+    for f in (assigned, in_place, constant):
+        with pytest.raises(RuntimeError, match="the argument of a function that is differentiated"):
+            mg.grad(f)(np.array(1.0))
+
+
 def test_arguments_may_be_changed_by_operators_in_place() -> None:
     """They are no parameters: the name stands for another tensor afterwards."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import copy
 import operator
@@ -243,6 +244,9 @@ def test_equality_with_what_is_no_array_is_pythons() -> None:
     np.testing.assert_array_equal((t == [1.0, 3.0]).data, [True, False])
     np.testing.assert_array_equal((t != np.float32(1.0)).data, [False, True])
     np.testing.assert_array_equal((t == range(1, 3)).data, [True, True])
+    np.testing.assert_array_equal((t == collections.deque([1.0, 3.0])).data, [True, False])
+    for other in (np.str_("a"), np.datetime64("2020"), np.ndarray, mg.Tensor):
+        assert (t == other) is False
     for odd in ([1.0, None], ["a", "b"], [[1], [2, 3]], np.ma.masked_less([1.0, 3.0], 2)):
         with pytest.raises((TypeError, ValueError), match="equal: y: "):
             t == odd  # noqa: B015

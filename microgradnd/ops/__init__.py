@@ -6,7 +6,10 @@ As a namespace this stands in for NumPy's where a gradient is differentiated aga
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from typing import Any
+
+import numpy as np
 
 from ..autograd import Leaf
 from ..backends import NAMESPACES
@@ -200,7 +203,9 @@ def _in_place(name: str) -> Any:
     return change
 
 
-SEQUENCES = (*NUMBERS, list, tuple, range, array, memoryview)  # and numbers: what is compared element by element
+# What is compared element by element, besides what becomes an array; but no kinds and no names.
+SEQUENCES = (*NUMBERS, list, tuple, range, array, bytearray, deque, memoryview)
+OTHERS = (type, np.character, np.datetime64, np.timedelta64)
 
 
 def _comparing(operation: Any) -> Any:
@@ -208,9 +213,11 @@ def _comparing(operation: Any) -> Any:
 
     def compare(self: Tensor, other: Any) -> Any:
         kind = other.__class__
-        if kind is Tensor or kind in NAMESPACES or isinstance(other, SEQUENCES) or hasattr(other, "__array__"):
+        if kind is Tensor or kind in NAMESPACES or isinstance(other, SEQUENCES):
             return operation(self, other)
-        return NotImplemented
+        return (
+            operation(self, other) if hasattr(other, "__array__") and not isinstance(other, OTHERS) else NotImplemented
+        )
 
     return compare
 

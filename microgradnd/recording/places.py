@@ -88,10 +88,20 @@ def is_unchanged(owner: Any, content: Any) -> bool:
     if hasattr(type(owner), "__length_hint__"):
         return bool(length_hint(owner) == content)
     if isinstance(owner, memoryview):
-        return bool(bytes(owner) == content)
+        try:
+            return bool(bytes(owner) == content)
+        except ValueError:  # it has been released
+            return False
     if isinstance(owner, np.ndarray | array | bytearray):
         return bool(snapshot(owner) == content)
     return len(owner) == len(content) and all(x is y or is_equal(x, y) for x, y in zip(owner, content, strict=True))
+
+
+def are_keys(owner: Any, keys: list[Any]) -> bool:
+    """Whether a dict has these keys in this order; of tensors, whose == is no answer, the same ones."""
+    return len(owner) == len(keys) and all(
+        x is y or (type(x) is type(y) and hash(x) == hash(y) and bool(x == y)) for x, y in zip(owner, keys, strict=True)
+    )
 
 
 class Look(NamedTuple):
@@ -103,7 +113,7 @@ class Look(NamedTuple):
 
 LENGTH = Look(lambda x, n: len(x) == n, "len({}) == {}")
 KEYS = Look(lambda x, keys: [*x] == keys, "[*{}] == {}")  # and their order
-SAME = Look(lambda x, ids: [*map(id, x)] == ids, "[*map(id, {})] == {}")  # keys that are objects, and their order
+SAME = Look(are_keys, "are_keys({}, {})")  # keys that are objects, and their order
 WITHOUT = Look(lambda x, names: x.keys().isdisjoint(names), "{}.keys().isdisjoint({})")
 WITHOUT_KEY = Look(lambda x, name: name not in x, "{1} not in {0}")
 WITHOUT_ATTRIBUTE = Look(lambda x, name: not hasattr(x, name), "not hasattr({}, {})")
@@ -111,20 +121,27 @@ WHOLE = Look(is_unchanged, "is_unchanged({}, {})")
 
 
 def beginning_of(cache: Any) -> Any:
-    """What shows whether a function's cache has been cleared: its first results, or how many it has computed.
+    """What shows whether a function's cache has been cleared: its first results; of a limited one all, and its count.
 
     One that grows, or drops what it has no room for, goes on.
     """
     kept = dict_of(cache)
-    return cache.cache_info().misses if kept is None else [*itertools.islice(kept.values(), FIRST)]
+    if kept is not None:
+        return [*itertools.islice(kept.values(), FIRST)]
+    return cache.cache_info().misses, cached_values(cache)
 
 
 def is_uncleared(cache: Any, beginning: Any) -> bool:
-    """Whether a function's cache still begins as :func:`beginning_of` says."""
+    """Whether a function's cache still begins as :func:`beginning_of` says; one that was empty has to be."""
     kept = dict_of(cache)
-    if kept is None:
-        return bool(cache.cache_info().misses >= beginning)
-    return len(kept) >= len(beginning) and all(map(is_, beginning, kept.values()))
+    if kept is not None:
+        same = len(kept) >= len(beginning) and all(map(is_, beginning, kept.values()))
+        return same and bool(kept) == bool(beginning)
+    misses, values = beginning
+    now = cache.cache_info()
+    if now.misses < misses or bool(now.misses) != bool(misses):
+        return False
+    return now.currsize == now.maxsize or {*map(id, values)} <= {*map(id, cached_values(cache))}
 
 
 CACHE = Look(is_uncleared, "is_uncleared({}, {})")

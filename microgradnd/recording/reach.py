@@ -291,7 +291,7 @@ class Reach:
             self._keep(value, "data", False, path)
         elif isinstance(value, memoryview):
             with contextlib.suppress(ValueError):  # it has been released
-                self.looks += [(WHOLE, value, bytes(value), path)] if value.nbytes <= MOST else []
+                self.looks.append((WHOLE, value, bytes(value), path))
         wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # of what a decorator made
         self._value(wrapped, f"{path}.")
         if wrapped is None or root_of(type(value).__module__) not in ("functools", "microgradnd"):
@@ -310,7 +310,7 @@ class Reach:
         elif isinstance(value, list | dict) or (isinstance(value, deque) and not all(map(is_plain, value))):
             if isinstance(value, dict) and len(value) > 1:
                 plain = all(isinstance(key, PLAIN) for key in value)
-                self.looks.append((KEYS, value, [*value], path) if plain else (SAME, value, [*map(id, value)], path))
+                self.looks.append((KEYS if plain else SAME, value, [*value], path))
             else:
                 self.looks.append((LENGTH, value, len(value), path))
             for key in list(value) if isinstance(value, dict) else range(len(value)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .places import GONE, WHOLE, Place, is_equal, is_unchanged
+from .places import GONE, WHOLE, Place, are_keys, is_equal, is_unchanged, is_uncleared
 from .reach import Reach
 
 
@@ -20,7 +20,7 @@ class Watch:
         guarded = reach.of_role("plain", "array", "tuple", "generator")
         self.places = [x for x in guarded if x.is_guarded and id(x) not in ignored]
         self._reach = reach
-        self.scope: dict[str, Any] = {"is_unchanged": is_unchanged}
+        self.scope: dict[str, Any] = {f.__name__: f for f in (are_keys, is_unchanged, is_uncleared)}
         self.conditions: list[str] = []
         self._owners: dict[int, str] = {}
         for i, place in enumerate(self.places):
