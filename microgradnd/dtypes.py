@@ -11,7 +11,7 @@ import numpy as np
 
 NARROW = ("e", "E")  # float16 and bfloat16
 BFLOAT16 = "E"
-OTHERS = 256  # numbers of dtypes that are not NumPy's own: floats of 8 bits
+FOREIGN = 256  # from here on dtypes are other libraries', such as floats of 8 bits
 
 
 def is_floating(dtype: Any) -> bool:
@@ -21,7 +21,7 @@ def is_floating(dtype: Any) -> bool:
 
 def is_numeric(dtype: Any) -> bool:
     """Whether a tensor can have this dtype: booleans, integers, floats and complex numbers of NumPy, bfloat16."""
-    return bool(dtype.kind in "biufc" and dtype.num < OTHERS) or bool(dtype.char == BFLOAT16)
+    return bool(dtype.kind in "biufc" and dtype.num < FOREIGN) or bool(dtype.char == BFLOAT16)
 
 
 def is_narrow(dtype: Any) -> bool:

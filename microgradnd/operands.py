@@ -8,7 +8,7 @@ import numpy as np
 
 from .backends import NAMESPACES, as_array
 from .devices import refuse_several_devices
-from .dtypes import BFLOAT16, OTHERS
+from .dtypes import BFLOAT16, FOREIGN
 from .tensor import Tensor, constant
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def operand(x: Any, operation: Operation, argument: str) -> Any:
     Python numbers stay Python numbers, so that NumPy's promotion keeps the other operand's dtype.
     """
     xp = NAMESPACES.get(x.__class__)
-    if xp is not None and ((x.dtype.kind in "biufc" and x.dtype.num < OTHERS) or x.dtype.char == BFLOAT16):
+    if xp is not None and ((x.dtype.kind in "biufc" and x.dtype.num < FOREIGN) or x.dtype.char == BFLOAT16):
         return xp.asarray(x)  # itself, or what stands for it in a recording
     if isinstance(x, NUMBERS):
         return x

@@ -143,8 +143,9 @@ class Tensor:
         the old values raises RuntimeError instead of giving a wrong gradient. (Writing through an index,
         ``t.data[0] = 1``, goes unnoticed.)
 
-        Raises, when assigned to, RuntimeError for the result of an operation that needs a gradient, ValueError
-        for another shape, TypeError for values that can't be converted.
+        Raises, when assigned to, RuntimeError for the result of an operation that needs a gradient, and for the
+        argument of a function that is differentiated; ValueError for another shape; TypeError for values that can't be
+        converted.
         """
         return self._data
 

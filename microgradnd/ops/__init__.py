@@ -203,9 +203,9 @@ def _in_place(name: str) -> Any:
     return change
 
 
-# What is compared element by element, besides what becomes an array; but no kinds and no names.
+# What is compared element by element, besides what becomes an array; and what becomes one, but of no numbers.
 SEQUENCES = (*NUMBERS, list, tuple, range, array, bytearray, deque, memoryview)
-OTHERS = (type, np.character, np.datetime64, np.timedelta64)
+NO_NUMBERS = (type, np.character, np.datetime64, np.timedelta64)
 
 
 def _comparing(operation: Any) -> Any:
@@ -213,11 +213,10 @@ def _comparing(operation: Any) -> Any:
 
     def compare(self: Tensor, other: Any) -> Any:
         kind = other.__class__
-        if kind is Tensor or kind in NAMESPACES or isinstance(other, SEQUENCES):
+        known = kind is Tensor or kind in NAMESPACES or isinstance(other, SEQUENCES)
+        if known or (hasattr(other, "__array__") and not isinstance(other, NO_NUMBERS)):
             return operation(self, other)
-        return (
-            operation(self, other) if hasattr(other, "__array__") and not isinstance(other, OTHERS) else NotImplemented
-        )
+        return NotImplemented
 
     return compare
 

@@ -166,6 +166,7 @@ def _with_parts(body: list[Instruction]) -> set[Variable]:
 
 
 def first_of(body: list[Instruction], holds: Callable[[Instruction], bool]) -> int:
+    """The position of the first instruction for which that holds; after the last one if there is none."""
     return next((i for i, x in enumerate(body) if holds(x)), len(body))
 
 
