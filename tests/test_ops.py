@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import functools
 import inspect
 import operator
@@ -404,6 +405,22 @@ def test_float16_counts_beyond_its_range() -> None:
         x.zero_grad()
         function(x).backward()
         np.testing.assert_allclose(x.grad.data.astype(float), 1 / 70_000, rtol=0.01)
+
+
+class OnStack(ctypes.Structure):
+    _fields_ = (("words", ctypes.c_uint32 * 4096),)
+
+
+@pytest.mark.parametrize("columns", range(1, 20))
+def test_what_lies_on_the_stack_gives_no_warnings(columns: int) -> None:
+    signalling = OnStack((ctypes.c_uint32 * 4096)(*[0x7FA00000] * 4096))  # NaN in float32 whose use sets a flag
+    leave = ctypes.CDLL(None).abs  # an argument passed by value is copied onto the stack, and stays there
+    leave.argtypes = [OnStack]
+    for rows in range(1, 8):
+        x = np.full((rows, columns), 0.5, np.float32)
+        for a, axis in ((x, 1), (x.T, 0), (x, 0), (x.T, 1)):
+            leave(signalling)
+            assert (mg.sum(a, axis=axis).data == a.shape[axis] / 2).all()
 
 
 def test_integer_bases_and_exponents() -> None:

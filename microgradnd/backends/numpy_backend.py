@@ -58,7 +58,9 @@ CACHED = 16384  # elements at most in the constants kept below: 8 MiB in all
 @functools.lru_cache(maxsize=64)
 def _ones(n: int, dtype: Any) -> Any:
     """A row of ones for sums by BLAS; None where there are none."""
-    if n > CACHED or dtype.char not in "fd":
+    # Five: OpenBLAS 0.3.31's product of rows of five (AVX-512) computes with what is left on the stack too. No result
+    # changes, but where that is a signalling NaN, NumPy warns of an invalid value.
+    if n > CACHED or n == 5 or dtype.char not in "fd":
         return None
     ones = np.ones(n, dtype)
     ones.flags.writeable = False
