@@ -86,6 +86,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self._slots: list[list[_Slot]] = []  # of each group
         self._name = type(self).__name__
+        self._new_states = 0  # how often a state was loaded that the arrays and numbers that were there could not take
         self._largest = 0  # elements of a parameter: if one is worth compiled kernels, they take all of them
         if isinstance(params, Tensor):
             raise TypeError(f"{self._name}: params must be a list of tensors, got a single tensor")
@@ -220,13 +221,23 @@ class Optimizer:
             loaded_groups.append({**saved, **checked, "params": group["params"]})
         all_slots = [slot for slots in self._slots for slot in slots]
         states = [self._loaded(x, slot.parameter) for x, slot in zip(saved_state, all_slots, strict=True)]
-        # In the same dicts, where a captured step looks for them.
+        # In the same dicts and arrays, where a captured step looks for them; it sees if that can't be.
         for group, loaded in zip(self.param_groups, loaded_groups, strict=True):
             group.update(loaded)
-        for slot, loaded in zip(all_slots, states, strict=True):
-            for name in slot.state.keys() - loaded.keys():
-                del slot.state[name]
-            slot.state.update(loaded)
+        live = {(id(mapping), name) for mapping, name in self.live_numbers()}
+        for state, loaded in zip([slot.state for slot in all_slots], states, strict=True):
+            if state.keys() == loaded.keys() and all(
+                (id(state), name) in live or _are_alike(x, loaded[name]) for name, x in state.items()
+            ):
+                for name, x in loaded.items():
+                    if x.__class__ in NAMESPACES:
+                        state[name][...] = x
+                    else:
+                        state[name] = x
+            else:
+                self._new_states += 1
+                state.clear()
+                state.update(loaded)
 
     def _loaded(self, state: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         """Copies of a parameter's state, on its device; numbers as they are."""
@@ -249,6 +260,13 @@ class Optimizer:
             for slot in slots:
                 if slot.parameter._node is not None:
                     slot.parameter._node.grad = None  # type: ignore[union-attr]
+
+
+def _are_alike(x: Any, y: Any) -> bool:
+    """Whether x can take what y holds: an array of the same shape, dtype and device; an equal number or string."""
+    if type(x) not in NAMESPACES or type(y) not in NAMESPACES:
+        return type(x) is type(y) and bool(x == y)
+    return (type(x), x.shape, x.dtype, x.device) == (type(y), y.shape, y.dtype, y.device)
 
 
 def _summary(state: Any) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import warm
+from tests.training_steps import replays, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -132,3 +132,22 @@ def test_replays_that_fail_are_recorded_anew() -> None:
     with pytest.warns(RuntimeWarning, match="recorded anew"):
         assert step(singular).tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert step(regular).tolist() == [[0.5, 0.0], [0.0, 0.5]]
+
+
+def test_graphs_from_outside_are_refused() -> None:
+    w, frozen = mg.tensor([1.0, 2.0], requires_grad=True), mg.tensor([1.0, 2.0])
+    outer = {"h": w * w, "constant": frozen * frozen}
+
+    @mg.capture
+    def step(x: Any, name: str) -> None:
+        w.zero_grad()
+        (w * outer[name] * x).sum().backward(retain_graph=True)
+
+    warm(step, np.ones(2), "constant")
+    assert replays(step) == 2
+    with pytest.raises(mg.CaptureError, match="computed outside of the step"):
+        step(np.ones(2), "h")
+    outer["h"].sum().backward(retain_graph=True)  # the graph is what it was
+    outer["h"] = outer["h"].detach()
+    warm(step, np.ones(2), "h")
+    assert w.grad.data.tolist() == [1.0, 4.0]  # type: ignore[union-attr]

@@ -333,3 +333,37 @@ def test_one_hot_labels() -> None:
         labels = np.random.default_rng(0).integers(0, 3, 4)
         assert captured(labels).numpy().tolist() == (np.eye(3)[labels].sum(axis=0) + np.eye(3)[labels]).tolist()
     assert replays(captured) == 3
+
+
+def test_one_array_given_to_two_tensors_is_shared() -> None:
+    def values(wrap: Any) -> list[Any]:
+        p, q = mg.tensor(np.ones(2), requires_grad=True), mg.tensor(np.zeros(2))
+
+        @wrap
+        def step(x: float) -> None:
+            p.data = p.data * x
+            q.data = p.data
+
+        found = []
+        for _ in range(6):
+            step(2.0)
+            p.data += 1.0
+            found.append((p.data[0], q.data[0]))
+        return found
+
+    assert values(mg.capture) == values(lambda step: step)
+
+
+def test_checkpoints_notice_what_a_replay_assigns() -> None:
+    w = mg.tensor(np.full(4, 2.0), requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> None:
+        w.data = w.data - x
+
+    for _ in range(6):
+        y = mg.checkpoint(lambda t: mg.exp(w * t))(mg.tensor(np.ones(4))).sum()
+        step(np.full(4, 1e-4))
+        with pytest.raises(RuntimeError, match="other values"):
+            y.backward()
+    assert replays(step) == 4

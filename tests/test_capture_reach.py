@@ -17,7 +17,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import replays, warm
+from tests.training_steps import changed_in_time, replays, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -402,3 +402,47 @@ def test_copies_and_pickles_of_captured_functions() -> None:
     other.k = 4.0
     assert other.step(X).numpy().tolist() == (X * 8).tolist()
     assert model.step(X).numpy().tolist() == (X * 2).tolist()
+
+
+def test_what_primitives_find_in_closures() -> None:
+    strength, config = 1.0, {"levels": 4.0}
+
+    @mg.primitive(x=lambda g, x: -strength * g)  # reverses the gradient
+    def reverse(xp: Any, x: Any) -> Any:
+        return xp.positive(x)
+
+    @mg.primitive(x=lambda g, x: g)  # a gradient straight through
+    def quantize(xp: Any, x: Any) -> Any:
+        return xp.round(x * config["levels"]) / config["levels"]
+
+    w = mg.tensor([0.3, 0.6], requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        loss = (quantize(reverse(w)) * x).sum()
+        w.zero_grad()
+        loss.backward()
+        return loss
+
+    warm(step, np.ones(2))
+    assert step(np.ones(2)).item() == 0.75
+    assert w.grad.data.tolist() == [-1, -1]  # type: ignore[union-attr]
+    strength = 5.0
+    warm(step, np.ones(2))
+    assert w.grad.data.tolist() == [-5, -5]  # type: ignore[union-attr]
+    config["levels"] = 64.0
+    warm(step, np.ones(2))
+    assert step(np.ones(2)).item() == (19 + 38) / 64
+    assert replays(step) > 8
+
+
+def test_numbers_in_objects_of_numpy() -> None:
+    rate = np.poly1d([1.0, 0.0])
+
+    def step(x: Any) -> Any:
+        return x * rate(0.5)
+
+    def change() -> None:
+        rate[0] = 100.0
+
+    changed_in_time(step, change)

@@ -250,3 +250,22 @@ def test_in_place_work_on_views_of_results() -> None:
         x = rng.standard_normal((3, 4))
         assert bits(*captured(x)) == bits(*step(x))
     assert replays(captured) == 3
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_views_of_gradients_that_somebody_holds(axes: tuple[int, ...]) -> None:
+    w = mg.tensor(np.ones((4, 3, 2)).transpose(axes), requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        loss = ((w * x) ** 2).sum()
+        loss.backward()
+        return loss
+
+    kept = []
+    for i in range(8):
+        w.zero_grad()
+        step(np.full((4, 3, 2), i + 1.0).transpose(axes))
+        kept.append(w.grad.data[0])  # type: ignore[union-attr]
+    assert [row.min() for row in kept] == [row.max() for row in kept] == [2.0 * (i + 1) ** 2 for i in range(8)]
+    assert replays(step) == 6

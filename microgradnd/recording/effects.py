@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import as_array
+from ..tensor import Tensor, replace
 from .active import CaptureError
 from .arrays import RecordedArray, RecordedNumber
 from .instructions import Variable
@@ -28,6 +29,7 @@ class Effects:
         loaded: places of arrays that are others each time: a replay takes what lies there like an argument.
         numbers: places of numbers that are read anew; equal ones are one, as long as they are equal.
         assigned: places that get another array.
+        arrays: these arrays; several places may get the same one.
         written: places that get a number that the step computes.
         fixed: places of numbers that get one which is always the same.
         sets: places that get a plain value, always the same.
@@ -64,6 +66,7 @@ class Effects:
                     self.fixed.append((place, final))
                 else:
                     raise CaptureError(f"capture: {place.path} was a number, and is a {type(final).__name__} now")
+        self.arrays = list(dict.fromkeys(v for _, v in self.assigned))
         self.leaves = list(session.reach.of_role("gradient"))
         before = {id(place): handle.variable for place, handle in session.replaced if place.role == "gradient"}
         self.kept: list[tuple[Place, Variable]] = []
@@ -104,7 +107,7 @@ class Effects:
 
     def returned(self) -> list[Variable]:
         """What a replay computes for :meth:`leave`."""
-        return [*self.results, *(v for _, v in self.assigned), *(v for _, v in self.given)]
+        return [*self.results, *self.arrays, *(v for _, v in self.given)]
 
     def leave(self, values: tuple[Any, ...]) -> Any:
         """Put what a replay has computed where the step puts it; what the step returns."""
@@ -113,8 +116,12 @@ class Effects:
         for place in self.cleared:
             place.owner.grad = None
         rest: Iterator[Any] = iter(values[len(self.results) :])
-        for place, _ in self.assigned:
-            place.set(as_array(next(rest)))
+        arrays = {v: as_array(next(rest)) for v in self.arrays}
+        for place, v in self.assigned:
+            if place.owner.__class__ is Tensor:
+                replace(place.owner, arrays[v])
+            else:
+                place.set(arrays[v])
         for place, _ in self.given:
             place.owner.grad = as_array(next(rest))
         return rebuilt(self.structure, iter(values))

@@ -28,7 +28,7 @@ class Place:
         self.is_typed = False  # of a number, whether replays find one of the same type
         self.owner, self.key, self.is_item = owner, key, is_item
         self.path = path
-        self.role = role  # "plain", "array", "tuple" with arrays, "gradient", "generator", "number"
+        self.role = role  # "plain", "array", "tuple" with arrays, "node", "gradient", "generator", "number"
         self.value = value
 
     def get(self) -> Any:

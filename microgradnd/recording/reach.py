@@ -120,7 +120,7 @@ class Reach:
         return next(itertools.chain(changed, _different(self.looks)), None)
 
     def _changed(self) -> Iterator[tuple[Place, Any]]:
-        for place in self.of_role("plain"):
+        for place in self.of_role("plain", "node"):
             value = place.look()
             if value is not place.value and not is_equal(value, place.value):
                 yield place, value
@@ -145,18 +145,26 @@ class Reach:
             self._function(function.__func__, path)
         elif not isinstance(function, FunctionType):
             self._value(function, path or "step")
-        elif id(function) not in self._seen and not hasattr(function, "operation"):
+        elif hasattr(function, "operation"):
+            operation = function.operation
+            if self._is_programs(operation.function):  # of ours nothing changes
+                for part in (operation.function, *operation.vjps, operation.conversion):
+                    self._value(part, path)
+        elif id(function) not in self._seen:
             self._seen[id(function)] = function
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 self._keep(cell, "cell_contents", False, name)
-            # By where its text is: a decorator of ours gives its function the module of what it decorates.
-            if not is_users(function.__globals__.get("__name__")) and function.__globals__ is not self._own:
+            if not self._is_programs(function):
                 return
             self._globals(function.__code__, function.__globals__)
             self._keep(function, "__code__", False, f"{path}code")  # IPython's autoreload replaces it
             self._attributes(vars(function), f"{path}{function.__name__}", self._names)
             self._keep(function, "__defaults__", False, f"{path}defaults")
             self._keep(function, "__kwdefaults__", False, f"{path}defaults")
+
+    def _is_programs(self, function: FunctionType) -> bool:
+        """By where its text is: a decorator of ours gives its function the module of what it decorates."""
+        return is_users(function.__globals__.get("__name__")) or function.__globals__ is self._own
 
     def _argument(self, x: Any, path: str) -> None:
         """Objects among the arguments; arrays, and what is in containers, are looked at in every call."""
@@ -349,7 +357,7 @@ class Reach:
     def _tensor(self, tensor: Tensor, path: str) -> None:
         self._paths[id(tensor)] = path
         self.places.append(Place(tensor, "_data", False, path, "array", tensor._data))
-        self.places.append(Place(tensor, "_node", False, path, "plain", tensor._node))
+        self.places.append(Place(tensor, "_node", False, path, "node", tensor._node))
         if isinstance(tensor._node, Leaf):
             self.places.append(Place(tensor._node, "grad", False, path, "gradient", tensor._node.grad))
 
@@ -402,10 +410,10 @@ class Reach:
         """Whether attributes are read without being named: by layers, optimisers, ChainMap, or what asks for any."""
         if ANY_ATTRIBUTE & self._names:
             return True
-        ours = ("collections", "microgradnd", "nn")
+        known = ("collections", "microgradnd", "nn", "numpy")
         asked = {"__getattr__", "__getattribute__"}
         return any(
-            root_of(kind.__module__) in ours or (is_users(kind.__module__) and asked & vars(kind).keys())
+            root_of(kind.__module__) in known or (is_users(kind.__module__) and asked & vars(kind).keys())
             for kind in kinds
         )
 

@@ -24,6 +24,7 @@ from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
+from .outside import outer
 from .places import GONE, PLAIN, Place, cached_values, dict_of, random_state
 from .reach import HANDLES, Reach
 from .recorder import Recorder, flat
@@ -205,6 +206,8 @@ class Session:
                 handle = self._recorder.argument(array, f"grad_{name}")
             elif place.role == "generator":
                 handle = self._generator(value, name)
+            elif place.role == "node":
+                handle = outer(value)
             elif place.role == "number":
                 plain = value if type(value) is int else float(value)
                 # Equal ones are one, as long as they stay equal.
@@ -260,7 +263,7 @@ class Session:
         """Put arrays and numbers where handles are, also where the step has put them."""
         for place, handle in self.replaced:
             value = place.look()
-            if place.role == "tuple" and value is handle:
+            if place.role in ("tuple", "node") and value is handle:
                 place.set(place.value)
             elif type(value) in HANDLES:
                 place.set(value.value)

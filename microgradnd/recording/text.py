@@ -130,9 +130,14 @@ class Text:
             strides = "" if ordered else f", {literal(root.strides)}"
             self._setup.append(f"{name} = cp.ndarray({shape}, {dtype}, {memory}{strides})")
             return
-        memory = "memory" if offset is not None else f"np.empty({root.nbytes}, np.uint8)"
+        if offset is None:  # an array that owns its memory: views of it hold it then, which replays notice
+            outer_first = sorted(range(len(root.shape)), key=lambda i: -root.strides[i])
+            lengths = literal(tuple(root.shape[i] for i in outer_first))
+            axes = literal(tuple(map(outer_first.index, range(len(root.shape)))))
+            self._setup.append(f"{name} = np.empty_like(np.empty({lengths}, {dtype}).transpose({axes}))")
+            return
         strides = "" if ordered else f", {literal(root.strides)}"
-        self._setup.append(f"{name} = np.ndarray({shape}, {dtype}, {memory}, {offset or 0}{strides})")
+        self._setup.append(f"{name} = np.ndarray({shape}, {dtype}, memory, {offset}{strides})")
 
     def _write(self, x: Instruction) -> None:
         if x.kind == "create" and 0 in x.results[0].shape and self.program.is_hoisted(x):

@@ -17,7 +17,7 @@ class Watch:
     """
 
     def __init__(self, reach: Reach, ignored: set[int]) -> None:
-        guarded = reach.of_role("plain", "array", "tuple", "generator")
+        guarded = reach.of_role("plain", "array", "tuple", "node", "generator")
         self.places = [x for x in guarded if x.is_guarded and id(x) not in ignored]
         self._reach = reach
         self.scope: dict[str, Any] = {f.__name__: f for f in (are_keys, is_unchanged, is_uncleared)}

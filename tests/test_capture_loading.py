@@ -1,0 +1,76 @@
+"""mg.capture: an optimiser's state that is loaded between calls, alone, is what the next replay goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from tests.training_steps import OPTIMIZERS, batches, bits, mlp, replays, state, training_step
+
+pytestmark = pytest.mark.usefixtures("numpy_kernels")
+
+
+def trained(wrap: Callable[[Any], Any], optimizer: str, saved_at: int, loaded_at: int) -> tuple[list[Any], Any]:
+    """Losses and everything that training changes, call by call; the step."""
+    model = mlp()
+    optim = OPTIMIZERS[optimizer](model.parameters())
+    step, found = wrap(training_step(model, optim)), []
+    for i, (X, y) in enumerate(batches(14)):
+        if i == saved_at:
+            saved = optim.state_dict()
+        if i == loaded_at:
+            optim.load_state_dict(saved)
+        loss = step(X, y)
+        found.append(bits(loss))
+    return [*found, state(model, optim)], step
+
+
+@pytest.mark.parametrize("saved_at", [0, 5])  # 0: before the first step there is no state
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_state_that_is_loaded(optimizer: str, saved_at: int) -> None:
+    expected, _ = trained(lambda step: step, optimizer, saved_at, 9)
+    found, step = trained(mg.capture, optimizer, saved_at, 9)
+    assert found == expected
+    assert replays(step) >= 7
+    if saved_at:
+        assert len(step.recordings) == 1
+
+
+def test_numbers_and_more_in_a_state() -> None:
+    class Scaled(nn.Optimizer):
+        limits = {"lr": float("inf")}  # noqa: RUF012
+
+        def _update(self, group: Any, work: Any) -> None:
+            for p, g, own in work:
+                p -= group["lr"] * own.setdefault("scale", 1.0) * g
+                if "momentum" in own:
+                    p -= own["momentum"]
+
+    def losses(wrap: Callable[[Any], Any]) -> list[float]:
+        w = mg.tensor(np.zeros(2), requires_grad=True)
+        optim = Scaled([w], lr=1.0)
+
+        @wrap
+        def step(x: Any) -> Any:
+            w.zero_grad()
+            (w * x).sum().backward()
+            optim.step()
+
+        found = []
+        for i in range(15):
+            changed = optim.state_dict()
+            if i == 5:
+                changed["state"][0]["scale"] = 0.5
+            if i == 10:
+                changed["state"][0]["momentum"] = np.full(2, 100.0)
+            optim.load_state_dict(changed)  # in other calls what it is
+            step(np.ones(2))
+            found.append(w.data[0])
+        return found
+
+    assert losses(mg.capture) == losses(lambda step: step)
