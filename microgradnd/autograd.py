@@ -207,7 +207,11 @@ def backpropagate(
                 heappush(waiting, (parent.order, parent))
             elif not create_graph:
                 del gx  # whether a variable counts depends on the release of Python: the dictionary alone holds it
-                if sums[parent].base is not None or getrefcount(sums[parent]) > UNSHARED:
+                try:
+                    is_view = sums[parent].base is not None
+                except AttributeError:
+                    raise _no_array(sums[parent], op, index) from None
+                if is_view or getrefcount(sums[parent]) > UNSHARED:
                     sums[parent] = sums[parent].copy()  # somebody else holds its memory: as g, as a saved value
         if not retain_graph:
             node.edges = node.pullback = None
@@ -276,6 +280,13 @@ def _cast(g: Any, dtype: Any, op: Any, index: int) -> Any:
             f"is {dtype}: gradients through complex values are not supported"
         )
     return cast(g, dtype)
+
+
+def _no_array(g: Any, op: Any, index: int) -> TypeError:
+    return TypeError(
+        f"{op.name}: the gradient with respect to {op.arguments[index]} is a {type(g).__name__}, expected an array: "
+        "write it with operators and the functions of xp"
+    )
 
 
 def _refuse_changed(node: Node) -> None:

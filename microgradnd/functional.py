@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any, SupportsIndex, TypeAlias
@@ -57,12 +56,9 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not callable(f):
         raise TypeError(f"grad: expected a function, got {f!r}")
-    positions: Any = None
-    if not any(isinstance(number, bool) for number in numbers):
-        with contextlib.suppress(TypeError):
-            positions = tuple(map(operator.index, numbers))
-    if positions is None:
+    if not all(hasattr(number, "__index__") and not isinstance(number, bool) for number in numbers):
         raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}")
+    positions = tuple(map(operator.index, numbers))
     name = getattr(f, "__name__", type(f).__name__)
 
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
@@ -85,7 +81,9 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
 def variable(name: str, args: tuple[Any, ...], position: int) -> Tensor:
     """The argument at ``position`` as a tensor whose node is new, so that its gradient is this call's alone."""
     if not -len(args) <= position < len(args):
-        raise TypeError(f"grad: {name} got {len(args)} positional arguments, argnums asks for number {position}")
+        raise TypeError(
+            f"grad: argnums names argument {position} of {name} (the first is 0), but it was called with {len(args)}"
+        )
     x = args[position]
     if isinstance(x, dict) or (isinstance(x, list | tuple) and any(isinstance(part, Tensor) for part in x)):
         raise TypeError(

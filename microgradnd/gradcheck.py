@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from .arguments import integer
 from .autograd import Node, enable_grad, no_grad, reachable
 from .backends import as_array
 from .dtypes import is_floating
@@ -36,13 +38,18 @@ def check_grads(f: Callable[..., Tensor], *args: Any, order: int = 2, rtol: floa
     Raises:
         AssertionError: naming the function, the operations in it, the order, the argument, the position
             and both numbers where they differ most; or if ``f`` gives different results for the same input.
-        TypeError: if no argument is floating-point, or ``f`` does not return a floating-point tensor.
-        ValueError: for an order below 1.
+        TypeError: if ``f`` is no function or does not return a floating-point tensor, or if no argument is
+            floating-point.
+        ValueError: for an order below 1, and tolerances that are negative or infinite.
 
     The cost is four evaluations per element of the arguments at each order.
     """
-    if order < 1:
+    if not callable(f):
+        raise TypeError(f"check_grads: expected a function, got {f!r}")
+    if integer("check_grads", "order", order) < 1:
         raise ValueError(f"check_grads: order must be at least 1, got {order}")
+    if not (0 <= rtol < math.inf and 0 <= atol < math.inf):
+        raise ValueError(f"check_grads: rtol and atol must be at least 0 and finite, got {rtol} and {atol}")
     name = getattr(f, "__name__", type(f).__name__)
     checked = tuple(i for i, x in enumerate(args) if _is_floating(x))
     values = [Tensor(x, np.float64) if i in checked else x for i, x in enumerate(args)]

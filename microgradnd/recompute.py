@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any, ParamSpec
@@ -39,7 +40,7 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     Raises:
         TypeError: in forward, if ``f`` does not return a tensor.
-        RuntimeError: in backward, if ``f`` gives another result than before in one of the some 64 elements, spread
+        RuntimeError: in backward, if ``f`` gives another result than before in one of some dozens of elements, spread
             over it, that are compared (on a device none is), or parameters have changed.
     """
     name = getattr(f, "__name__", type(f).__name__)
@@ -96,7 +97,10 @@ def _sample(out: Tensor) -> Any:
     """Some elements of the result, spread over it; None on a device, which would have to be waited for."""
     if type(out.data) is not np.ndarray:
         return None
-    return out.data.reshape(-1)[:: max(1, out.size // SAMPLES) | 1].copy()  # an odd step goes through all columns
+    step = max(1, out.size // SAMPLES)
+    while out.ndim and math.gcd(step, out.shape[-1]) > 1:  # else it would leave out columns
+        step += 1
+    return out.data.reshape(-1)[::step].copy()
 
 
 class Recomputation:

@@ -153,7 +153,7 @@ class Tensor:
     def data(self, value: Any) -> None:  # Any: to what was assigned type checkers would narrow it
         if isinstance(self._node, Leaf) and self._node.is_argument:
             raise RuntimeError("data: the argument of a function that is differentiated was given other values")
-        if value is self._data:
+        if value is self._data:  # t.data -= x has changed the array, whatever is raised below
             record_of(value)[1] = next_change()
         if isinstance(self._node, Node):
             raise RuntimeError(
@@ -207,7 +207,8 @@ class Tensor:
     def requires_grad(self) -> bool:
         """Whether gradients flow to this tensor. Can be set on leaves (tensors that no operation made).
 
-        Raises, when set, RuntimeError for results of operations, TypeError for dtypes that are not floating-point.
+        Set to False, a leaf forgets its gradient, and graphs that were recorded before lead to it no more. Raises, when
+        set, RuntimeError for results of operations, TypeError for dtypes that are not floating-point.
         """
         return self._node is not None
 
@@ -389,7 +390,11 @@ class Tensor:
         return bool(self._data)
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec and self._data.size == 1 else format(repr(self), spec)
+        if not spec:
+            return repr(self)
+        if self._data.size != 1:
+            raise TypeError(f"format {spec!r} needs a tensor of one element, got shape {self.shape}")
+        return format(self.item(), spec)
 
     def __float__(self) -> float:
         return float(self.item())

@@ -11,7 +11,7 @@ from .module import Module
 
 def made(owner: str, activation: Any) -> Any:
     """The layer that ``activation`` makes. Raises TypeError, which names ``owner``, for a layer or anything else."""
-    if isinstance(activation, Module) or not callable(activation):
+    if isinstance(activation, Module) or not callable(activation) or hasattr(activation, "operation"):
         raise TypeError(f"{owner}: activation must make a layer, as the class nn.ReLU does; got {activation!r}")
     return activation()
 

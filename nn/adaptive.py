@@ -41,6 +41,7 @@ class Adam(Optimizer):
     """
 
     limits: ClassVar = {"lr": math.inf, "betas": (1, 1), "eps": math.inf, "weight_decay": math.inf}
+    needed: ClassVar = ("step", "exp_avg", "exp_avg_sq")
     decoupled = False
 
     def __init__(
@@ -133,6 +134,7 @@ class RMSprop(Optimizer):
         centered: whether the variance is taken instead of the mean square.
     """
 
+    needed: ClassVar = ("square_avg",)
     limits: ClassVar = {
         "lr": math.inf, "alpha": 1, "eps": math.inf, "weight_decay": math.inf, "momentum": 1, "centered": bool,
     }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 import microgradnd as mg
+from microgradnd.arguments import integer
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.dtypes import is_floating
 from microgradnd.kernels.attention import join_heads, split_heads
@@ -18,7 +19,7 @@ from microgradnd.kernels.attention import join_heads, split_heads
 from .embedding import RotaryPositions
 from .init import lecun_normal
 from .linear import Linear
-from .module import Module
+from .module import Module, as_tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,10 +33,16 @@ class KVCache:
 
     Memory for ``capacity`` tokens is taken at the first use, so that one more token costs the same at any length.
     Holds values alone, no gradients: use it within ``mg.no_grad()``.
+
+    Attributes:
+        capacity: how many tokens there is room for, at least 1 (else ValueError).
+        length: how many it holds.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity = integer("KVCache", "capacity", capacity)
+        if self.capacity < 1:
+            raise ValueError(f"KVCache: capacity must be at least 1, got {capacity}")
         self.length = 0
         self._keys: Any = None
         self._values: Any = None
@@ -153,13 +160,17 @@ class MultiHeadAttention(Module):
 
         Raises ValueError for queries, keys, values and masks of other shapes, TypeError for masks of integers.
         """
-        if any(x is not None and x.ndim < 2 for x in (query, key, value)):
-            raise ValueError(f"MultiHeadAttention: expected queries (..., L, d_model), got shape {query.shape}")
-        key = query if key is None else key
-        value = key if value is None else value
+        query = as_tensor(query)
+        key = query if key is None else as_tensor(key)
+        value = key if value is None else as_tensor(value)
+        if any(x.ndim < 2 for x in (query, key, value)):
+            raise ValueError(
+                "MultiHeadAttention: query, key and value need two axes or more, got the shapes "
+                f"{query.shape}, {key.shape} and {value.shape}"
+            )
         dropout = self.dropout if self.training else 0.0
         if key is query and value is query and self.rotary is None and cache is None and not need_weights:
-            mask = self._mask(key_padding_mask, attn_mask, query.shape[:-1])
+            mask = self._mask(key_padding_mask, attn_mask, query.shape[-2], query.shape[:-1])
             sizes = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
             joined = mg.self_attention(self.in_proj(query), mask, dropout, is_causal, **sizes, rng=self.rng)
             return self.out_proj(joined)
@@ -167,14 +178,19 @@ class MultiHeadAttention(Module):
         start = 0 if cache is None else cache.length
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
+        mask = self._mask(key_padding_mask, attn_mask, q.shape[-2], (*k.shape[:-3], start + k.shape[-2]))
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = self._mask(key_padding_mask, attn_mask, (*k.shape[:-3], k.shape[-2]))
-        if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
-            seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
-            mask, is_causal = _both(mask, as_array(seen, like=q.data)), False
-        attend = functools.partial(mg.scaled_dot_product_attention, is_causal=is_causal, enable_gqa=True)
-        heads = attend(q, k, v, mask, dropout, rng=self.rng)
+        attend = functools.partial(mg.scaled_dot_product_attention, is_causal=is_causal and not start, enable_gqa=True)
+        try:
+            if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
+                seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
+                mask = _both(mask, as_array(seen, like=q.data))
+            heads = attend(q, k, v, mask, dropout, rng=self.rng)
+        except ValueError:
+            if cache is not None:
+                cache.length = start  # the call can be done again with another mask
+            raise
         out = self.out_proj(join_heads(heads, heads.ndim - 1))
         if not need_weights:
             return out
@@ -195,7 +211,7 @@ class MultiHeadAttention(Module):
             for x, part in zip((query, key, value), parts, strict=True)
         ]
 
-    def _mask(self, key_padding_mask: Any, attn_mask: Any, keys_shape: tuple[int, ...]) -> Any:
+    def _mask(self, key_padding_mask: Any, attn_mask: Any, queries: int, keys_shape: tuple[int, ...]) -> Any:
         """Both masks as one: True where a query may attend, or numbers to add; for the keys' shape (..., S)."""
         if attn_mask is not None:
             attn_mask = attn_mask if isinstance(attn_mask, mg.Tensor) else mg.tensor(attn_mask)
@@ -203,13 +219,19 @@ class MultiHeadAttention(Module):
                 raise TypeError(
                     f"MultiHeadAttention: attn_mask must be boolean or floating-point, got {attn_mask.dtype}"
                 )
+            expected = queries, keys_shape[-1]
+            if any(n not in (1, m) for n, m in zip(attn_mask.shape[::-1], expected[::-1], strict=False)):
+                raise ValueError(
+                    f"MultiHeadAttention: attn_mask must broadcast to (..., heads, {expected[0]}, {expected[1]}), got "
+                    f"shape {attn_mask.shape}"
+                )
             attn_mask = ~attn_mask if attn_mask.dtype.kind == "b" else attn_mask
         if key_padding_mask is None:
             return attn_mask
         padding = mg.tensor(key_padding_mask)
         if padding.dtype.kind != "b":
             raise TypeError(f"MultiHeadAttention: key_padding_mask must be boolean, got {padding.dtype}")
-        if padding.ndim > len(keys_shape) or any(
+        if not 0 < padding.ndim <= len(keys_shape) or any(
             n not in (1, m) for n, m in zip(padding.shape, keys_shape[-padding.ndim :], strict=True)
         ):
             raise ValueError(

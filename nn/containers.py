@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +12,7 @@ import microgradnd as mg
 
 from .activations import GELU, ReLU, made
 from .linear import Linear
-from .module import Module
+from .module import Module, is_plain
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,19 +35,17 @@ class Sequential(Module):
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:
-        applied: Any = None  # a layer before its turn
-        layers: list[Any] = self.layers
-        for layer, following in pairwise([*layers, None]):
-            if layer is applied:  # together with the layer before
-                applied = None
-            elif layer.__class__ is not Linear or "forward" in layer.__dict__:
+        done = False  # whether the layer before did this one's work too
+        layers: list[Any] = [*self.layers, None]
+        for layer, following in pairwise(layers):
+            if done:
+                done = False
+            elif not is_plain(layer, Linear):
                 x = layer(x)
-            elif following.__class__ is ReLU and "forward" not in following.__dict__:
-                x = mg.linear_relu(x, layer.weight, layer.bias)  # one operation instead of two
-                applied = following
-            elif following.__class__ is GELU and "forward" not in following.__dict__:
-                x = mg.linear_gelu(x, layer.weight, layer.bias, following.approximate)
-                applied = following
+            elif is_plain(following, ReLU):
+                x, done = mg.linear_relu(x, layer.weight, layer.bias), True  # one operation instead of two
+            elif is_plain(following, GELU):
+                x, done = mg.linear_gelu(x, layer.weight, layer.bias, following.approximate), True
             else:
                 x = mg.linear(x, layer.weight, layer.bias)  # two calls less than layer(x)
         return x
@@ -75,6 +73,7 @@ class MLP(Sequential):
 
     Raises:
         ValueError: for fewer than two sizes.
+        TypeError: for an ``activation`` that makes no layer.
     """
 
     def __init__(
@@ -86,8 +85,11 @@ class MLP(Sequential):
         dtype: npt.DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
+        if not isinstance(sizes, Iterable):
+            raise TypeError(f"MLP: expected sizes, such as [64, 128, 10], got {sizes!r}")
+        sizes = list(sizes)
         if len(sizes) < 2:
-            raise ValueError(f"MLP: expected at least an input and an output size, got {list(sizes)}")
+            raise ValueError(f"MLP: expected at least an input and an output size, got {sizes}")
         rng = np.random.default_rng(rng)
         options: dict[str, Any] = {"dtype": dtype, "rng": rng} | ({} if init is None else {"init": init})
         layers: list[Callable[[Any], Any]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +11,7 @@ import numpy as np
 
 import microgradnd as mg
 from microgradnd import Tensor
+from microgradnd.arguments import integer
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import default
 from microgradnd.dtypes import is_numeric
@@ -35,7 +35,7 @@ def one_hot(labels: npt.ArrayLike, num_classes: int | None = None, dtype: npt.DT
         raise TypeError(f"one_hot: labels must be integers, got {index.dtype}")
     if num_classes is None:
         num_classes = max(int(index.max()) + 1, 1) if index.size else 0
-    num_classes = operator.index(num_classes)
+    num_classes = integer("one_hot", "num_classes", num_classes)
     if index.size and not (index.min() >= 0 and index.max() < num_classes):
         raise ValueError(f"one_hot: labels must lie in 0 to {num_classes - 1}, got {index.min()} to {index.max()}")
     rows: Array = (index[..., None] == NAMESPACES[index.__class__].arange(num_classes)).astype(dtype)
@@ -105,7 +105,7 @@ def batches(
     X, y = (x if hasattr(x, "dtype") and not hasattr(x, "iloc") else np.asarray(x) for x in (X, y))
     if len(X) != len(y):
         raise ValueError(f"batches: X has {len(X)} rows, y has {len(y)}")
-    if operator.index(batch_size) < 1:
+    if integer("batches", "batch_size", batch_size) < 1:
         raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
     order = np.random.default_rng(rng).permutation(len(X)) if shuffle else None
     return _slices(X, y, batch_size, order)
@@ -118,10 +118,9 @@ def prefetch(batches: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
     ...     for x, y in nn.prefetch(nn.batches(X, labels, 128, rng=rng)):
     ...         ...
 
-    Arrays that lie on the device already are copied, too. Raises TypeError for batches that are mappings or arrays.
-
-    On a GPU the next batch is copied while the step with this one computes: through memory that the system does not
-    move (pinned), on a stream of its own.
+    On a GPU the next batch is copied while the step with this one computes, through memory that the system does not
+    move (pinned), on a stream of its own; arrays that lie there already are copied, too. On the host none is. Raises
+    TypeError for batches that are mappings or arrays.
     """
     batches = map(_parts, batches)
     if default.current is None or default.current.type == "cpu":

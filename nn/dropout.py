@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import microgradnd as mg
+from microgradnd.arguments import number
 
-from .module import Module
+from .module import Module, as_tensor
 
 if TYPE_CHECKING:
     from microgradnd.randomness import Rng
@@ -26,18 +27,18 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, rng: Rng = None) -> None:
-        if not 0 <= p <= 1:
+        self.p = number("Dropout", "p", p)
+        if not 0 <= self.p <= 1:
             raise ValueError(f"Dropout: p must lie between 0 and 1, got {p}")
         if isinstance(rng, bool):
             raise TypeError(f"Dropout: rng must be a generator, a seed or None, got {rng}")
-        self.p = float(p)
         self.rng = np.random.default_rng(rng)
 
     def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
         """``residual`` is added to the result."""
         if self.training and self.p:
             return mg.dropout(x, self.p, self.rng, residual)
-        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
+        x = as_tensor(x)
         return x if residual is None else residual + x
 
     def extra_repr(self) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import microgradnd as mg
+from microgradnd.arguments import integer
 from microgradnd.backends import as_array
 from microgradnd.devices import beside
 from microgradnd.dtypes import is_floating
 from microgradnd.ops.indexing import take_rows
 
 from .init import drawn, normal
-from .module import Module
+from .module import Module, as_tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +35,7 @@ class Embedding(Module):
 
     Raises:
         ValueError: for sizes below 1, and a ``padding_idx`` out of range.
-        TypeError: in forward, for tokens that are no integers.
+        TypeError: for sizes and a ``padding_idx`` that are no integers, and in forward for such tokens.
         IndexError: in forward, for tokens outside of 0 to num_embeddings - 1. Tokens that lie on a GPU are not waited
             for: there such a token gives a vector of NaN.
     """
@@ -50,14 +50,16 @@ class Embedding(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        self.num_embeddings = operator.index(num_embeddings)
-        self.embedding_dim = operator.index(embedding_dim)
-        self.padding_idx = padding_idx
+        self.num_embeddings = integer("Embedding", "num_embeddings", num_embeddings)
+        self.embedding_dim = integer("Embedding", "embedding_dim", embedding_dim)
+        self.padding_idx = None if padding_idx is None else integer("Embedding", "padding_idx", padding_idx)
         weight = drawn("Embedding", init, (self.num_embeddings, self.embedding_dim), rng, dtype)
-        if padding_idx is not None and not 0 <= padding_idx < self.num_embeddings:
-            raise ValueError(f"Embedding: padding_idx must lie in 0 to {self.num_embeddings - 1}, got {padding_idx}")
-        if padding_idx is not None:
-            weight[padding_idx] = 0
+        if self.padding_idx is not None:
+            if not 0 <= self.padding_idx < self.num_embeddings:
+                raise ValueError(
+                    f"Embedding: padding_idx must lie in 0 to {self.num_embeddings - 1}, got {padding_idx}"
+                )
+            weight[self.padding_idx] = 0
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
 
     def forward(self, tokens: Any) -> mg.Tensor:
@@ -83,7 +85,7 @@ class Embedding(Module):
 class LearnedPositions(Module):
     """A learned vector for each position, added: (..., T, d_model) -> (..., T, d_model) (Gehring et al., 2017).
 
-    Raises ValueError, in forward, for positions of ``max_len`` and more.
+    Raises ValueError for sizes below 1, and in forward for positions of ``max_len`` and more.
 
     Args:
         max_len: how many positions there are.
@@ -105,7 +107,7 @@ class LearnedPositions(Module):
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
-        x = _as_tensor(x)
+        x = as_tensor(x)
         return x + self.weight[_positions(self, x, start, self.weight.shape)]
 
     def extra_repr(self) -> str:
@@ -124,14 +126,12 @@ class SinusoidalPositions(Module):
     """
 
     def __init__(self, max_len: int, d_model: int) -> None:
-        if d_model % 2:
-            raise ValueError(f"SinusoidalPositions: d_model must be even, got {d_model}")
-        cos, sin = _waves(max_len, d_model)
+        cos, sin = _waves("SinusoidalPositions", max_len, "d_model", d_model)
         self.table = np.stack([sin, cos], axis=-1).reshape(max_len, d_model)
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
-        x = _as_tensor(x)
+        x = as_tensor(x)
         positions = _positions(self, x, start, self.table.shape)
         out: mg.Tensor = x + _beside(x, self, "table")[positions]
         return out
@@ -155,13 +155,11 @@ class RotaryPositions(Module):
     """
 
     def __init__(self, max_len: int, head_dim: int, base: float = 10000.0) -> None:
-        if head_dim % 2:
-            raise ValueError(f"RotaryPositions: head_dim must be even, got {head_dim}")
-        self.cos, self.sin = _waves(max_len, head_dim, base)  # (max_len, head_dim / 2)
+        self.cos, self.sin = _waves("RotaryPositions", max_len, "head_dim", head_dim, base)  # (max_len, head_dim / 2)
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
         """``start`` is the position of the first vector."""
-        x = _as_tensor(x)
+        x = as_tensor(x)
         positions = _positions(self, x, start, (len(self.cos), 2 * self.cos.shape[1]))
         cos, sin = _beside(x, self, "cos"), _beside(x, self, "sin")
         return mg.rotate_halves(x, cos[positions], sin[positions])
@@ -170,14 +168,12 @@ class RotaryPositions(Module):
         return f"{self.cos.shape[0]}, {2 * self.cos.shape[1]}"
 
 
-def _as_tensor(x: Any) -> mg.Tensor:
-    return x if isinstance(x, mg.Tensor) else mg.tensor(x)
-
-
-def _waves(max_len: int, width: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+def _waves(layer: str, max_len: int, argument: str, width: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine, each (max_len, width / 2), of t / base^(2i / width)."""
-    if max_len < 1 or width < 2 or not base > 0:
-        raise ValueError(f"positions: max_len, width and base must be positive, got {max_len}, {width} and {base}")
+    if width % 2:
+        raise ValueError(f"{layer}: {argument} must be even, got {width}")
+    if max_len < 1 or width < 1 or not base > 0:
+        raise ValueError(f"{layer}: max_len, {argument} and base must be positive, got {max_len}, {width} and {base}")
     angles = np.arange(max_len)[:, None] / base ** (np.arange(0, width, 2) / width)
     return np.cos(angles), np.sin(angles)
 

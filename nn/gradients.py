@@ -11,6 +11,7 @@ import numpy as np
 
 import microgradnd as mg
 from microgradnd import Tensor
+from microgradnd.arguments import number
 from microgradnd.backends import NAMESPACES, as_array
 
 from .module import Module
@@ -27,6 +28,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, error_if_nonfi
     Returns the norm before, a tensor of shape (). Raises ValueError for a negative ``max_norm``, and with
     ``error_if_nonfinite`` RuntimeError, before anything changes, for a norm that is infinite or NaN.
     """
+    max_norm = number("clip_grad_norm", "max_norm", max_norm)
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm: max_norm must be at least 0, got {max_norm}")
     if isinstance(parameters, Module):
@@ -70,7 +72,7 @@ def _refuse_nonfinite(norm: Any, asked: bool) -> None:
 
 
 def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimiser: ``weight_decay`` for matrices and larger, none for biases and the scales of norms.
+    """Groups for an optimiser: ``weight_decay`` for parameters of two axes and more, none for biases and other vectors.
 
     >>> optimizer = nn.AdamW(nn.decay_groups(model, 0.1), lr=1e-3)
 

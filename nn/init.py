@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from microgradnd.dtypes import as_dtype, is_floating
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -65,7 +67,12 @@ def _uniform(shape: tuple[int, int], bound: float, rng: Rng, dtype: npt.DTypeLik
 
 
 def drawn(name: str, init: Callable[..., Any], shape: tuple[int, ...], rng: Rng, dtype: npt.DTypeLike) -> Any:
-    """An array of initial values for the layer ``name``. Raises ValueError for sizes below 1 and for other shapes."""
+    """An array of initial values for the layer ``name``.
+
+    Raises ValueError for sizes below 1 and for other shapes, TypeError for dtypes that are not floating-point.
+    """
+    if not is_floating(as_dtype(dtype)):
+        raise TypeError(f"{name}: dtype must be floating-point, got {as_dtype(dtype)}")
     if min(shape) < 1:
         raise ValueError(f"{name}: sizes must be at least 1, got {' and '.join(map(str, shape))}")
     values = init(shape, rng, dtype)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import microgradnd as mg
+from microgradnd.arguments import integer
 
 from .init import drawn, lecun_normal
 from .module import Module
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Linear(Module):
     """The affine map x W + b of the last axis: (..., in_features) -> (..., out_features).
 
-    ``weight`` has the shape (in_features, out_features), the transpose of PyTorch's: the forward pass, and
-    the first layer's whole step, then multiply untransposed matrices, which OpenBLAS does faster where they
-    are small. ``bias`` has the shape (out_features,), or is None.
+    ``weight`` has the shape (in_features, out_features), the transpose of PyTorch's: the forward pass then
+    multiplies untransposed matrices, which OpenBLAS does faster where they are small. ``bias`` has the shape
+    (out_features,), or is None.
 
     Args:
         in_features, out_features: sizes of the last axis of input and output, at least 1.
@@ -48,8 +48,8 @@ class Linear(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        self.in_features = operator.index(in_features)
-        self.out_features = operator.index(out_features)
+        self.in_features = integer("Linear", "in_features", in_features)
+        self.out_features = integer("Linear", "out_features", out_features)
         weight = drawn("Linear", init, (self.in_features, self.out_features), rng, dtype)
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
         self.bias = mg.tensor(np.zeros(self.out_features, dtype), requires_grad=True) if bias else None

@@ -26,7 +26,8 @@ def mse_loss(predictions: Operand, targets: Operand) -> mg.Tensor:
         raise ValueError(f"mse_loss: expected equal shapes, got predictions {shapes[0]} and targets {shapes[1]}")
     if autocast_mode.dtype is not None:
         predictions, targets = in_float32(predictions, targets)
-    if all(hasattr(x, "dtype") and x.dtype.kind in "biu" for x in (predictions, targets)):
+    dtypes = [x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype for x in (predictions, targets)]
+    if all(dtype.kind in "biu" for dtype in dtypes):
         predictions = mg.astype(predictions, np.float64)  # differences of unsigned integers would wrap around
     difference = mg.subtract(predictions, targets)
     return (difference * difference).mean()

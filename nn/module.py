@@ -97,23 +97,20 @@ class Module:
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the arrays of all tensors, by name. Raises ValueError where two have the same name."""
-        state: dict[str, Any] = {}
-        for name, tensor in self.named_tensors():
-            if name in state:
-                raise ValueError(f"state_dict: two tensors of {type(self).__name__} have the name {name}")
-            state[name] = tensor.data.copy()
-        return state
+        return {name: tensor.data.copy() for name, tensor in self._tensors_by_name("state_dict").items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy the values in ``state`` into the tensors of the same names, converted to their dtypes.
 
         Raises:
-            ValueError: listing all missing, unexpected and mis-shaped names; nothing has changed then.
-            TypeError: for values that can't be converted to the tensor's dtype; nothing has changed then.
+            ValueError: listing all missing, unexpected and mis-shaped names, and where two tensors have the same one;
+                nothing has changed then.
+            TypeError: for what is no mapping, and values that can't be converted to the tensor's dtype; nothing has
+                changed then.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict: expected arrays by name, got {state!r}")
-        tensors = dict(self.named_tensors())
+        tensors = self._tensors_by_name("load_state_dict")
         problems = [f"missing {name}" for name in tensors if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in tensors]
         for name, tensor in tensors.items():
@@ -131,6 +128,14 @@ class Module:
         for name, tensor in tensors.items():
             tensor.data = loaded[name].data.copy()
 
+    def _tensors_by_name(self, caller: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.named_tensors():
+            if name in found:
+                raise ValueError(f"{caller}: two tensors of {type(self).__name__} have the name {name}")
+            found[name] = tensor
+        return found
+
     def extra_repr(self) -> str:
         """What the repr shows between the parentheses of a module without submodules."""
         return ""
@@ -142,6 +147,16 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [f"  ({name}): {value!r}".replace("\n", "\n  ") for name, value in inner]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+
+def as_tensor(x: Any) -> Tensor:
+    """What a layer is given, as a tensor; arrays are not copied."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def is_plain(layer: Any, *kinds: type[Module]) -> bool:
+    """Whether a layer computes what its class, one of ``kinds``, does: no subclass, no ``forward`` of its own."""
+    return layer.__class__ in kinds and "forward" not in layer.__dict__
 
 
 def children(value: Any, kinds: Any = Tensor | Module) -> Iterator[tuple[str, Any]]:

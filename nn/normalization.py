@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import microgradnd as mg
+from microgradnd.arguments import integer
 from microgradnd.dtypes import is_floating
 
-from .module import Module
+from .module import Module, as_tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,7 +22,7 @@ class _Norm(Module):
 
     def __init__(self, normalized_shape: int | tuple[int, ...], elementwise_affine: bool, dtype: npt.DTypeLike) -> None:
         shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
-        self.normalized_shape = tuple(map(operator.index, shape))
+        self.normalized_shape = tuple(integer(type(self).__name__, "normalized_shape", n) for n in shape)
         if not self.normalized_shape or min(self.normalized_shape) < 1:
             raise ValueError(f"{type(self).__name__}: sizes must be at least 1, got {normalized_shape}")
         self.weight = self._parameter(1, dtype) if elementwise_affine else None
@@ -32,7 +32,7 @@ class _Norm(Module):
 
     def _flat(self, x: mg.Tensor) -> mg.Tensor:
         """The normalised axes as one. Raises ValueError if x has others."""
-        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
+        x = as_tensor(x)
         shape, n = x.shape, len(self.normalized_shape)
         if shape[-n:] != self.normalized_shape:
             raise ValueError(
@@ -74,7 +74,7 @@ class LayerNorm(_Norm):
         """Of x + ``residual``, if there is one; raises ValueError unless that has the shape of x."""
         weight = None if self.weight is None else self._flat(self.weight)
         bias = None if self.bias is None else self._flat(self.bias)
-        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
+        x = as_tensor(x)
         residual = None if residual is None else self._flat(residual)
         out = mg.layer_norm(self._flat(x), weight, bias, self.eps, residual)
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)
@@ -106,7 +106,7 @@ class RMSNorm(_Norm):
 
     def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
         """Of x + ``residual``, if there is one; raises ValueError unless that has the shape of x."""
-        x = x if isinstance(x, mg.Tensor) else mg.tensor(x)
+        x = as_tensor(x)
         weight = None if self.weight is None else self._flat(self.weight)
         dtype = np.result_type(x.dtype, np.float32) if is_floating(x.dtype) else np.float64
         eps = float(np.finfo(dtype).eps) if self.eps is None else self.eps

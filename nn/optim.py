@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from microgradnd import Tensor
+from microgradnd.arguments import number
 from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import beside
@@ -58,7 +59,8 @@ class _Slot:
 
 
 class Optimizer:
-    """The base of all optimisers: groups of parameters, each with its settings.
+    """The base of all optimisers: groups of parameters, each with its settings. Subclasses define ``limits``, the
+    range of each setting, and ``_update``.
 
     An optimiser works on arrays of its own: the first step replaces each parameter's array by a copy, so that
     an array which the parameter was made of, or which two parameters share, never changes behind your back.
@@ -69,7 +71,7 @@ class Optimizer:
         settings: of all groups that do not say otherwise.
 
     Attributes:
-        param_groups: a dict for each group, with its parameters under ``"params"`` and its settings, which
+        param_groups: a tuple of a dict for each group, with its parameters under ``"params"`` and its settings, which
             may be changed between steps: ``optimizer.param_groups[0]["lr"] = 0.01``.
 
     Raises:
@@ -80,10 +82,11 @@ class Optimizer:
     # What mg.capture need not look after: nobody else changes it.
     unwatched: ClassVar = ("_slots", "_name", "_largest", "defaults")
     limits: ClassVar[dict[str, Any]]  # of each setting: at least 0 and below this; a tuple of such; or bool
+    needed: ClassVar[tuple[str, ...]] = ()  # what the state of each parameter has after a step
 
     def __init__(self, params: Params, **settings: Any) -> None:
         self.defaults = settings
-        self.param_groups: list[dict[str, Any]] = []
+        self.param_groups: tuple[dict[str, Any], ...] = ()
         self._slots: list[list[_Slot]] = []  # of each group
         self._name = type(self).__name__
         self._new_states = 0  # how often a state was loaded that the arrays and numbers that were there could not take
@@ -123,7 +126,8 @@ class Optimizer:
             known.add(id(tensor))
         self._slots.append([_Slot(tensor) for tensor in tensors])
         self._largest = max(self._largest, *(tensor.size for tensor in tensors), 0)
-        self.param_groups.append({"params": tensors, **settings})
+        # Tuples: to what is appended there the optimiser would pay no attention.
+        self.param_groups = (*self.param_groups, {"params": tuple(tensors), **settings})
 
     def _checked(self, name: str, value: Any) -> Any:
         """The setting, as Python floats: a NumPy float64 would turn float32 gradients into float64 ones."""
@@ -138,11 +142,10 @@ class Optimizer:
             if not isinstance(value, tuple | list) or len(value) != len(limit):
                 raise ValueError(f"{self._name}: {name} must be {len(limit)} numbers, got {value!r}")
             return tuple(self._within(part, name, x) for part, x in zip(limit, value, strict=True))
-        if isinstance(value, str) or not hasattr(value, "__float__") or np.ndim(value):
-            raise TypeError(f"{self._name}: {name} must be a number, got {value!r}")
+        value = number(self._name, name, value)
         if not 0 <= value < limit:
             raise ValueError(f"{self._name}: {name} must be at least 0 and below {limit}, got {value}")
-        return float(value)
+        return value
 
     def __repr__(self) -> str:
         groups = []
@@ -205,13 +208,16 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where an optimiser of the same groups of parameters stood.
 
-        Raises ValueError, and changes nothing, for the state of other groups or shapes.
+        Raises ValueError, and changes nothing, for the state of other groups, shapes or optimisers.
         """
         sizes = [len(slots) for slots in self._slots]
         if not isinstance(state, Mapping) or set(state) != {"param_groups", "state"}:
             raise ValueError(f"load_state_dict: expected what state_dict of {self._name} gives, got {_summary(state)}")
         saved_groups, saved_state = state["param_groups"], state["state"]
-        if [len(group["params"]) for group in saved_groups] != sizes or len(saved_state) != sum(sizes):
+        for part in (saved_groups, saved_state):
+            if not isinstance(part, list | tuple) or not all(isinstance(x, Mapping) for x in part):
+                raise ValueError(f"load_state_dict: expected a list of what {self._name} keeps, got {part!r:.200}")
+        if [len(group.get("params", ())) for group in saved_groups] != sizes or len(saved_state) != sum(sizes):
             raise ValueError(f"load_state_dict: expected groups of {sizes} parameters for this {self._name}")
         loaded_groups: list[dict[str, Any]] = []
         for saved, group in zip(saved_groups, self.param_groups, strict=True):
@@ -241,6 +247,12 @@ class Optimizer:
 
     def _loaded(self, state: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         """Copies of a parameter's state, on its device; numbers as they are."""
+        missing = [name for name in self.needed if state and name not in state]
+        if missing:
+            raise ValueError(f"load_state_dict: this is no state of {self._name}: there is no {', '.join(missing)}")
+        steps = state.get("step", 0)
+        if not isinstance(steps, int | np.integer) or steps < 0:
+            raise ValueError(f"load_state_dict: step must be an integer of at least 0, got {steps!r}")
         loaded = {}
         for name, value in state.items():
             if hasattr(value, "shape"):
@@ -251,6 +263,8 @@ class Optimizer:
                     )
                 value = beside(as_array(value), parameter.data)
                 value = NAMESPACES[parameter.data.__class__].array(value, parameter.dtype.newbyteorder("="), order="C")
+            elif name in self.needed and name != "step":
+                raise ValueError(f"load_state_dict: {name} must be an array, got {value!r}")
             loaded[name] = value
         return loaded
 
@@ -304,6 +318,8 @@ class SGD(Optimizer):
         for p, d, state in work:
             if weight_decay:
                 d = d + as_float(weight_decay) * p
+                if d.dtype != p.dtype:  # of bfloat16 and a number NumPy makes float32
+                    d = d.astype(p.dtype)
             if momentum:
                 v = state.get("momentum_buffer")
                 if v is None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from microgradnd import Tensor
+from microgradnd.arguments import integer
 from microgradnd.autocast import in_float32
 from microgradnd.backends import NAMESPACES
 from microgradnd.recording.active import CaptureError, is_recording
@@ -70,7 +71,7 @@ class GradScaler:
         self._live = {"scale": _positive("init_scale", init_scale)}
         self.growth_factor = growth_factor
         self.backoff_factor = backoff_factor
-        self.growth_interval = operator.index(growth_interval)
+        self.growth_interval = integer("GradScaler", "growth_interval", growth_interval)
         if not growth_factor > 1:
             raise ValueError(f"GradScaler: growth_factor must be above 1, got {growth_factor}")
         if not 0 < backoff_factor < 1:

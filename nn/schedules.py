@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from microgradnd.arguments import integer
+
 from .optim import Optimizer
 
 
@@ -24,6 +26,8 @@ class LRScheduler:
     Attributes:
         base_lrs: the learning rates of the groups when the schedule was made.
         last_step: the step whose rates are set.
+
+    Raises TypeError for what is no optimiser, ValueError for a rate that is negative, infinite or NaN.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -85,12 +89,15 @@ class LRScheduler:
 
 
 class StepLR(LRScheduler):
-    """The rate times ``gamma`` after every ``step_size`` steps, as in PyTorch."""
+    """The rate times ``gamma`` after every ``step_size`` steps, as in PyTorch: lr * gamma^(step // step_size).
+
+    Raises ValueError for a ``step_size`` below 1, TypeError for one that is no integer.
+    """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        if step_size < 1:
+        self.step_size, self.gamma = integer("StepLR", "step_size", step_size), gamma
+        if self.step_size < 1:
             raise ValueError(f"StepLR: step_size must be at least 1, got {step_size}")
-        self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
 
     def rate(self, base_lr: float, step: int) -> float:

@@ -17,7 +17,7 @@ from .dropout import Dropout
 from .embedding import RotaryPositions
 from .init import lecun_normal
 from .linear import Linear
-from .module import Module
+from .module import Module, as_tensor, is_plain
 from .normalization import LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class FeedForward(Module):
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         if self.gate is None:
             inner = Sequential(self.linear1, self.activation)(x)  # in one operation, where there is one for the two
-        elif self.activation.__class__ is SiLU and "forward" not in self.activation.__dict__:
+        elif is_plain(self.activation, SiLU):
             inner = mg.swiglu(self.gate(x), self.linear1(x))
         else:
             inner = self.activation(self.gate(x)) * self.linear1(x)
@@ -145,6 +145,7 @@ class TransformerBlock(Module):
             is_causal=self.causal,
             cache=cache,
         )
+        x = as_tensor(x)
         if self.norm_first:
             x = self.dropout(attend(self.norm1(x)), residual=x)
             x = self.dropout(self.feed_forward(self.norm2(x)), residual=x)
@@ -155,10 +156,7 @@ class TransformerBlock(Module):
 
     def _normed(self, norm: Any, x: mg.Tensor, residual: mg.Tensor) -> mg.Tensor:
         """The normalised sum, in one operation where there is one for the two."""
-        layers = ((norm, (LayerNorm, RMSNorm)), (self.dropout, (Dropout,)))
-        plain = all(layer.__class__ in kinds and "forward" not in layer.__dict__ for layer, kinds in layers)
-        if plain and not (self.dropout.p and self.dropout.training):
-            out: mg.Tensor = norm(x, residual)
-        else:
-            out = norm(self.dropout(x, residual=residual))
-        return out
+        drops = not is_plain(self.dropout, Dropout) or (self.dropout.p and self.dropout.training)
+        if is_plain(norm, LayerNorm, RMSNorm) and not drops:
+            return norm(x, residual)  # type: ignore[no-any-return]
+        return norm(self.dropout(x, residual=residual))  # type: ignore[no-any-return]

@@ -128,3 +128,10 @@ def test_errors() -> None:
         mg.check_grads(lambda x: 1.0, 1.0)
     with pytest.raises(ValueError, match="order must be at least 1"):
         mg.check_grads(lambda x: x, 1.0, order=0)
+    with pytest.raises(TypeError, match="order must be an integer"):
+        mg.check_grads(lambda x: x, 1.0, order=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a function, got 3"):
+        mg.check_grads(3, 1.0)  # type: ignore[arg-type]
+    for tolerance in (np.inf, np.nan, -1.0):
+        with pytest.raises(ValueError, match="rtol and atol must be at least 0 and finite"):
+            mg.check_grads(lambda x: x, 1.0, rtol=tolerance)

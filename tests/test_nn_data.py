@@ -37,7 +37,7 @@ def test_one_hot_of_small_and_unsigned_integers():
         ([0, 3], 3, ValueError, "one_hot: labels must lie in 0 to 2, got 0 to 3"),
         ([-1, 1], None, ValueError, "one_hot: labels must lie in 0 to 1, got -1 to 1"),
         ([-1], None, ValueError, "one_hot: labels must lie in 0 to 0, got -1 to -1"),
-        ([1], 2.5, TypeError, "float"),
+        ([1], 2.5, TypeError, "num_classes must be an integer, got 2.5"),
     ],
 )
 def test_one_hot_refuses(labels, num_classes, error, message):
@@ -154,7 +154,7 @@ def test_batches_refuse_before_the_first_batch():
     for size in (0, -3):
         with pytest.raises(ValueError, match=f"batches: batch_size must be at least 1, got {size}"):
             nn.batches(X, X, size)
-    with pytest.raises(TypeError, match="float"):
+    with pytest.raises(TypeError, match="batch_size must be an integer"):
         nn.batches(X, X, 2.0)
     with pytest.raises(TypeError, match=r"batches: shuffle must be True or False, got Generator.*rng="):
         nn.batches(X, X, 2, np.random.default_rng(0))

@@ -83,8 +83,8 @@ def test_same_seed_same_bits():
     [
         ((0, 3), ValueError, "sizes must be at least 1, got 0 and 3"),
         ((3, -1), ValueError, "sizes must be at least 1, got 3 and -1"),
-        ((3.0, 3), TypeError, "float"),
-        (("3", 3), TypeError, "str"),
+        ((3.0, 3), TypeError, "Linear: in_features must be an integer, got 3.0"),
+        (("3", 3), TypeError, "Linear: in_features must be an integer, got '3'"),
     ],
 )
 def test_linear_refuses_bad_sizes(arguments, error, message):

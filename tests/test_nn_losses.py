@@ -238,3 +238,9 @@ def test_a_class_given_as_a_number_has_second_derivatives():
 def test_mse_loss_of_unsigned_integers():
     a, b = np.array([0, 255], np.uint8), np.array([200, 0], np.uint8)
     assert nn.mse_loss(a, b).item() == (200**2 + 255**2) / 2
+
+
+def test_mse_loss_of_integers_of_python():
+    assert nn.mse_loss(np.array(200, np.uint8), 255).item() == 55**2
+    assert nn.mse_loss([0], [2**40]).item() == 2.0**80
+    assert nn.mse_loss([True], [False]).item() == 1

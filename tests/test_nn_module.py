@@ -217,6 +217,8 @@ def test_names_that_collide_are_refused():
 
     with pytest.raises(ValueError, match=r"two tensors of Colliding have the name parts.0"):
         Colliding().state_dict()
+    with pytest.raises(ValueError, match=r"load_state_dict: two tensors of Colliding have the name parts.0"):
+        Colliding().load_state_dict({"parts.0": np.ones(1)})
 
 
 def test_forward_can_be_replaced():

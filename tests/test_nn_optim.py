@@ -223,7 +223,60 @@ def test_a_group_gets_all_of_its_saved_settings_in_the_dict_that_it_is():
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups is groups
     assert optimizer.param_groups[0] is group
-    assert (group["note"], group["lr"], group["params"]) == ("warm", 0.1, [p])
+    assert (group["note"], group["lr"], group["params"]) == ("warm", 0.1, (p,))
+
+
+def test_what_is_no_state_is_refused_and_changes_nothing():
+    p = parameter([1.0, 2.0])
+    optimizer = nn.Adam([p], 0.1)
+    p.grad = np.ones(2)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    for change, message in (
+        ({"step": "x"}, "step must be an integer of at least 0, got 'x'"),
+        ({"step": None}, "step must be an integer"),
+        ({"step": -1}, "step must be an integer of at least 0, got -1"),
+        ({"step": 2.0}, "step must be an integer"),
+        ({"exp_avg": [1.0, 2.0]}, r"exp_avg must be an array, got \[1.0, 2.0\]"),
+        ({"exp_avg": np.ones(3)}, r"exp_avg has float64 \(3,\), expected float64 \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=f"load_state_dict: {message}"):
+            optimizer.load_state_dict({**saved, "state": [{**saved["state"][0], **change}]})
+    (own,) = saved["state"]
+    for state, message in (
+        ({"state": [{"exp_avg": own["exp_avg"]}]}, "no state of Adam: there is no step, exp_avg_sq"),
+        ({"state": [None]}, "expected a list of what Adam keeps"),
+        ({"state": None}, "expected a list of what Adam keeps, got None"),
+        ({"param_groups": None}, "expected a list of what Adam keeps, got None"),
+        ({"param_groups": [{"lr": 0.1}]}, r"expected groups of \[1\] parameters"),
+    ):
+        with pytest.raises(ValueError, match=f"load_state_dict: .*{message}"):
+            optimizer.load_state_dict({**saved, **state})
+    now = optimizer.state_dict()
+    assert now["param_groups"] == saved["param_groups"]
+    assert now["state"][0]["step"] == 1
+    np.testing.assert_array_equal(now["state"][0]["exp_avg"], own["exp_avg"])
+
+
+def test_groups_and_parameters_can_not_be_appended_unnoticed():
+    p = parameter([1.0])
+    optimizer = nn.SGD([p], 0.1)
+    with pytest.raises(AttributeError):
+        optimizer.param_groups.append({"params": [p], "lr": 0.1})
+    with pytest.raises(AttributeError):
+        optimizer.param_groups[0]["params"].append(parameter([2.0]))
+
+
+def test_momentum_of_bfloat16_can_be_loaded():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    p = mg.tensor(np.ones(3, bfloat16), requires_grad=True)
+    optimizer = nn.SGD([p], 0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(2):
+        p.grad = np.ones(3, bfloat16)
+        optimizer.step()
+    saved = optimizer.state_dict()
+    assert saved["state"][0]["momentum_buffer"].dtype == p.dtype == bfloat16
+    optimizer.load_state_dict(saved)
 
 
 def test_repr_shows_the_settings_of_each_group():

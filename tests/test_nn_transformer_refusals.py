@@ -39,6 +39,16 @@ REFUSED = [
     (TypeError, "boolean or floating-point, got int", lambda: attention()(X, attn_mask=INTEGERS)),
     (TypeError, "boolean or floating", lambda: attention()(X, attn_mask=INTEGERS, key_padding_mask=SEEN)),
     (TypeError, "key_padding_mask must be boolean, got int", lambda: attention()(X, key_padding_mask=INTEGERS[:2])),
+    (ValueError, r"must broadcast to \(2, 3\), got shape \(\)", lambda: attention()(X, key_padding_mask=np.True_)),
+    (ValueError, r"got the shapes \(2, 3, 8\), \(8,\) and \(8,\)", lambda: attention()(X, np.ones(8))),
+    (ValueError, "capacity must be at least 1, got -1", lambda: nn.KVCache(-1)),
+    (TypeError, "KVCache: capacity must be an integer, got 'a'", lambda: nn.KVCache("a")),
+    (TypeError, "Embedding: padding_idx must be an integer, got 1.5", lambda: nn.Embedding(5, 3, 1.5)),
+    (TypeError, "LayerNorm: normalized_shape must be an integer, got 2.5", lambda: nn.LayerNorm(2.5)),
+    (TypeError, "Dropout: p must be a number, got 'a'", lambda: nn.Dropout("a")),
+    (TypeError, "Linear: dtype must be floating-point, got int64", lambda: nn.Linear(3, 2, dtype=int)),
+    (TypeError, "MLP: activation must make a layer", lambda: nn.MLP([3, 2, 1], mg.relu)),
+    (TypeError, r"MLP: expected sizes, such as \[64, 128, 10\], got 5", lambda: nn.MLP(5)),
     (RuntimeError, "lose their gradients", lambda: nn.KVCache(5).append(TRACKED, X)),
     (RuntimeError, "lose their gradients", lambda: nn.KVCache(5).append(X, TRACKED)),
     (RuntimeError, "lose their gradients", lambda: transformer()([1], transformer().caches())),
@@ -69,9 +79,10 @@ def test_layers_say_what_they_expected():
     for call, message in (
         (lambda: nn.LearnedPositions(3, 4, rng=0)(x), r"LearnedPositions: expected \(\.\.\., T, 4\), got shape \(4,\)"),
         (lambda: nn.LearnedPositions(0, 5), "LearnedPositions: sizes must be at least 1, got 0 and 5"),
-        (lambda: nn.RotaryPositions(4, 4, base=0), "positions: max_len, width and base must be positive"),
+        (lambda: nn.SinusoidalPositions(0, 4), "SinusoidalPositions: max_len, d_model and base must be positive"),
+        (lambda: nn.RotaryPositions(4, 4, base=0), "RotaryPositions: max_len, head_dim and base must be positive"),
         (lambda: nn.Embedding(5, 2, init=lambda *_: np.zeros((3, 7))), r"Embedding: init gave the shape \(3, 7\)"),
-        (lambda: nn.MultiHeadAttention(4, 2, rng=0)(x), r"MultiHeadAttention: expected queries \(\.\.\., L, d_model\)"),
+        (lambda: nn.MultiHeadAttention(4, 2, rng=0)(x), "query, key and value need two axes or more"),
         (lambda: transformer()(TOKENS, caches=[]), "Transformer: expected a cache for each of 2 blocks, got 0"),
         (
             lambda: nn.MultiHeadAttention(4, 2, rng=0)(
@@ -108,3 +119,24 @@ def test_a_cache_takes_only_what_fits_to_what_it_holds() -> None:
         with pytest.raises(ValueError, match=r"KVCache: .* do not fit to the float64 \(2, 8, 4\) that it holds"):
             cache.append(mg.tensor(other), mg.tensor(other))
     assert cache.length == 3
+
+
+def test_a_call_that_was_refused_leaves_no_tokens_in_the_cache() -> None:
+    layer, cache = nn.MultiHeadAttention(4, 2, rng=0), nn.KVCache(8)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
+    with mg.no_grad():
+        layer(x, cache=cache, is_causal=True)
+        for masks in ({"attn_mask": np.zeros((5, 5), bool)}, {"key_padding_mask": np.zeros((2, 4), bool)}):
+            with pytest.raises(ValueError, match=r"MultiHeadAttention: .*_mask must broadcast"):
+                layer(x, cache=cache, is_causal=True, **masks)
+            assert cache.length == 3
+        both = layer(np.concatenate([x, x], axis=1), is_causal=True).data
+        np.testing.assert_allclose(layer(x, cache=cache, is_causal=True).data, both[:, 3:], rtol=1e-5, atol=1e-6)
+
+
+def test_lists_are_taken() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    layers = [nn.MultiHeadAttention(4, 2, rng=0)]
+    layers += [nn.TransformerBlock(4, 2, norm_first=first, rng=0) for first in (False, True)]  # type: ignore[list-item]
+    for layer in layers:
+        np.testing.assert_allclose(layer(x.tolist()).data, layer(x).data, rtol=1e-5, atol=1e-6)

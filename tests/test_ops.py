@@ -307,7 +307,7 @@ def test_no_operation_is_missing_from_the_table() -> None:
 
 def test_primitives_are_all_public_or_part_of_a_public_function() -> None:
     hidden = {"_concatenate", "_dropout", "_getitem", "_scaled_dot_product_attention", "_self_attention", "_to"}
-    hidden |= {"_to_constant", "_to_floating", "_scatter_add", "take_rows"}
+    hidden |= {"_to_constant", "_to_floating", "_scatter_add", "_transpose", "take_rows"}
     for module in pathlib.Path(ops.__file__).parent.glob("*.py"):
         for node in ast.parse(module.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.decorator_list:
@@ -442,3 +442,71 @@ def test_einsum_refuses_what_numpy_does() -> None:
         with pytest.raises(ValueError, match=r"einsum: .*the output has no \.\.\., for which an operand has axes"):
             mg.einsum(subscripts, np.ones((3, 3)), np.ones(3))
     assert mg.einsum("...i,i->", np.ones(3), np.ones(3)).item() == 3  # it stands for no axes
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "u4", "u8", "i1", "i2", "i8"])
+def test_integers_in_exponents_do_not_wrap_around(dtype: str) -> None:
+    for x in (np.array([0, 1]), np.array([100, 27]), np.array([0, 120])):
+        given, exact = x.astype(dtype), x.astype(dtype).astype(np.float64)
+        for function in (mg.softmax, mg.log_softmax, mg.logsumexp, lambda x: mg.cross_entropy(x, 1)):
+            np.testing.assert_allclose(function(given).data, function(exact).data, rtol=1e-15)
+
+
+def test_axes_and_indices_that_are_changed_before_backward() -> None:
+    rng = np.random.default_rng(0)
+    x = mg.tensor(rng.standard_normal((2, 2, 2)), requires_grad=True)
+    axes = [1, 2, 0]
+    y = mg.transpose(x, axes)
+    axes.sort()
+    g = rng.standard_normal((2, 2, 2))
+    y.backward(g)
+    np.testing.assert_array_equal(x.grad.data, g.transpose(2, 0, 1))
+    for index in (np.array([0, 0, 1]), [0, 0, 1], mg.tensor([0, 0, 1])):
+        x = mg.tensor(np.ones(3), requires_grad=True)
+        y = mg.scatter_add(x, index, (3,))
+        assert y.data.tolist() == [2, 1, 0]
+        (index.data if isinstance(index, mg.Tensor) else index)[:] = [2, 2, 2]  # type: ignore[index]
+        y.backward(np.array([1.0, 10.0, 100.0]))
+        assert x.grad.data.tolist() == [1, 1, 10]
+
+
+def test_axes_of_all_kinds() -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    for function in (mg.sum, mg.mean, mg.max, mg.var, mg.std, mg.logsumexp):
+        mg.check_grads(lambda x: function(x, axis=mg.tensor(1)), x)  # type: ignore[arg-type]  # noqa: B023
+        for axis in (1.0, "1"):
+            with pytest.raises(TypeError, match=function.__name__):
+                function(x, axis=axis)  # type: ignore[arg-type]
+    mg.check_grads(lambda x: mg.transpose(x, 0), x[0])
+    mg.check_grads(lambda x: mg.transpose(x, -1), x[0])
+    with pytest.raises(np.exceptions.AxisError, match="stack: axis 3 is out of bounds for a result of 3 axes"):
+        mg.stack([x, x], axis=3)
+
+
+@pytest.mark.parametrize("dtype", ["U3", "S3", "O", "M8[s]", "V8", [("a", "f8")]])
+def test_astype_refuses_what_is_not_numeric(dtype: Any) -> None:
+    with pytest.raises(TypeError, match="astype: expected a numeric dtype, got"):
+        mg.tensor([1.0]).astype(dtype)
+
+
+def test_masked_indices_are_refused() -> None:
+    index = np.ma.masked_array([0, 1], [True, False])
+    for call in (lambda: mg.tensor([1.0, 2.0])[index], lambda: mg.scatter_add([1.0, 2.0], index, (2,))):
+        with pytest.raises(TypeError, match="an index is a masked array"):
+            call()
+
+
+def test_settings_that_would_lose_a_gradient_are_refused() -> None:
+    setting, x = mg.tensor(0.5, requires_grad=True), np.ones((2, 3))
+    calls: dict[str, Callable[[], Any]] = {
+        "leaky_relu: negative_slope": lambda: mg.leaky_relu(x, setting),
+        "scaled_dot_product_attention: scale": lambda: mg.scaled_dot_product_attention(x, x, x, scale=setting),
+        "self_attention: scale": lambda: mg.self_attention(x, num_heads=1, scale=setting),
+        "dropout: p": lambda: mg.dropout(x, setting, 0),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} must be a number, got tensor"):
+            call()
+        setting = setting.detach()
+        call()
+        setting = mg.tensor(0.5, requires_grad=True)

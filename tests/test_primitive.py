@@ -95,6 +95,16 @@ def test_a_gradient_of_the_wrong_shape() -> None:
         wrong(x).sum().backward()
 
 
+@pytest.mark.parametrize("wrong", [lambda g, x: g * mg.cos(x), lambda g, x: mg.tensor(g)])
+def test_a_gradient_that_is_a_tensor(wrong: Any) -> None:
+    @mg.primitive(x=wrong)
+    def sine(xp: Any, x: Any) -> Any:
+        return xp.sin(x)
+
+    with pytest.raises(TypeError, match="sine: the gradient with respect to x is a Tensor, expected an array"):
+        sine(mg.tensor([1.0, 2.0], requires_grad=True)).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

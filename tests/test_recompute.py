@@ -190,9 +190,10 @@ def test_without_recording_a_tensor_is_expected_too() -> None:
         mg.checkpoint(lambda x: (x, x))(mg.tensor(1.0))  # type: ignore[arg-type,return-value]
 
 
-def test_every_column_of_the_result_is_compared() -> None:
-    noise = [np.zeros(64), np.r_[0, np.ones(63)]]
-    x = mg.tensor(np.ones((64, 64)), requires_grad=True)
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (64, 3), (192, 9), (1000, 10), (64, 1)])
+def test_every_column_of_the_result_is_compared(rows: int, columns: int) -> None:
+    noise = [np.zeros(columns), np.r_[np.zeros(columns - 1), 1]]
+    x = mg.tensor(np.ones((rows, columns)), requires_grad=True)
     out = mg.checkpoint(lambda x: mg.exp(x + noise.pop(0)))(x)
     with pytest.raises(RuntimeError, match="gave another result"):
         out.sum().backward()

@@ -44,12 +44,14 @@ def _described(x: Any) -> str:
     if isinstance(x, np.ndarray):
         return f"an array of dtype {x.dtype}"
     if isinstance(x, list | tuple):
-        odd = [part for part in x if np.asarray(part).dtype.kind not in "biufc"]
+        odd: Any = [x]
+        while odd and isinstance(odd[0], list | tuple):
+            odd = [part for part in odd[0] if np.asarray(part).dtype.kind not in "biufc"]
         return f"a {type(x).__name__} with {_described(odd[0])} in it" if odd else f"a {type(x).__name__} of objects"
     if isinstance(x, str) or x is None:
         return f"{x!r} ({type(x).__name__})"
     if isinstance(x, int):
-        return "an integer of more than 64 bits"
+        return "an integer that no dtype of NumPy's holds"
     return f"{'an' if type(x).__name__[0] in 'aeiou' else 'a'} {type(x).__name__}"
 
 

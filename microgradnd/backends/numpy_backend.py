@@ -82,11 +82,11 @@ def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """np.sum; of matrices and short vectors by BLAS, in 0.2 to 0.8 of the time and rounding no more."""
     if not keepdims:
         ndim = x.ndim
-        if ndim == 2 and axis == 0:
+        if ndim == 2 and axis == 0 and axis.__class__ is int:
             ones = _ones(len(x), x.dtype)
             if ones is not None:
                 return dot(ones, x)
-        elif (ndim == 2 and axis == 1) or (ndim == 1 and axis is None):
+        elif (ndim == 2 and axis == 1 and axis.__class__ is int) or (ndim == 1 and axis is None):
             ones = _ones(x.shape[-1], x.dtype)
             if ones is not None and len(ones) <= FEW:
                 return x.dot(ones)

@@ -28,6 +28,8 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
         if fast.TAKES_FLAT_INDEX:
             targets = _flat_index(xp, targets, logits.size // logits.shape[-1], logits.shape[-1], 1)
         return fast.cross_entropy(logits, targets)
+    if logits.dtype.kind in "biu":  # their differences may wrap around
+        return cross_entropy(xp, wide(logits), targets)
     if is_narrow(logits.dtype):  # its sums over thousands of rows are beyond its range
         loss, wide_pullback = cross_entropy(xp, wide(logits), targets)
         loss = narrow(loss, logits, targets if is_floating(targets.dtype) else None)
@@ -35,7 +37,7 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     classes = logits.shape[-1]
     count = logits.size // max(classes, 1)
     if count == 0:
-        raise ValueError("there are no rows to average over")
+        raise ValueError(f"there are no {'rows to average over' if classes else 'classes'}")
     axis = 0 if classes <= FEW_CLASSES else 1  # the axis of the classes in what follows
     z = _matrix(xp, logits, count, classes, axis)
     z = z - xp.max(z, axis=axis, keepdims=True)

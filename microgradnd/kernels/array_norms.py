@@ -95,7 +95,9 @@ def rms_norm(xp: Any, x: Any, weight: Any, eps: float, residual: Any = None) -> 
 
 def _normalized(x: Any, *parameters: Any) -> int:
     """The length of the last axis of x, which the parameters have to have."""
-    if x.ndim == 0 or any(p is not None and p.shape != x.shape[-1:] for p in parameters):
+    if x.ndim == 0:
+        raise ValueError("x must have at least one axis")
+    if any(p is not None and p.shape != x.shape[-1:] for p in parameters):
         shapes = ", ".join(str(p.shape) for p in parameters if p is not None)
         raise ValueError(f"expected parameters of the shape of the last axis of x, {x.shape[-1:]}, got {shapes}")
     return int(max(1, x.shape[-1]))
@@ -103,6 +105,7 @@ def _normalized(x: Any, *parameters: Any) -> int:
 
 def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """exp(x) / sum(exp(x)), shifted by the maximum."""
+    x = wide(x) if x.dtype.kind in "biu" else x
     if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := kernels_for(x)):
         return fast.softmax(x)
     e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
@@ -112,6 +115,7 @@ def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
 
 def log_softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """x - logsumexp(x), shifted by the maximum."""
+    x = wide(x) if x.dtype.kind in "biu" else x
     if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := kernels_for(x)):
         return fast.log_softmax(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)

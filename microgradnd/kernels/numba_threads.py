@@ -107,7 +107,7 @@ def _end() -> None:
 
 
 def _let_openblas_sleep() -> None:
-    """Let OpenBLAS's threads sleep 30 us after a product, rather than turn for 130 ms on the core that a part needs.
+    """Let OpenBLAS's threads fall asleep 30 us after a product, rather than turn for 130 ms on a part's core.
 
     As long as they turn, two threads are as slow as one. Its environment variable says how long that is, in powers of
     two of ticks; whoever sets it keeps what they set. It is read, and threads are started, when there is a product and

@@ -96,7 +96,8 @@ def _power_exponent(g, xp, x, out):
 def power(xp: Any, x: Operand, y: Operand) -> Any:
     """The power x ** y, elementwise with broadcasting.
 
-    The gradient with respect to y is out log(x); it is 0 where x = 0, and NaN where x < 0.
+    The gradient with respect to y is out log(x); it is 0 where x = 0 and y >= 0, and NaN where
+    x < 0, or x = 0 and y < 0.
     """
     return x**y
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import number
 from ..autocast import in_low_precision
 from ..backends import NAMESPACES
 from ..fused import fused
@@ -81,7 +82,7 @@ def scaled_dot_product_attention(
         q, k, v = kernels.group_heads(q, groups), expand_dims(k, -3), expand_dims(v, -3)
     ndim = max(x.ndim for x in (q, k, v, mask) if x is not None)
     q, k, v, mask = (None if x is None else _with_axes(x, max(ndim, 3)) for x in (q, k, v, mask))
-    scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
+    scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(number(name, "scale", scale))
     seed = generator(rng).integers(2**63) if dropout_p else 0
     out = _scaled_dot_product_attention(q, k, v, mask, is_causal, scale, dropout_p, seed)
     if heads != groups:
@@ -140,7 +141,7 @@ def self_attention(
             raise ValueError(f"{name}: attn_mask must broadcast to {scores}, got shape {mask.shape}")
         mask = _with_axes(mask, len(scores))
         mask = _grouped_mask(name, mask, num_heads, num_kv_heads) if num_kv_heads < num_heads else mask
-    scale = 1 / math.sqrt(max(1, x.shape[-1] // together)) if scale is None else float(scale)
+    scale = 1 / math.sqrt(max(1, x.shape[-1] // together)) if scale is None else float(number(name, "scale", scale))
     seed = generator(rng).integers(2**63) if dropout_p else 0
     return _self_attention(x, mask, num_heads, num_kv_heads, is_causal, scale, dropout_p, seed)
 

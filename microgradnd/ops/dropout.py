@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import number
 from ..backends import NAMESPACES
 from ..fused import fused
 from ..kernels import array_kernels
@@ -31,7 +32,7 @@ def dropout(x: Operand, p: float = 0.5, rng: Rng = None, residual: Operand | Non
     """x with each element set to zero with probability p, the others divided by 1 - p (Srivastava et al., 2014).
 
     Args:
-        x: floating-point, any shape.
+        x: any shape; of integers the result is floating-point.
         p: between 0 and 1; 1 gives zeros.
         rng: a ``numpy.random.Generator``, which is advanced, or a seed; None draws a seed. On a GPU the generator
             gives a seed for the device, so that nothing is copied; there other elements are dropped than on the host.
@@ -39,7 +40,7 @@ def dropout(x: Operand, p: float = 0.5, rng: Rng = None, residual: Operand | Non
 
     Raises ValueError for p out of range, TypeError for a boolean as ``rng``.
     """
-    if not 0 <= p <= 1:
+    if not 0 <= number("dropout", "p", p) <= 1:
         raise ValueError(f"dropout: p must lie between 0 and 1, got {p}")
     if isinstance(rng, bool):
         raise TypeError(f"dropout: rng must be a generator, a seed or None, got {rng}")

@@ -40,9 +40,10 @@ def scatter_add(x: Operand, index: Any, shape: tuple[int, ...]) -> Tensor:
 
     Raises IndexError as :func:`getitem` does.
     """
+    index = _plain(index)
     array = x._data if x.__class__ is Tensor else x
     if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
-        index = _checked_index("scatter_add", _plain(index), shape, array)
+        index = _checked_index("scatter_add", index, shape, array)
     return _scatter_add(x, index, shape)
 
 
@@ -104,4 +105,6 @@ def _plain(index: Any) -> Any:
         return slice(*(None if x is None else operator.index(x) for x in (index.start, index.stop, index.step)))
     if isinstance(index, list):
         return np.array(index, dtype=None if index else np.intp)
+    if isinstance(index, np.ma.MaskedArray):
+        raise TypeError("an index is a masked array, whose mask would be lost; fill it first: index.filled(value)")
     return index.copy() if index.__class__ in NAMESPACES else index

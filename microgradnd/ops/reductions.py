@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf, nan, prod
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..autocast import in_float32
 from ..autograd import no_grad
 from ..fused import fused
 from ..kernels import array_norms
+from ..kernels.array_kernels import wide
 from ..primitive import primitive
 from ..tensor import Tensor
 from .elementwise import exp, log
@@ -23,7 +25,7 @@ def _restored(xp, reduced, shape, axis, keepdims):
     """``reduced`` with the axes that the reduction of an array of ``shape`` removed put back as length 1."""
     if keepdims or axis is None or not shape:
         return reduced
-    axes = {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
+    axes = {index(a) % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
     return xp.reshape(reduced, tuple(1 if i in axes else n for i, n in enumerate(shape)))
 
 
@@ -34,7 +36,7 @@ def _count(shape, axis):
 
 
 def _share(shape, axis, ddof=0):
-    """1 / (n - ddof), as a factor: n itself is infinite in float16 from 65,520 up. NaN where NumPy's mean or var is."""
+    """1 / (n - ddof), as a factor: n itself is infinite in float16 from 65,520 up. NaN where n <= ddof."""
     n = _count(shape, axis) - ddof
     return 1.0 / n if n > 0 else nan
 
@@ -137,6 +139,7 @@ def _logsumexp(g, xp, x, x_shape, out, axis, keepdims):
 @primitive(in_float32, x=_logsumexp)
 def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) over ``axis``, shifted by the maximum so that exp cannot overflow."""
+    x = wide(x) if x.dtype.kind in "biu" else x
     shift = _finite(xp, xp.max(x, axis=axis, keepdims=True))
     total = xp.sum(xp.exp(x - shift), axis=axis, keepdims=True)
     out = xp.log(total) + shift

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from ..dtypes import as_dtype, cast, is_floating
+from ..dtypes import as_dtype, cast, is_floating, is_numeric
 from ..primitive import primitive
 from ..tensor import Tensor
 
@@ -35,9 +35,15 @@ def _inverse(axes):
 
 
 @primitive(x=lambda g, xp, axes: xp.transpose(g, _inverse(axes)))
-def transpose(xp: Any, x: Operand, axes: Sequence[int] | None = None) -> Any:
-    """x with its axes in the order ``axes``; None reverses them."""
+def _transpose(xp: Any, x: Operand, axes: tuple[int, ...] | None) -> Any:
     return xp.transpose(x, axes)
+
+
+def transpose(x: Operand, axes: int | Sequence[int] | None = None) -> Tensor:
+    """x with its axes in the order ``axes``; None reverses them. Raises ValueError for axes that are not those of x."""
+    if axes is not None:  # a list may be changed before backward
+        axes = (axes,) if isinstance(axes, SupportsIndex) else tuple(axes)
+    return _transpose(x, axes)
 
 
 @primitive(x=lambda g, xp, axis1, axis2: xp.swapaxes(g, axis1, axis2))
@@ -75,8 +81,13 @@ def _to_constant(xp: Any, x: Operand, dtype: Any) -> Any:
 
 
 def astype(x: Operand, dtype: npt.DTypeLike) -> Tensor:
-    """x converted to ``dtype``. To integers, booleans or complex numbers no gradient flows back."""
+    """x converted to ``dtype``. To integers, booleans or complex numbers no gradient flows back.
+
+    Raises TypeError for dtypes that are not numeric.
+    """
     dtype = as_dtype(dtype)
+    if not is_numeric(dtype):
+        raise TypeError(f"astype: expected a numeric dtype, got {dtype}")
     return _to_floating(x, dtype) if is_floating(dtype) else _to_constant(x, dtype)
 
 
@@ -107,11 +118,17 @@ def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
 
 
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
-    """The arrays joined along a new axis. Raises ValueError for no arrays, and for shapes that differ."""
+    """The arrays joined along a new axis.
+
+    Raises ValueError for no arrays, and for shapes that differ, AxisError for an axis that the result does not have.
+    """
     arrays = list(arrays)
     if not arrays:
         raise ValueError("stack: expected arrays, got none")
     shapes = [x.shape if hasattr(x, "shape") else np.shape(x) for x in arrays]
+    ndim = len(shapes[0]) + 1
+    if not -ndim <= axis < ndim:
+        raise np.exceptions.AxisError(f"stack: axis {axis} is out of bounds for a result of {ndim} axes")
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"stack: expected arrays of one shape, got {', '.join(map(str, shapes))}")
     return _concatenate(*[expand_dims(x, axis) for x in arrays], axis=axis)
