@@ -43,7 +43,7 @@ class Choice:
 
     def __init__(self, choice: Any) -> None:
         self._choice = choice
-        self._before = [self.current]  # the choices to go back to: this one for the first block
+        self._before = [self.current]  # what blocks go back to: the first one to what held before this object was made
         self._blocks = 0
         self.choose(choice)
 

@@ -59,9 +59,9 @@ class _Slot:
 
 
 class Optimizer:
-    """The base of all optimisers: groups of parameters, each with its settings. Subclasses define ``limits``, the
-    range of each setting, and ``_update``.
+    """The base of all optimisers: groups of parameters, each with its settings.
 
+    Subclasses define ``limits``, the range of each setting, and ``_update``, which changes parameters.
     An optimiser works on arrays of its own: the first step replaces each parameter's array by a copy, so that
     an array which the parameter was made of, or which two parameters share, never changes behind your back.
 
@@ -81,7 +81,7 @@ class Optimizer:
 
     # What mg.capture need not look after: nobody else changes it.
     unwatched: ClassVar = ("_slots", "_name", "_largest", "defaults")
-    limits: ClassVar[dict[str, Any]]  # of each setting: at least 0 and below this; a tuple of such; or bool
+    limits: ClassVar[dict[str, Any]] = {}  # of each setting: at least 0 and below this; a tuple of such; or bool
     needed: ClassVar[tuple[str, ...]] = ()  # what the state of each parameter has after a step
 
     def __init__(self, params: Params, **settings: Any) -> None:
@@ -131,6 +131,8 @@ class Optimizer:
 
     def _checked(self, name: str, value: Any) -> Any:
         """The setting, as Python floats: a NumPy float64 would turn float32 gradients into float64 ones."""
+        if name not in self.limits:
+            raise TypeError(f"{self._name} defines no limits for {name}")
         return self._within(self.limits[name], name, value)
 
     def _within(self, limit: Any, name: str, value: Any) -> Any:

@@ -203,13 +203,17 @@ def _in_place(name: str) -> Any:
     return change
 
 
-# What is compared element by element, besides what becomes an array; and what becomes one, but of no numbers.
+# What == compares element by element although it has no __array__; and what has that, but holds no numbers: there
+# Python decides.
 SEQUENCES = (*NUMBERS, list, tuple, range, array, bytearray, deque, memoryview)
 NO_NUMBERS = (type, np.character, np.datetime64, np.timedelta64)
 
 
 def _comparing(operation: Any) -> Any:
-    """The operator: of what is no array Python decides, by what the other object says, or whether it is the same."""
+    """== or !=: elementwise with what is or becomes an array of numbers.
+
+    With anything else NotImplemented: Python asks the other object then, and at last whether it is the same.
+    """
 
     def compare(self: Tensor, other: Any) -> Any:
         kind = other.__class__

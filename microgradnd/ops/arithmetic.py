@@ -61,7 +61,7 @@ def floor_divide(xp: Any, x: Operand, y: Operand) -> Any:
     y=lambda g, x, y: -g * (x // y),
 )
 def remainder(xp: Any, x: Operand, y: Operand) -> Any:
-    """The remainder x - y floor(x / y), with the sign of y, elementwise with broadcasting."""
+    """The remainder x - y floor(x / y), with the sign of y, elementwise; the gradients are 1 and -floor(x / y)."""
     return x % y
 
 
@@ -142,7 +142,10 @@ def minimum(xp: Any, x: Operand, y: Operand) -> Any:
     y=lambda g, xp, condition: xp.where(condition, xp.zeros_like(g), g),
 )
 def where(xp: Any, condition: Operand, x: Operand, y: Operand) -> Any:
-    """x where ``condition`` holds and y elsewhere, with broadcasting. The condition has no gradient."""
+    """x where ``condition`` holds and y elsewhere, with broadcasting.
+
+    Raises TypeError for a condition that requires a gradient: it has none.
+    """
     return xp.where(condition, x, y)
 
 

@@ -38,7 +38,8 @@ def _scatter_add(xp: Any, x: Operand, index: Any, shape: tuple[int, ...]) -> Any
 def scatter_add(x: Operand, index: Any, shape: tuple[int, ...]) -> Tensor:
     """Zeros of ``shape`` to which x is added at ``index``; where an index repeats, values add up.
 
-    Raises IndexError as :func:`getitem` does.
+    ``index`` as for :func:`getitem`; x has the shape of ``zeros(shape)[index]``, or broadcasts to it. Raises IndexError
+    as :func:`getitem` does, and ValueError where x does not fit.
     """
     index = _plain(index)
     array = x._data if x.__class__ is Tensor else x

@@ -47,7 +47,11 @@ def _spread(xp, g, shape, axis, keepdims):
 
 @primitive(in_float32, x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g, x_shape, axis, keepdims))
 def sum(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The sum over ``axis``."""
+    """The sum over ``axis``: an integer, a tuple of them, or None for all axes.
+
+    With ``keepdims`` the axes stay, with length 1. Raises AxisError (a ValueError) for axes that x does not have,
+    TypeError for what is no integer. So do all reductions.
+    """
     return xp.sum(x, axis=axis, keepdims=keepdims)
 
 
@@ -56,7 +60,7 @@ def sum(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     x=lambda g, xp, x_shape, axis, keepdims: _spread(xp, g * _share(x_shape, axis), x_shape, axis, keepdims),
 )
 def mean(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The arithmetic mean over ``axis``."""
+    """The arithmetic mean over ``axis``; of no elements NaN, with NumPy's warning. Arguments as for :func:`sum`."""
     return xp.mean(x, axis=axis, keepdims=keepdims)
 
 
@@ -67,7 +71,7 @@ def _var(g, xp, x, x_shape, axis, ddof, keepdims):
 
 @primitive(in_float32, x=_var)
 def var(xp: Any, x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
-    """The variance over ``axis``: the sum of (x - mean)^2 divided by n - ddof."""
+    """The variance over ``axis``: the sum of (x - mean)^2 divided by n - ddof. Arguments as for :func:`sum`."""
     return xp.var(x, axis=axis, ddof=ddof, keepdims=keepdims)
 
 
@@ -91,13 +95,19 @@ def _extremum(g, xp, x, x_shape, out, axis, keepdims):
 
 @primitive(x=_extremum)
 def max(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The largest element over ``axis``; where several are equal they share the gradient evenly."""
+    """The largest element over ``axis``; where several are equal they share the gradient evenly.
+
+    Arguments as for :func:`sum`; raises ValueError where there are no elements.
+    """
     return xp.max(x, axis=axis, keepdims=keepdims)
 
 
 @primitive(x=_extremum)
 def min(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The smallest element over ``axis``; where several are equal they share the gradient evenly."""
+    """The smallest element over ``axis``; where several are equal they share the gradient evenly.
+
+    Arguments as for :func:`sum`; raises ValueError where there are no elements.
+    """
     return xp.min(x, axis=axis, keepdims=keepdims)
 
 

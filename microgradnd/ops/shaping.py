@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @primitive(x=lambda g, xp, x_shape: xp.reshape(g, x_shape))
 def reshape(xp: Any, x: Operand, shape: Shape) -> Any:
-    """x with another shape of the same size; one length may be -1."""
+    """x with another shape of the same size; one length may be -1. Raises ValueError for other sizes."""
     return xp.reshape(x, shape)
 
 
@@ -48,25 +48,28 @@ def transpose(x: Operand, axes: int | Sequence[int] | None = None) -> Tensor:
 
 @primitive(x=lambda g, xp, axis1, axis2: xp.swapaxes(g, axis1, axis2))
 def swapaxes(xp: Any, x: Operand, axis1: int, axis2: int) -> Any:
-    """x with two axes interchanged."""
+    """x with two axes interchanged. Raises AxisError for axes that x does not have."""
     return xp.swapaxes(x, axis1, axis2)
 
 
 @primitive(x=lambda g, xp, x_shape: xp.reshape(g, x_shape))
 def expand_dims(xp: Any, x: Operand, axis: int | tuple[int, ...]) -> Any:
-    """x with axes of length 1 inserted at ``axis`` of the result."""
+    """x with axes of length 1 inserted at ``axis`` of the result. Raises AxisError for axes that it does not have."""
     return xp.expand_dims(x, axis)
 
 
 @primitive(x=lambda g, xp, x_shape: xp.reshape(g, x_shape))
 def squeeze(xp: Any, x: Operand, axis: int | tuple[int, ...] | None = None) -> Any:
-    """x without its axes of length 1, or without those in ``axis``."""
+    """x without its axes of length 1, or without those in ``axis``. Raises ValueError for axes that are longer."""
     return xp.squeeze(x, axis)
 
 
 @primitive(x=lambda g: g)
 def broadcast_to(xp: Any, x: Operand, shape: Shape) -> Any:
-    """x repeated to ``shape`` by NumPy's broadcasting rules, without copying: read-only."""
+    """x repeated to ``shape`` by NumPy's broadcasting rules, without copying: read-only.
+
+    Raises ValueError for a shape that does not fit.
+    """
     return xp.broadcast_to(x, shape)
 
 
