@@ -31,7 +31,7 @@ from .operands import (
 from .tensor import Tensor, new
 
 P = ParamSpec("P")
-_numbers = itertools.count()  # of the texts that are compiled here
+_text_numbers = itertools.count()  # of the texts that are compiled here
 Vjp = Callable[..., Any]
 Conversion = Callable[..., tuple[Any, ...]]
 
@@ -342,7 +342,7 @@ def _refuse_all_but_functions(*functions: Any) -> None:
 @functools.cache
 def _compiled(text: str) -> CodeType:
     """The code of the function that ``text`` defines; tracebacks show the text."""
-    filename = f"<microgradnd operation {text[text.index('(') : text.index(':')]} {next(_numbers)}>"
+    filename = f"<microgradnd operation {text[text.index('(') : text.index(':')]} {next(_text_numbers)}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     return next(x for x in compile(text, filename, "exec").co_consts if isinstance(x, CodeType))
 

@@ -13,7 +13,7 @@ from ..dtypes import BFLOAT16
 from ..kernels import kernels_for
 from ..kernels.cupy_random import kept
 from . import numpy_backend, tf32
-from .narrow import in_float32, promoting
+from .narrow import computing_in_float32, promoting
 
 array_type = cupy.ndarray
 if tf32.allow_tf32.current is not None:
@@ -104,9 +104,9 @@ def matmul(x: Any, y: Any) -> Any:
 
 
 # What CuPy 14.2 refuses bfloat16 for, or gives another dtype; its erf gives float64 for float16.
-_batched_matmul, std, var = (in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.std, cupy.var))
-erf = in_float32(erf)
-einsum = in_float32(cupy.einsum, (BFLOAT16,), first=1)
+_batched_matmul, std, var = (computing_in_float32(f, (BFLOAT16,)) for f in (cupy.matmul, cupy.std, cupy.var))
+erf = computing_in_float32(erf)
+einsum = computing_in_float32(cupy.einsum, (BFLOAT16,), first=1)
 where = promoting(cupy.where)
 _functions = (kept, masked, matmul, relu, relu_gradient, rotate_halves, scatter_add, sigmoid, take_rows)
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}

@@ -14,7 +14,9 @@ import numpy as np
 from ..dtypes import BFLOAT16, NARROW, cast
 
 
-def in_float32(function: Callable[..., Any], chars: tuple[str, ...] = NARROW, first: int = 0) -> Callable[..., Any]:
+def computing_in_float32(
+    function: Callable[..., Any], chars: tuple[str, ...] = NARROW, first: int = 0
+) -> Callable[..., Any]:
     """A function of arrays, the ``first`` argument and later ones: where these have one dtype of ``chars`` it computes
     in float32, and gives their dtype.
     """

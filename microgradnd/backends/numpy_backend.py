@@ -12,7 +12,7 @@ from ..dtypes import is_narrow
 from ..kernels import kernels_for, small
 from ..kernels.array_kernels import LARGE_PRODUCT, product
 from ..noting import noted
-from .narrow import in_float32, promoting
+from .narrow import computing_in_float32, promoting
 from .numpy_erf import erf, normal_cdf
 
 
@@ -99,7 +99,7 @@ def _plain_sum(x: Any, axis: Any, keepdims: bool) -> Any:
     return _add(x, axis, None, None, keepdims)
 
 
-_narrow_sum = in_float32(_plain_sum)
+_narrow_sum = computing_in_float32(_plain_sum)
 
 
 def max(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
@@ -177,7 +177,7 @@ def matmul(x: Any, y: Any) -> Any:
     return x.dot(y) if x.size * y.shape[1] < LARGE_PRODUCT else product(np, x, y)
 
 
-_narrow_matmul = in_float32(np.matmul)
+_narrow_matmul = computing_in_float32(np.matmul)
 
 
 def is_basic(index: Any) -> bool:
@@ -204,8 +204,8 @@ _functions = (
     take_rows,
 )
 _ours: dict[str, Any] = {f.__name__: f for f in _functions}
-_ours |= {f.__name__: in_float32(f) for f in (np.mean, np.std, np.var, np.vdot)}
-_ours["einsum"] = in_float32(np.einsum, first=1)
+_ours |= {f.__name__: computing_in_float32(f) for f in (np.mean, np.std, np.var, np.vdot)}
+_ours["einsum"] = computing_in_float32(np.einsum, first=1)
 _ours["where"] = promoting(np.where)
 _ours["scatter_add"] = functools.partial(scatter_add, np)
 
