@@ -10,7 +10,6 @@ import numpy as np
 from ..backends import cupy_backend
 from .active import is_recording, recorder
 from .arrays import RecordedArray, RecordedNumber, call_function, create, device_ufunc
-from .instructions import is_on_device
 from .namespace import whole
 
 # Functions of ours that are noted as a call of their own; ``relu`` is written in terms of CuPy's.
@@ -27,16 +26,12 @@ class DeviceNamespace:
         plain = getattr(cupy_backend.namespace, name)
         if name == "relu" or isinstance(plain, type) or not callable(plain):
             return plain
-        function = whole(name, plain) if name in WHOLE else _noting(name, plain)
-        setattr(self, name, function)
-        return function
+        return whole(name, plain) if name in WHOLE else _noting(name, plain)
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         """As cupy.asarray: recorded ones stay what they are, those of the host are copied in each replay."""
         if not is_recording():
             return cupy.asarray(x, dtype)
-        if type(x) is RecordedArray and is_on_device(x.value) and (dtype is None or x.dtype == dtype):
-            return x
         if type(x) is RecordedNumber or isinstance(x, bool | int | float):
             # By value, in a launch: cupy.asarray would copy it from the host.
             real = x.value if type(x) is RecordedNumber else x
@@ -46,12 +41,6 @@ class DeviceNamespace:
         ):
             return recorder().call("function", "cp.asarray", cupy.asarray, (x, dtype))
         return recorder().given(cupy.asarray(x, dtype), "constant", "constant")
-
-    def ascontiguousarray(self, x: Any) -> Any:
-        """As cupy.ascontiguousarray."""
-        if type(x) is RecordedArray and x.flags.c_contiguous and x.ndim:
-            return x
-        return _noting("ascontiguousarray", cupy.ascontiguousarray)(x)
 
     def array(self, x: Any, dtype: Any = None, order: str = "K") -> Any:
         """As cupy.array: a copy."""

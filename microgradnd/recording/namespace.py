@@ -12,9 +12,7 @@ from ..dtypes import is_numeric
 from .active import is_recording, recorder
 from .arrays import CREATING, RecordedArray, RecordedNumber, create
 
-# Written in terms of NumPy's functions: what they call is noted.
-COMPOSED = ("masked", "matmul", "max", "min", "relu", "relu_gradient", "rotate_halves", "sum", "take_rows")
-# Noted as a call of their own.
+# Functions of ours that are noted as a call of their own; the others call NumPy's, which are noted.
 WHOLE = ("erf", "normal_cdf", "sigmoid")
 
 
@@ -23,19 +21,11 @@ class RecordedNamespace:
 
     def __getattr__(self, name: str) -> Any:
         plain = getattr(numpy_backend.namespace, name)
-        if name in COMPOSED or isinstance(plain, type) or not callable(plain):
-            return plain
-        function = whole(name, plain) if name in WHOLE else _creating(name, plain) if name in CREATING else plain
-        setattr(self, name, function)
-        return function
+        return whole(name, plain) if name in WHOLE else _creating(name, plain) if name in CREATING else plain
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         """As np.asarray: recorded ones stay what they are, others become constants of the recording."""
-        if type(x) is RecordedArray:
-            if isinstance(x.value, np.ndarray) and (dtype is None or x.dtype == dtype):
-                return x
-            return recorder().call("function", "np.asarray", np.asarray, (x, dtype))
-        if type(x) is RecordedNumber:
+        if type(x) in (RecordedArray, RecordedNumber):
             return recorder().call("function", "np.asarray", np.asarray, (x, dtype))
         if isinstance(x, list | tuple) and any(type(part) is RecordedArray for part in x):
             return recorder().call("function", "np.array", np.array, (x, dtype))
@@ -52,8 +42,6 @@ class RecordedNamespace:
 
     def ascontiguousarray(self, x: Any) -> Any:
         """As np.ascontiguousarray."""
-        if type(x) is RecordedArray and x.flags.c_contiguous and x.ndim:
-            return x
         if type(x) is RecordedArray:
             return recorder().call("function", "np.ascontiguousarray", np.ascontiguousarray, (x,))
         return np.ascontiguousarray(x)
