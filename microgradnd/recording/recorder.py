@@ -36,10 +36,9 @@ class Recorder:
         self._thread = threading.get_ident()
         self._roots: dict[int, tuple[Any, Variable]] = {}  # id of an array that owns memory -> itself, its variable
         self._handles: dict[int, tuple[Any, RecordedArray]] = {}  # of inputs, arguments and constants
-        self._views: dict[Any, Variable] = {}  # by how they are made
+        self._known: dict[Any, Any] = {}  # variables of views, and what numbers alone give, by how they are made
         self.trouble: Exception | None = None  # an error in the step, which it may have caught
         self.once = False  # whether the step does something that the next call is not likely to do
-        self._numbers: dict[Any, RecordedNumber] = {}  # what numbers alone give, by how it is computed
 
     def note_once(self) -> None:
         self.once = True
@@ -120,16 +119,13 @@ class Recorder:
             raise CaptureError("capture: another thread uses the tensors of a step while the step is recorded")
         if (errors := dict(np.geterr())) != self._errors:
             self._note_errors(errors)
-        real_args, noted_args = self.unwrapped(args)
-        real_kwargs, noted_kwargs = self.unwrapped(kwargs or {})
-        instruction = Instruction(kind, name, function, noted_args, noted_kwargs, self._note())
+        kwargs = kwargs or {}
         if out is not None:
-            real_out, instruction.writes = out.value, [out.variable]
-            result = self._tried(function, real_args, {**real_kwargs, "out": real_out})
-            instruction.kwargs["out"] = out.variable
-            self.instructions.append(instruction)
-            return out if result is real_out else self._result(result, instruction)
-        everything = [*args, *(kwargs or {}).values()]
+            kwargs, writes = {**kwargs, "out": out}, (out,)
+        real_args, noted_args = self.unwrapped(args)
+        real_kwargs, noted_kwargs = self.unwrapped(kwargs)
+        instruction = Instruction(kind, name, function, noted_args, noted_kwargs, self._note())
+        everything = [*writes, *args, *kwargs.values()]
         watched = kind == "function" and not writes and bare(name) not in PURE
         before = [(x, x.value.copy()) for x in flat(everything) if watched and _is_array(x)]
         result = self._tried(function, real_args, real_kwargs)
@@ -145,25 +141,19 @@ class Recorder:
                     self.instructions.append(instruction)
                 return given
         instruction.writes = [x.variable for x in writes]
-        if kind == "operator" and not is_array(result) and not isinstance(result, np.generic):  # of numbers alone
-            key = _key(instruction)
-            if key not in self._numbers:
-                self.instructions.append(instruction)
-                self._numbers[key] = self._result(result, instruction)
-            return self._numbers[key]
-        if is_array(result) and not writes and self._root(result) is not None:
-            for given in flat(args):
-                if _is_array(given) and lies_alike(result, given.value):  # reshaped to the shape that it has
-                    return RecordedArray(result, given.variable)
-            key = _key(instruction)
-            if key in self._views:
-                return RecordedArray(result, self._views[key])
-            handle = self._result(result, instruction)
-            self._views[key] = handle.variable
-            self.instructions.append(instruction)
-            return handle
+        of_numbers = kind == "operator" and not is_array(result) and not isinstance(result, np.generic)
+        is_view = is_array(result) and not writes and self._root(result) is not None
+        for given in flat(args) if is_view else ():
+            if _is_array(given) and lies_alike(result, given.value):  # reshaped to the shape that it has
+                return RecordedArray(result, given.variable)
+        key = _key(instruction) if of_numbers or is_view else None
+        if key in self._known:
+            return self._known[key] if of_numbers else RecordedArray(result, self._known[key])
         self.instructions.append(instruction)
-        return self._result(result, instruction)
+        handle = self._result(result, instruction)
+        if key is not None:
+            self._known[key] = handle if of_numbers else handle.variable  # without the view itself, which holds memory
+        return handle
 
     def _note_errors(self, errors: dict[str, Any]) -> None:
         """What np.errstate says within the step."""
@@ -226,9 +216,9 @@ class Recorder:
         """The value of ``handle``, converted by ``kind``: replays have to agree on it."""
         value = handle.value if kind is None else kind(handle.value)
         key = ("branch", id(handle.variable), kind)
-        if key not in self._numbers:
+        if key not in self._known:
             if type(handle) is RecordedNumber:  # an array may be another one when it is asked again
-                self._numbers[key] = handle
+                self._known[key] = handle
             name = "branch" if kind is None else kind.__name__
             self.instructions.append(Instruction("branch", name, kind, (handle.variable, value), {}, self._note()))
         return value
