@@ -49,11 +49,12 @@ class Names:
         self._own: dict[Any, str] = {}  # what functions of ours are called
         for x in program.body:
             if x.kind in ("whole", "kernel"):
-                self._taken.add(self.function(x.function, x.name))
+                self.function(x.function, x.name)
         called = [call for found in program.sequences.values() for call in found.calls.values()]
-        self._taken.update(self.function(function, name) for name, function, _ in called)
+        for name, function, _ in called:
+            self.function(function, name)
         if called:
-            self._taken.add(self.function(in_one_call, "in_one_call"))
+            self.function(in_one_call, "in_one_call")
 
     def variable(self, variable: Variable, wish: str | None = None) -> str:
         """The name that it has, or gets now: this one or its own, if it is still there."""
@@ -78,11 +79,7 @@ class Names:
     def function(self, function: Any, wish: str) -> str:
         """The name of a function of ours; of two with the same name one gets a number."""
         if function not in self._own:
-            wish, i = wish.strip("_"), 1
-            name = wish
-            while name in self._own.values() or name in RESERVED:
-                name, i = f"{wish}_{i}", i + 1
-            self._own[function] = name
+            self._own[function] = self.unused(wish.strip("_"))
         return self._own[function]
 
     def _wish(self, x: Instruction, variable: Variable) -> str:
