@@ -11,14 +11,14 @@ from typing import Any
 from .instructions import GIVEN, Instruction, Variable, replaced
 
 
-def without_copies(instructions: list[Instruction], fixed: Iterable[Variable]) -> list[Instruction]:
+def without_copies(instructions: list[Instruction], outputs: Iterable[Variable]) -> list[Instruction]:
     """The instructions but for such copies; the others are changed to use the originals.
 
-    A copy stays if it is one of ``fixed``, the variables that a step gives out or keeps, or is written into, has
+    A copy stays if it is one of ``outputs``, the variables that a step gives out, or is written into, has
     another layout in memory than the original, or is used at or after a change of the original. An argument may be a
     parameter's array, but no buffer of a gradient: a replay for which somebody holds one gets other buffers.
     """
-    owned = {variable.root for variable in fixed}
+    owned = {variable.root for variable in outputs}
     last: dict[Variable, int] = {}
     changes: dict[Any, list[int]] = {}
     for i, x in enumerate(instructions):

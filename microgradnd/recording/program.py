@@ -49,11 +49,11 @@ class Program:
         self, instructions: list[Instruction], outputs: list[Variable], kept: set[Variable], numbers: list[Variable]
     ) -> None:
         self.outputs, self.kept = outputs, kept
-        needed = without_copies(_needed(instructions, [*outputs, *numbers]), (*outputs, *kept))
+        needed = without_copies(_needed(instructions, [*outputs, *numbers]), outputs)
         alone = _numbers_alone(needed)
         self.first = [x for x in needed if x in alone]
-        self.body = with_residuals([x for x in needed if x not in alone], (*outputs, *kept))
-        self.body = arranged(_checks_first(self.body), (*outputs, *kept))
+        self.body = with_residuals([x for x in needed if x not in alone], outputs)
+        self.body = arranged(_checks_first(self.body), outputs)
         _refuse_late_branches(self.body)
         self.draws = any(x.kind == "draw" for x in self.body)
         self.constant = _constant(self.body, outputs)
@@ -67,7 +67,7 @@ class Program:
             self.ending.setdefault(i, []).append(root)
         self.leaving = {variable.root for variable in outputs}
         self.planned: dict[Variable, int | None] = {}
-        self.chains = chains(self.body, self.last, self.leaving | kept, self.computes_nothing)
+        self.chains = chains(self.body, self.last, self.leaving, self.computes_nothing)
         self.memory = self.device_memory = 0
         self._plan()
         self.sequences = sequences(self.body, self._does_nothing, self.is_static)

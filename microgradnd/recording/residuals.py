@@ -14,16 +14,16 @@ import numpy as np
 from .instructions import Instruction, Variable
 
 
-def with_residuals(body: list[Instruction], fixed: Iterable[Variable]) -> list[Instruction]:
+def with_residuals(body: list[Instruction], outputs: Iterable[Variable]) -> list[Instruction]:
     """The instructions with each sum of a product, if that is used for nothing else, computed by the product's kernel.
 
     That is where the sum was, so nothing may be written in between; both addends are float32, of one shape and in
     order. Instructions are changed in place.
 
     Args:
-        fixed: what a step gives out or keeps.
+        outputs: what a step gives out.
     """
-    leaving = {v.root for v in fixed}
+    leaving = {v.root for v in outputs}
     users: dict[Variable, list[int]] = {}  # of each root, by position
     for i, x in enumerate(body):
         for root in {v.root for v in (*x.reads(), *x.results, *x.writes)}:

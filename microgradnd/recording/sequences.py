@@ -112,10 +112,10 @@ def _sum(x: Variable, bias: Variable) -> Call | None:
     return "add_bias", kernels.add_bias.compiled, (x.shape[0], x, bias)
 
 
-def arranged(body: list[Instruction], fixed: Iterable[Variable]) -> list[Instruction]:
+def arranged(body: list[Instruction], outputs: Iterable[Variable]) -> list[Instruction]:
     """The instructions with what depends on arguments alone first, and copies of small arrays that calls read.
 
-    Copied are arguments, and what is made anew in each replay; none of ``fixed``, which a step gives out or keeps, and
+    Copied are arguments, and what is made anew in each replay; none of ``outputs``, which a step gives out, and
     none that is written into. An argument may be a part of anything that was there before: what reads it after a
     change of that stays where it is, and so does the argument. What may fail stays behind a branch.
     """
@@ -127,7 +127,7 @@ def arranged(body: list[Instruction], fixed: Iterable[Variable]) -> list[Instruc
     body = _early_first(body[:before_branch], written) + body[before_branch:]
     rows = sequences(body, _is_view_or_memory, lambda v: True)
     calls = {body[i] for row in rows.values() for i in row.calls}
-    kept = written | {v.root for v in fixed} | _with_parts(body)
+    kept = written | {v.root for v in outputs} | _with_parts(body)
     kept |= {v.root for x in body[unchanged:] for v in x.reads() if v.root.kind == "argument"}
     # Whether the two factors of a product are the same memory may be seen in its bits.
     kept |= {v.root for x in body if bare(x.name) in PRODUCTS and x not in calls for v in x.reads()}
