@@ -118,35 +118,34 @@ class Program:
         The arrays of a chain, which is done block by block, are free after its last operation. A result may still reuse
         the memory of an argument that its operation is the last to read, since both have the same layout.
         """
-        ends, leaving, kept = self.ending, self.leaving, self.kept
+        leaving = self.leaving
         whole = {v.root for v in self.outputs if fills_root(v)}  # of others a part would keep all of their memory
         chain: Chain | None = None
         dying_later: list[Variable] = []  # at the end of the chain
         free = {False: _Free(), True: _Free()}  # of the host, and of a device
-        root: Variable | None
+
+        def dying(i: int) -> list[Variable]:
+            return [v for v in self.ending.get(i, ()) if self.planned.get(v) is not None and v not in leaving]
+
         for i, x in enumerate(self.body):
-            dying = [root for root in ends.get(i, []) if self.planned.get(root) is not None and root not in leaving]
             root = x.results[0] if len(x.results) == 1 else None
+            taken: Variable | None = None  # in whose memory the result is written
             chain = self.chains.get(i, chain)
             if root is not None and chain is not None and root in chain.temporaries:
                 pass  # the memory of a block
             elif root is not None and root.root is root and root not in self.constant and can_write(x, root):
-                if root in kept:
+                if root in self.kept:
                     self.planned[root] = None
                 elif root in leaving and (root.is_on_device or (_size(root) >= LARGE_RESULT and root in whole)):
                     pass  # made anew by each replay, since it would have to be copied out of a buffer
                 else:
                     across = chain.across if chain is not None else ()
-                    taken = self._in_place(x, root, [dead for dead in dying if dead not in across])
+                    taken = self._in_place(x, root, [dead for dead in dying(i) if dead not in across])
                     if taken is not None:
                         self.planned[root] = self.planned[taken]
-                        dying.remove(taken)
                     else:
                         self.planned[root] = free[root.is_on_device].take(_size(root))
-            unread = root is not None and root in ends.get(i, []) and self.planned.get(root) is not None
-            if root is not None and unread and root not in leaving and root not in dying:
-                dying.append(root)
-            dying_later += dying
+            dying_later += [dead for dead in dying(i) if dead is not taken]  # also a result that nobody reads
             if chain is not None and i < chain.last:
                 continue
             for dead in dying_later:
