@@ -16,7 +16,7 @@ from .chains import Chain, chains
 from .copies import without_copies
 from .instructions import GIVEN, Instruction, Variable, bare
 from .residuals import with_residuals
-from .sequences import arranged, first_of, sequences
+from .sequences import arranged, early_first, first_of, sequences
 from .writable import ELEMENTWISE, can_write, fills_root, may_diverge
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -251,17 +251,7 @@ def _checks_first(body: list[Instruction]) -> list[Instruction]:
     written = {v.root for x in body for v in x.writes}
     if any(v.kind in GIVEN and _is_of_integers(v) for v in written):
         return body  # an argument may be a part of it
-    known: set[Variable] = set()
-    early, late = [], []
-    for x in body[changed:]:
-        is_known = all(v in known or (v.kind == "argument" and _is_of_integers(v)) for v in x.reads())
-        is_fixed = bool(x.results) and all(_is_of_integers(v) and v.root not in written for v in x.results)
-        if is_known and is_fixed and not x.writes and x.kind != "draw":
-            known.update(x.results)
-            early.append(x)
-        else:
-            late.append(x)
-    return [*body[:changed], *early, *late]
+    return body[:changed] + early_first(body[changed:], written, _is_of_integers)
 
 
 def _is_of_integers(v: Variable) -> bool:

@@ -124,7 +124,7 @@ def arranged(body: list[Instruction], outputs: Iterable[Variable]) -> list[Instr
     unchanged = first_of(body, lambda x: any(v.root.kind in GIVEN for v in x.writes))
     before_branch = min(unchanged, first_of(body, lambda x: x.kind == "branch" or may_diverge(x)))
     written = {v.root for x in body for v in x.writes}
-    body = _early_first(body[:before_branch], written) + body[before_branch:]
+    body = early_first(body[:before_branch], written, _is_given_or_small) + body[before_branch:]
     rows = sequences(body, _is_view_or_memory, lambda v: True)
     calls = {body[i] for row in rows.values() for i in row.calls}
     kept = written | {v.root for v in outputs} | _with_parts(body)
@@ -170,8 +170,17 @@ def first_of(body: list[Instruction], holds: Callable[[Instruction], bool]) -> i
     return next((i for i, x in enumerate(body) if holds(x)), len(body))
 
 
-def _early_first(body: list[Instruction], written: set[Variable]) -> list[Instruction]:
-    """The instructions with those first that need nothing but arguments, which nobody writes into."""
+def early_first(
+    body: list[Instruction], written: set[Variable], holds: Callable[[Variable], bool]
+) -> list[Instruction]:
+    """The instructions with those first that need nothing but arguments.
+
+    Neither these nor what they give is ``written`` into, and for both that ``holds``.
+    """
+
+    def may_be_early(v: Variable) -> bool:
+        return v.root not in written and holds(v)
+
     known: set[Variable] = set()
     early, late = [], []
     for x in body:
@@ -179,14 +188,18 @@ def _early_first(body: list[Instruction], written: set[Variable]) -> list[Instru
             x.results
             and not x.writes
             and x.kind != "draw"
-            and all(v in known or (v.kind == "argument" and v.root not in written) for v in x.reads())
-            and all(v.root not in written and (v.root is not v or _is_small(v)) for v in x.results)
+            and all(v in known or (v.kind == "argument" and may_be_early(v)) for v in x.reads())
+            and all(map(may_be_early, x.results))
         ):
             known.update(x.results)
             early.append(x)
         else:
             late.append(x)
     return early + late
+
+
+def _is_given_or_small(v: Variable) -> bool:
+    return v.kind == "argument" or v.root is not v or _is_small(v)
 
 
 def _is_small(v: Variable) -> bool:
