@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .instructions import GIVEN, Instruction, Variable, replaced
+from .instructions import GIVEN, Instruction, Variable
 
 
 def without_copies(instructions: list[Instruction], outputs: Iterable[Variable]) -> list[Instruction]:
@@ -28,10 +28,7 @@ def without_copies(instructions: list[Instruction], outputs: Iterable[Variable])
     originals: dict[Variable, Variable] = {}
     remaining = []
     for i, x in enumerate(instructions):
-        x.args, x.kwargs = replaced(x.args, originals), replaced(x.kwargs, originals)
-        for variable in x.results:
-            if variable.root in originals:
-                variable.root = originals[variable.root].root
+        x.replace(originals)
         if x.kind == "method" and x.name == "copy" and len(x.args) == 1 and not x.kwargs:
             (original,), (copy,) = x.args, x.results
             if (

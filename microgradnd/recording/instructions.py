@@ -122,6 +122,13 @@ class Instruction:
     def reads(self) -> Iterator[Variable]:
         return variables((self.args, self.kwargs))
 
+    def replace(self, others: dict[Variable, Variable]) -> None:
+        """Read other variables in place of those that are keys of ``others``, and give views of them."""
+        self.args, self.kwargs = replaced(self.args, others), replaced(self.kwargs, others)
+        for v in self.results:
+            if v.root in others:
+                v.root = others[v.root].root
+
 
 def variables(value: Any) -> Iterator[Variable]:
     """All variables in nested tuples, lists and dicts."""

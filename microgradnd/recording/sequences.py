@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .instructions import GIVEN, Instruction, Variable, bare, replaced
+from .instructions import GIVEN, Instruction, Variable, bare
 from .writable import can_write, may_diverge
 
 SMALL = 1 << 16  # bytes: larger arrays are not copied
@@ -136,9 +136,7 @@ def arranged(body: list[Instruction], outputs: Iterable[Variable]) -> list[Instr
     copies = [_copied(v, buffers) for v in read if v.kind == "argument" and _is_small(v)]
     arrangement = sorted(copies, key=lambda x: str(x.args[0].name))
     for x in body:
-        x.args, x.kwargs = replaced(x.args, buffers), replaced(x.kwargs, buffers)
-        for v in x.results:
-            v.root = buffers.get(v.root, v.root)
+        x.replace(buffers)
         arrangement.append(x)
         arrangement += [
             _copied(v, buffers)
