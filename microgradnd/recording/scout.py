@@ -115,11 +115,11 @@ class Executed:
             self.unrepeated = f"{owner}.{argument.__name__}".removeprefix("builtins.")
 
     def names(self) -> set[str]:
-        """All names in their text, those of attributes included.
+        """All names in their text, those of attributes and of functions within them included.
 
         Where attributes are looked up by strings or patterns, constants too that may be their names.
         """
-        found = {name for code in self.globals for name in names_in(code)}
+        found = {name for code in self.globals for part in _with_inner(code) for name in part.co_names}
         patterns = any(x.opname == "MATCH_CLASS" for code in self.globals for x in dis.get_instructions(code))
         if patterns or BY_STRINGS & found:
             found |= self.strings()
@@ -167,22 +167,18 @@ def _is_called_by_users(frame: Any) -> bool:
     return caller is not None and is_users(caller.f_globals.get("__name__"))
 
 
-def names_in(code: CodeType) -> list[str]:
-    """The names in a function's text, those of attributes and of functions within it included."""
-    found = dict.fromkeys(code.co_names)
+def _with_inner(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of functions within it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            found.update(dict.fromkeys(names_in(constant)))
-    return list(found)
+            yield from _with_inner(constant)
 
 
 def globals_in(code: CodeType) -> list[str]:
     """The global variables that a function reads or sets, and functions within it."""
-    found = {x.argval: None for x in dis.get_instructions(code) if x.opname in GLOBAL_NAMES}
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found.update(dict.fromkeys(globals_in(constant)))
-    return list(found)
+    instructions = (x for part in _with_inner(code) for x in dis.get_instructions(part))
+    return list(dict.fromkeys(x.argval for x in instructions if x.opname in GLOBAL_NAMES))
 
 
 def modules_in(code: CodeType, scope: dict[str, Any]) -> list[ModuleType]:
