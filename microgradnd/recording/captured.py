@@ -150,7 +150,7 @@ class Captured(Generic[P, R]):
             reason = recording.why_not(args, kwargs)
             if reason is not None:
                 raise CaptureError(f"save: this call is unlike the recorded one in {reason}")
-            before = State(recording, leaves(args, kwargs))
+            before = State(recording, leaves(*args, *kwargs.values()))
             other: Captured[..., Any] = Captured(self._step)
             with kernels("numpy"):
                 try:
@@ -224,7 +224,7 @@ class Captured(Generic[P, R]):
 
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """A replay after something else: verified if it is the first one at all."""
-        given = leaves(args, kwargs)
+        given = leaves(*args, *kwargs.values())
         generators = [*recording.generators, *generators_in(given)]
         parts = recording.reach, generators, [x for x in given if not isinstance(x, np.random.Generator)]
         if recording.verified:

@@ -66,10 +66,10 @@ class _Same:
         return id(self.value)
 
 
-def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def leaves(*values: Any) -> list[Any]:
     """The arrays, floats and generators in arguments, in order."""
     found: list[Any] = []
-    for x in (*args, *kwargs.values()):
+    for x in values:
         _collect(x, found)
     return found
 
@@ -168,13 +168,11 @@ def _of_arguments(recording: Recording, scope: dict[str, Any]) -> tuple[list[str
         else:
             scope[f"layout_{i}"] = expected
             conditions.append(f"layout_of({name}) == layout_{i}")
-            arrays.append(f"*leaves(({name},), {{}})")
+            arrays.append(f"*leaves({name})")
     if recording.which_generators:
         scope["known_generators"] = recording.known_generators
-        given = "".join(f"argument_{i}, " for i in range(len(recording.arguments)))
-        conditions.append(
-            f"which_generators(leaves(({given}), {{}}), known_generators) == {recording.which_generators}"
-        )
+        given = ", ".join(f"argument_{i}" for i in range(len(recording.arguments)))
+        conditions.append(f"which_generators(leaves({given}), known_generators) == {recording.which_generators}")
     return conditions, arrays
 
 

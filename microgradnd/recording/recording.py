@@ -282,7 +282,7 @@ class Recording:
         return self._leaves_of(args, kwargs) + list(map(data_of, read))
 
     def _leaves_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        return leaves(args, {name: kwargs[name] for name in self.keywords})  # in the order of the recording
+        return leaves(*args, *map(kwargs.__getitem__, self.keywords))  # in the order of the recording
 
     def replay(self, arrays: list[Any]) -> Any:
         """What the step would do and return. Raises Diverged, with nothing changed, at a branch that goes elsewhere."""

@@ -70,7 +70,7 @@ class Session:
         self.layouts = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
         self.keywords = tuple(kwargs)
         self.in_order = _takes_any_keyword(function)
-        self.given = leaves(args, kwargs)
+        self.given = leaves(*args, *kwargs.values())
         self._merge = merge
         with _one_at_a_time, uncollected():
             self._run(function, args, kwargs, executed)
