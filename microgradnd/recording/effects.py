@@ -15,7 +15,7 @@ from .arrays import RecordedArray, RecordedNumber
 from .instructions import Variable
 from .places import Place
 from .program import Program
-from .results import outputs, rebuilt
+from .results import rebuilt
 from .session import Session
 
 NUMBERS = (bool, int, float, complex, *(np.dtype(x).type for x in "?bBhHiIlLqQefdFD"))  # that text can give back
@@ -41,7 +41,7 @@ class Effects:
 
     def __init__(self, session: Session) -> None:
         self.structure, self.sets = session.structure, session.sets
-        self.results = [x.variable for x in outputs(self.structure)]
+        self.results = session.outputs
         self.assigned: list[tuple[Place, Variable]] = []
         self.numbers: dict[Variable, list[Place]] = {}
         self.written: list[tuple[Place, Variable]] = []

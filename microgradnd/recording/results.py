@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..tensor import Tensor, constant
-from .instructions import Variable
 
 
 class Output:
-    """A variable in the place of an array that a step returns."""
+    """What stands in the place of an array that a step returns."""
 
-    __slots__ = ("is_tensor", "variable")
+    __slots__ = ("is_tensor",)
 
-    def __init__(self, variable: Variable, is_tensor: bool) -> None:
-        self.variable, self.is_tensor = variable, is_tensor
+    def __init__(self, is_tensor: bool) -> None:
+        self.is_tensor = is_tensor
 
 
 def data_of(x: Any) -> Any:
@@ -31,17 +30,6 @@ def like(container: Any, parts: list[Any]) -> Any:
         new_one.update(zip(container, parts, strict=True))
         return new_one
     return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
-
-
-def outputs(structure: Any) -> Iterator[Output]:
-    """The outputs in what a step returns, in order."""
-    if type(structure) is Output:
-        yield structure
-    elif isinstance(structure, tuple | list):
-        for part in structure:
-            yield from outputs(part)
-    elif isinstance(structure, dict):
-        yield from outputs(list(structure.values()))
 
 
 def mapped(x: Any, function: Callable[[Any], Any]) -> Any:

@@ -40,6 +40,7 @@ class Session:
     Attributes:
         result: what it returned, without handles.
         structure: the same with an ``Output`` for each array.
+        outputs: their variables, in order.
         instructions: what it did.
         given: the arrays, floats and generators among the arguments, in order.
         keywords, in_order: the names of the arguments by keyword, and whether the step sees their order.
@@ -88,6 +89,7 @@ class Session:
         self.left_at: str | None = None
         self.met_functions = False
         self.arguments: list[Variable] = []
+        self.outputs: list[Variable] = []
         self.replaced: list[tuple[Place, Any]] = []
         paths = [place.path for place in self.reach.of_role("array") if "." in place.path]
         roots = {path.partition(".")[0] for path in paths}
@@ -248,10 +250,10 @@ class Session:
         kind = type(result)
         if kind is Tensor or kind in NAMESPACES:
             data = result._data if kind is Tensor else result
-            data = data if type(data) is RecordedArray else recorder().given(data.copy(), "constant", "constant")
-            return Output(data.variable, kind is Tensor)
-        if kind is RecordedArray or kind is RecordedNumber:
-            return Output(result.variable, False)
+            result = data if type(data) is RecordedArray else recorder().given(data.copy(), "constant", "constant")
+        if type(result) in (RecordedArray, RecordedNumber):
+            self.outputs.append(result.variable)
+            return Output(kind is Tensor)
         if not isinstance(result, PLAIN):
             raise CaptureError(
                 f"capture: the step returns a {kind.__name__}; it can return arrays, tensors, numbers, strings, and "
