@@ -17,7 +17,7 @@ from .active import CaptureError
 from .effects import Effects
 from .instructions import Variable
 from .program import Program
-from .writable import is_dense, may_diverge
+from .writable import may_diverge
 
 
 def refuse(program: Program, arguments: list[Variable], effects: Effects) -> None:
@@ -35,7 +35,7 @@ def refuse(program: Program, arguments: list[Variable], effects: Effects) -> Non
         "adds to gradients, or gives tensors new arrays (t.data = ...)": bool(effects.loaded or effects.assigned),
         "changes an argument in place": any(v.root.kind == "argument" for x in body for v in x.writes),
         "gets an array with gaps in its memory, or without elements": any(
-            v.is_on_device and not is_dense(v) for v in arguments
+            v.is_on_device and not v.is_dense for v in arguments
         ),
     }
     for reason, holds in reasons.items():

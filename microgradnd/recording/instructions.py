@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..backends import NAMESPACES
+from ..dtypes import is_numeric
 
 GIVEN = ("input", "argument", "constant")  # kinds of arrays that were there before
 PREFIXES = {"numpy": "np", "cupy": "cp"}  # what a library is called in the text of a program
@@ -54,9 +55,8 @@ class Variable:
 
     def __init__(self, value: Any, kind: str, name: str, root: Variable | None = None) -> None:
         has_shape = is_array(value)
-        self.kind = (
-            kind  # "input", "argument", "constant", "made", or without an array's attributes "number" or "generator"
-        )
+        # "input", "argument", "constant", "made", or without an array's attributes "number" or "generator".
+        self.kind = kind
         self.name = name
         self.root = self if root is None else root  # the variable whose memory this is a view of
         self.shape: Any = value.shape if has_shape else None
@@ -73,16 +73,25 @@ class Variable:
     @property
     def is_c_contiguous(self) -> bool:
         """Whether the elements lie in memory, without gaps, in the order of their indices."""
-        return self._is_ordered(reversed(self.shape), reversed(self.strides))
+        return self._is_ordered(self._axes[::-1])
 
     @property
     def is_f_contiguous(self) -> bool:
         """The same for its transpose."""
-        return self._is_ordered(self.shape, self.strides)
+        return self._is_ordered(self._axes)
 
-    def _is_ordered(self, shape: Iterable[int], strides: Iterable[int]) -> bool:
+    @property
+    def is_dense(self) -> bool:
+        """Whether there are elements, and they lie in memory without gaps, in whatever order of the axes."""
+        return is_numeric(self.dtype) and 0 not in self.shape and self._is_ordered(sorted(self._axes))
+
+    @property
+    def _axes(self) -> list[tuple[int, int]]:
+        return list(zip(self.strides, self.shape, strict=True))
+
+    def _is_ordered(self, axes: list[tuple[int, int]]) -> bool:
         expected = self.dtype.itemsize
-        for n, stride in zip(shape, strides, strict=True):
+        for stride, n in axes:
             if n != 1 and stride != expected:
                 return False
             expected *= n

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..dtypes import is_narrow, is_numeric
+from ..dtypes import is_narrow
 from .arrays import OPERATORS
 from .instructions import Instruction, Variable, bare
 
@@ -25,29 +25,15 @@ FIXED_SHAPE = WITH_OUT | {
 CREATED = ("empty", "zeros", "ones", "full")
 
 
-def is_dense(variable: Variable) -> bool:
-    """Whether the array fills its memory without gaps, in whatever order of its axes."""
-    expected = variable.dtype.itemsize
-    if not is_numeric(variable.dtype):
-        return False
-    for stride, n in sorted(zip(variable.strides, variable.shape, strict=True)):
-        if n == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= n
-    return 0 not in variable.shape
-
-
 def fills_root(variable: Variable) -> bool:
     """Whether the array fills the memory that it is a view of, if it is one."""
     root = variable.root
-    return variable is root or (is_dense(variable) and math.prod(variable.shape) == math.prod(root.shape))
+    return variable is root or (variable.is_dense and math.prod(variable.shape) == math.prod(root.shape))
 
 
 def can_write(x: Instruction, root: Variable) -> bool:
     """Whether the instruction can put its result into memory that is there."""
-    if root.shape is None or root.shape == () or not is_dense(root) or root.dtype.byteorder == ">":
+    if root.shape is None or root.shape == () or not root.is_dense or root.dtype.byteorder == ">":
         return False
     if root.is_on_device:
         return _can_write_on_device(x, root)
