@@ -46,12 +46,12 @@ class Statements:
 
     def statement(self, x: Instruction) -> str:
         """One instruction; empty where a buffer is all that it needs."""
-        args = [self.term(arg) for arg in x.args] if x.kind not in ("getitem", "setitem", "draw") else []
+        args = [self.term(arg) for arg in x.args]
         if x.kind == "branch":
             test = {"branch": f"{args[0]} != {args[1]}", "bool": f"bool({args[0]}) is not {args[1]}"}[x.name]
             return f"if {test}:\n    raise Diverged"
         if x.kind == "setitem":
-            return f"{self.term(x.args[0])}[{self._index(x.args[1])}] = {self.term(x.args[2])}"
+            return f"{args[0]}[{self._index(x.args[1])}] = {args[2]}"
         if x.kind == "in place" and x.args[0].is_on_device:
             if x.name in ("matmul", "pow"):
                 return f"{args[0]}.__i{x.name}__({args[1]})"
@@ -93,7 +93,7 @@ class Statements:
                 return f"{out}[...] = {args[1]}"
             return f"{out}.fill({FILLS[x.name]})"
         if x.kind == "draw":
-            return f"{self.term(x.args[0])}.{x.name}(dtype={literal(root.dtype)}, out={out})"
+            return f"{args[0]}.{x.name}(dtype={literal(root.dtype)}, out={out})"
         if x.name in ("astype", "copy", "np.ascontiguousarray", "np.asarray", "np.array"):
             return f"{out}[...] = {args[0]}"
         if x.name in SHAPING or x.name == "np.reshape":
@@ -124,19 +124,17 @@ class Statements:
         if x.kind == "attribute":
             return f"{args[0]}.{x.name}"
         if x.kind == "getitem":
-            return f"{self.term(x.args[0])}[{self._index(x.args[1])}]"
-        if x.kind == "draw":
-            args = [self.term(arg) for arg in x.args]
+            return f"{args[0]}[{self._index(x.args[1])}]"
         keywords = [f"{k}={self.term(v)}" for k, v in x.kwargs.items()]
         if x.kind in ("method", "draw"):
             return f"{args[0]}.{x.name}({', '.join([*args[1:], *keywords])})"
         if x.kind not in ("whole", "kernel"):
             return f"{x.name}({', '.join([*args, *keywords])})"
-        bound = getattr(x.function, "bound", None)
+        name, bound = self.names.function(x.function, x.name), getattr(x.function, "bound", None)
         if bound is None or not all(map(self.program.is_static, variables(x.args[0]))):
-            self.functions[self.names.function(x.function, x.name)] = x.function
-            return f"{self.names.function(x.function, x.name)}({', '.join(args)})"
-        return f"{self._bound(self.names.function(x.function, x.name), bound, args[0])}({', '.join(args[1:])})"
+            self.functions[name] = x.function
+            return f"{name}({', '.join(args)})"
+        return f"{self._bound(name, bound, args[0])}({', '.join(args[1:])})"
 
     def _bound(self, name: str, bound: Any, first: str) -> str:
         """The name of a function of ours that has its first argument, the same in every replay, from the beginning."""

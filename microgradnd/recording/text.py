@@ -122,28 +122,25 @@ class Text:
         name = self._names.result(self.program.makers[root], root)
         shape, dtype = literal(root.shape), literal(root.dtype)
         ordered = root.strides == np.empty(root.shape, root.dtype).strides
+        strides = "" if ordered else f", {literal(root.strides)}"
         if offset is None and ordered:
-            self._setup.append(f"{name} = {'cp' if root.is_on_device else 'np'}.empty({shape}, {dtype})")
-            return
-        if root.is_on_device:
+            made = f"{'cp' if root.is_on_device else 'np'}.empty({shape}, {dtype})"
+        elif root.is_on_device:
             memory = f"cp.empty({root.nbytes}, np.uint8).data" if offset is None else f"device_memory.data + {offset}"
-            strides = "" if ordered else f", {literal(root.strides)}"
-            self._setup.append(f"{name} = cp.ndarray({shape}, {dtype}, {memory}{strides})")
-            return
-        if offset is None:  # an array that owns its memory: views of it hold it then, which replays notice
+            made = f"cp.ndarray({shape}, {dtype}, {memory}{strides})"
+        elif offset is None:  # an array that owns its memory: views of it hold it then, which replays notice
             outer_first = sorted(range(len(root.shape)), key=lambda i: -root.strides[i])
             lengths = literal(tuple(root.shape[i] for i in outer_first))
             axes = literal(tuple(map(outer_first.index, range(len(root.shape)))))
-            self._setup.append(f"{name} = np.empty_like(np.empty({lengths}, {dtype}).transpose({axes}))")
-            return
-        strides = "" if ordered else f", {literal(root.strides)}"
-        self._setup.append(f"{name} = np.ndarray({shape}, {dtype}, memory, {offset}{strides})")
+            made = f"np.empty_like(np.empty({lengths}, {dtype}).transpose({axes}))"
+        else:
+            made = f"np.ndarray({shape}, {dtype}, memory, {offset}{strides})"
+        self._setup.append(f"{name} = {made}")
 
     def _write(self, x: Instruction) -> None:
         if x.kind == "create" and 0 in x.results[0].shape and self.program.is_hoisted(x):
-            same = self._empty.setdefault(
-                repr((x.name, x.args, x.kwargs)), x.results[0]
-            )  # without elements one is enough
+            # Without elements one is enough.
+            same = self._empty.setdefault(repr((x.name, x.args, x.kwargs)), x.results[0])
             if same is not x.results[0]:
                 self.names[x.results[0]] = self.names[same]
                 return
@@ -246,9 +243,8 @@ class Text:
         for root in program.ending.get(i, ()):
             if root.kind != "made" or root.shape is None or root in program.leaving or program.is_static(root):
                 continue
-            if any(root in chain.temporaries for chain in program.chains.values()):
-                continue
-            if root.nbytes >= LARGE:
+            is_block = any(root in chain.temporaries for chain in program.chains.values())
+            if not is_block and root.nbytes >= LARGE:
                 names = [name for v, name in self.names.items() if v.root is root]
                 self._line(f"del {', '.join(names)}")
 
