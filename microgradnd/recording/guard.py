@@ -236,13 +236,14 @@ def _replaying(recording: Recording, arrays: list[str], scope: dict[str, Any]) -
     if not recording.is_plain:
         return [f"return recording.replay([{', '.join(arrays)}])"]
     scope |= {"new": new, "as_array": as_array} | {f"record_{i}": x for i, x in enumerate(recording.records)}
+    result_type = recording.effects.results[0].array_type or np.ndarray  # a number's is made an array
     changed = "".join(f"record_{i}[1] = " for i in range(len(recording.records)))
     return [
         f"out = step({', '.join(arrays)})",
         "recording.calls += 1",
         *([f"{changed}next_change()"] if changed else []),
         "tensor = new(Tensor)",
-        f"tensor._data = out if out.__class__ is {_named(recording.result_type, scope)} else as_array(out)",
+        f"tensor._data = out if out.__class__ is {_named(result_type, scope)} else as_array(out)",
         "tensor._node = None",
         "return tensor",
     ]

@@ -164,7 +164,6 @@ class Recording:
         self.other_leaves = [(x.owner, x.value is None) for x in self.effects.leaves if id(x.owner) not in kept]
         self._find_changes(session)
         effects = self.effects
-        self.result_type = effects.results[0].array_type or np.ndarray if effects.results else np.ndarray
         changes = effects.sets or effects.assigned or effects.given or effects.cleared
         self._fills = any(place.value is None for place, _ in effects.kept)  # leaves that had no gradient
         is_tensor = isinstance(effects.structure, Output) and effects.structure.is_tensor
@@ -231,9 +230,9 @@ class Recording:
         if rebind and not self._chains_hold():
             return "the memory of arrays, which now overlaps"
         for place in self.effects.leaves:
-            if (place.owner.grad is None) != (place.value is None):
-                return f"the gradient of {place.path}"
-            if type(place.owner.grad) is Tensor and place.owner.grad._node is not None:
+            gradient = place.owner.grad
+            is_result = type(gradient) is Tensor and gradient._node is not None
+            if is_result or (gradient is None) != (place.value is None):
                 return f"the gradient of {place.path}"
         for place, variable in (*self.effects.assigned, *self.effects.loaded):
             value = data_of(place.get())
@@ -327,10 +326,6 @@ class Recording:
 
     # Saving
 
-    def gives_new_arrays(self) -> bool:
-        """Whether replays read arrays that are others each time, or leave some in the place of others."""
-        return bool(self.effects.loaded or self.effects.assigned)
-
     @property
     def kernels(self) -> list[str]:
         """The compiled kernels that the program calls."""
@@ -347,7 +342,7 @@ class Recording:
         """The arrays that the program uses, by the names that they have in its text."""
         return {name: variable.array for name, variable in self._inputs}
 
-    def settings_by_name(self) -> dict[str, Any]:
+    def numbers_by_name(self) -> dict[str, Any]:
         """The numbers that the program reads, by the names of the mappings that they lie in."""
         found: dict[str, Any] = {}
         for places in self.effects.numbers.values():

@@ -61,7 +61,7 @@ def _writer(text: str) -> Any:
 def _text(recording: Recording, module: str, arrays: str) -> str:
     if recording.device is not None:
         raise CaptureError("save: the recording computes on a device; only steps on arrays of NumPy can be saved")
-    if recording.gives_new_arrays():
+    if recording.effects.loaded or recording.effects.assigned:
         raise CaptureError(
             "save: the step adds to gradients, or gives tensors new arrays (t.data = ...), and so has no arrays of its "
             "own; clear gradients in the step and change arrays in place (t.data -= ...)"
@@ -71,19 +71,19 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
     owners = [id(owner_of(array)) for array in recording.inputs().values()]
     if len(set(owners)) < len(owners):
         raise CaptureError("save: some of the arrays share memory, which those in a file do not")
-    definitions: dict[str, str] = {}
-    imports: set[str] = set()
     if recording.kernels:
         raise CaptureError(
             f"save: the recording calls {recording.kernels[0]}, a compiled kernel; hand over the arguments of a call "
             f"too, save(path, {', '.join(recording.parameters)}), for one with NumPy's functions"
         )
+    definitions: dict[str, str] = {}
+    imports: set[str] = set()
     for name, function in recording.functions.items():
         _define(name, function, definitions, imports)
     lines = [HEADER.format(arrays=arrays, module=module, arguments=", ".join(recording.parameters))]
     lines[0] = lines[0].replace("import numpy as np\n", "\n".join([*sorted(imports), "import numpy as np\n"]))
     lines += [f'{name} = arrays["{name}"]' for name in recording.inputs()]
-    lines += [f"{name} = {values!r}" for name, values in recording.settings_by_name().items()]
+    lines += [f"{name} = {values!r}" for name, values in recording.numbers_by_name().items()]
     for name, generator in recording.generators_by_name().items():
         state = generator.bit_generator.state
         lines.append(f"{name} = np.random.Generator(np.random.{state['bit_generator']}())")
