@@ -303,3 +303,6 @@ class RecordedGenerator:
             return recorder().call("draw", name, getattr(np.random.Generator, name), (self, *args), kwargs)
 
         return draw
+
+
+HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)

@@ -27,7 +27,7 @@ from ..autograd import Leaf
 from ..dtypes import is_numeric
 from ..tensor import Tensor
 from .active import CaptureError
-from .arrays import RecordedArray, RecordedGenerator, RecordedNumber
+from .arrays import HANDLES, RecordedArray, RecordedGenerator, RecordedNumber
 from .instructions import is_array, is_on_device
 from .places import (
     CACHE,
@@ -65,7 +65,6 @@ THROUGH: tuple[type, ...] = (
     type({}.keys()), type({}.values()), type({}.items()), enumerate, filter, map, zip,
     type(functools.cmp_to_key(max)),
 )  # fmt: skip
-HANDLES = (RecordedArray, RecordedNumber, RecordedGenerator)
 # Not looked into: what belongs to other libraries, and the machinery of Python itself.
 OPAQUE = frozenset([
     "_thread", "cupy", "cupyx", "io", "jax", "logging", "matplotlib", "pandas", "threading", "torch", "tqdm", "weakref",

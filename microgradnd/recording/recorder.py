@@ -11,7 +11,7 @@ import numpy as np
 
 from ..inplace import owner_of
 from .active import CaptureError, active
-from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, lies_alike
+from .arrays import HANDLES, RecordedArray, RecordedNumber, lies_alike
 from .instructions import Instruction, Variable, bare, current_device, is_array, is_on_device, library_of
 
 # What may stand in the text of a program besides variables.
@@ -88,7 +88,7 @@ class Recorder:
     def unwrapped(self, value: Any) -> tuple[Any, Any]:
         """A nested argument with arrays for handles, and with variables for them."""
         kind = type(value)
-        if kind is RecordedArray or kind is RecordedNumber or kind is RecordedGenerator:
+        if kind in HANDLES:
             return value.value, value.variable
         if kind is np.ndarray or is_on_device(value):
             return value, self.given(value, "constant", "constant").variable

@@ -19,14 +19,14 @@ from ..dtypes import is_numeric
 from ..noting import hook
 from ..tensor import Tensor, constant
 from .active import CaptureError, active, is_recording, recorder
-from .arrays import RecordedArray, RecordedGenerator, RecordedNumber, to_write
+from .arrays import HANDLES, RecordedArray, RecordedGenerator, RecordedNumber, to_write
 from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
 from .outside import outer
 from .places import GONE, PLAIN, Place, cached_values, dict_of, random_state
-from .reach import HANDLES, Reach
+from .reach import Reach
 from .recorder import Recorder, flat
 from .results import Output, data_of, like, mapped
 from .scout import Executed, uncollected
