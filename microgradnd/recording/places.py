@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import random
 from array import array
-from collections.abc import Callable
 from contextvars import ContextVar
 from operator import is_, length_hint
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -104,20 +104,27 @@ def are_keys(owner: Any, keys: list[Any]) -> bool:
     )
 
 
-class Look(NamedTuple):
-    """A way to see whether an object is as it was: a test of it and of what is expected, and the same as text."""
+class Look:
+    """A way to see whether an object is as it was: a condition on it and on what is expected, as text."""
 
-    holds: Callable[[Any, Any], bool]
-    text: str
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._condition = eval(f"lambda x, expected: {text.format('x', 'expected')}")
+
+    def holds(self, x: Any, expected: Any) -> bool:
+        try:
+            return bool(self._condition(x, expected))
+        except LookupError:  # it has no such key any more
+            return False
 
 
-LENGTH = Look(lambda x, n: len(x) == n, "len({}) == {}")
-KEYS = Look(lambda x, keys: [*x] == keys, "[*{}] == {}")  # and their order
-SAME = Look(are_keys, "are_keys({}, {})")  # keys that are objects, and their order
-WITHOUT = Look(lambda x, names: x.keys().isdisjoint(names), "{}.keys().isdisjoint({})")
-WITHOUT_KEY = Look(lambda x, name: name not in x, "{1} not in {0}")
-WITHOUT_ATTRIBUTE = Look(lambda x, name: not hasattr(x, name), "not hasattr({}, {})")
-WHOLE = Look(is_unchanged, "is_unchanged({}, {})")
+LENGTH = Look("len({}) == {}")
+KEYS = Look("[*{}] == {}")  # and their order
+SAME = Look("are_keys({}, {})")  # keys that are objects, and their order
+WITHOUT = Look("{}.keys().isdisjoint({})")
+WITHOUT_KEY = Look("{1} not in {0}")
+WITHOUT_ATTRIBUTE = Look("not hasattr({}, {})")
+WHOLE = Look("is_unchanged({}, {})")
 
 
 def beginning_of(cache: Any) -> Any:
@@ -144,16 +151,13 @@ def is_uncleared(cache: Any, beginning: Any) -> bool:
     return now.currsize == now.maxsize or {*map(id, values)} <= {*map(id, cached_values(cache))}
 
 
-CACHE = Look(is_uncleared, "is_uncleared({}, {})")
+CACHE = Look("is_uncleared({}, {})")
 
 
+@functools.cache
 def kind_of(key: Any) -> Look:
     """The type of what a dict or list has there."""
-
-    def holds(x: Any, kind: type) -> bool:
-        return type(x.get(key) if isinstance(x, dict) else x[key]) is kind
-
-    return Look(holds, f"{{}}[{key!r}].__class__ is {{}}")
+    return Look(f"{{}}[{key!r}].__class__ is {{}}")
 
 
 def cached_values(cache: Any) -> list[Any]:
