@@ -132,15 +132,11 @@ def attempt_function(recording: Recording, step: Any) -> tuple[Any, dict[str, An
     conditions += _of_gradients(recording, scope)
     conditions += _of_numbers(recording, scope)
     more, loaded = _of_loaded(recording, scope)
-    conditions, arrays = conditions + more, arrays + loaded
-    text = (
-        f"def attempt({', '.join(names)}):\n"
-        f"    if ({' and '.join(conditions)}):\n        "
-        + "\n        ".join(_replaying(recording, arrays, scope))
-        + "\n"
-        "    return MISSED\n"
-    )
-    exec(text, scope)
+    conditions += more
+    arrays += loaded
+    lines = [f"        {line}" for line in _replaying(recording, arrays, scope)]
+    head = [f"def attempt({', '.join(names)}):", f"    if ({' and '.join(conditions)}):"]
+    exec("\n".join([*head, *lines, "    return MISSED"]), scope)
     return scope["attempt"], scope, list(map(getrefcount, recording.buffers))
 
 
