@@ -334,3 +334,18 @@ def test_a_step_by_numpy_needs_no_numba() -> None:
     command, root = [sys.executable, "-W", "error", "-c", code], Path(__file__).parents[1]
     done = subprocess.run(command, check=True, cwd=root, timeout=120, capture_output=True, text=True)
     assert done.stdout == "2 set()\n"
+
+
+def test_recordings_say_what_they_are_for() -> None:
+    model = mlp()
+    step = mg.capture(training_step(model, OPTIMIZERS["adam"](model.parameters())))
+    for X, y in batches(4):
+        step(X, y)
+    (recording,) = step.recordings
+    assert repr(recording) == "<recording for ndarray (5, 6), ndarray (5,): 2 replays>"
+    for X, y in batches(2, rows=3):
+        step(X, y)
+    assert repr(step.recordings) == (
+        "[<recording for ndarray (3, 6), ndarray (3,): 1 replays>, "
+        "<recording for ndarray (5, 6), ndarray (5,): 2 replays>]"
+    )
