@@ -132,15 +132,14 @@ class Recorder:
         changed = any(bytes_of(x.value) != bytes_of(copy) for x, copy in before if x.value is not result)
         if changed or real_kwargs.get("overwrite_input"):
             raise CaptureError(f"capture: {name} changes its argument, which is not recorded")
-        for given in flat(everything) if is_array(result) else ():  # what came is what went: nothing to note
-            if type(given) is RecordedArray and given.value is result:
-                if writes or (
-                    kind == "function" and bare(name) not in UNCHANGING
-                ):  # in place, like nan_to_num(copy=False)
-                    instruction.writes = [x.variable for x in writes or (given,)]
+        instruction.writes = [x.variable for x in writes]
+        for given in flat(everything) if is_array(result) else ():
+            if type(given) is RecordedArray and given.value is result:  # what came is what went
+                if not writes and kind == "function" and bare(name) not in UNCHANGING:  # as nan_to_num(copy=False)
+                    instruction.writes = [given.variable]
+                if instruction.writes:
                     self.instructions.append(instruction)
                 return given
-        instruction.writes = [x.variable for x in writes]
         of_numbers = kind == "operator" and not is_array(result) and not isinstance(result, np.generic)
         is_view = is_array(result) and not writes and self._root(result) is not None
         for given in flat(args) if is_view else ():
