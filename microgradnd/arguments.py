@@ -18,7 +18,8 @@ def number(function: str, argument: str, value: Any) -> float:
     """``value`` as a float of Python's; a number that is being recorded stays what it is.
 
     Raises TypeError for strings, None, arrays with axes, and tensors that require a gradient, which would be lost.
+    ``function`` is empty within an operation, whose errors get its name anyway.
     """
     if not hasattr(value, "__float__") or getattr(value, "ndim", False) or getattr(value, "requires_grad", False):
-        raise TypeError(f"{function}: {argument} must be a number, got {value!r}")
+        raise TypeError(f"{function}: {argument} must be a number, got {value!r}".removeprefix(": "))
     return value if hasattr(value, "variable") else float(value)

@@ -210,7 +210,7 @@ def backpropagate(
                 try:
                     is_view = sums[parent].base is not None
                 except AttributeError:
-                    raise _no_array(sums[parent], op, index) from None
+                    raise _no_array(sums[parent], g, op, index) from None
                 if is_view or getrefcount(sums[parent]) > UNSHARED:
                     sums[parent] = sums[parent].copy()  # somebody else holds its memory: as g, as a saved value
         if not retain_graph:
@@ -282,10 +282,12 @@ def _cast(g: Any, dtype: Any, op: Any, index: int) -> Any:
     return cast(g, dtype)
 
 
-def _no_array(g: Any, op: Any, index: int) -> TypeError:
+def _no_array(g: Any, came: Any, op: Any, index: int) -> TypeError:
+    """What is said of a gradient g that is no array; of one that ``came`` as such an operation before is to blame."""
+    whose = f"with respect to {op.arguments[index]}" if hasattr(came, "base") else "of its result, as it arrives,"
     return TypeError(
-        f"{op.name}: the gradient with respect to {op.arguments[index]} is a {type(g).__name__}, expected an array: "
-        "write it with operators and the functions of xp"
+        f"{op.name}: the gradient {whose} is a {type(g).__name__}, expected an array: write it with operators and the "
+        "functions of xp"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any, SupportsIndex, TypeAlias
@@ -56,9 +57,12 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not callable(f):
         raise TypeError(f"grad: expected a function, got {f!r}")
-    if not all(hasattr(number, "__index__") and not isinstance(number, bool) for number in numbers):
+    positions: Any = None
+    if not any(isinstance(number, bool) for number in numbers):
+        with contextlib.suppress(TypeError):
+            positions = tuple(map(operator.index, numbers))
+    if positions is None:
         raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}")
-    positions = tuple(map(operator.index, numbers))
     name = getattr(f, "__name__", type(f).__name__)
 
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import integer
+from .arguments import integer, number
 from .autograd import Node, enable_grad, no_grad, reachable
 from .backends import as_array
 from .dtypes import is_floating
@@ -48,6 +48,7 @@ def check_grads(f: Callable[..., Tensor], *args: Any, order: int = 2, rtol: floa
         raise TypeError(f"check_grads: expected a function, got {f!r}")
     if integer("check_grads", "order", order) < 1:
         raise ValueError(f"check_grads: order must be at least 1, got {order}")
+    rtol, atol = number("check_grads", "rtol", rtol), number("check_grads", "atol", atol)
     if not (0 <= rtol < math.inf and 0 <= atol < math.inf):
         raise ValueError(f"check_grads: rtol and atol must be at least 0 and finite, got {rtol} and {atol}")
     name = getattr(f, "__name__", type(f).__name__)

@@ -102,7 +102,8 @@ class LearnedPositions(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        weight = drawn("LearnedPositions", init, (max_len, d_model), rng, dtype)
+        shape = integer("LearnedPositions", "max_len", max_len), integer("LearnedPositions", "d_model", d_model)
+        weight = drawn("LearnedPositions", init, shape, rng, dtype)
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
 
     def forward(self, x: mg.Tensor, start: int = 0) -> mg.Tensor:
@@ -170,6 +171,7 @@ class RotaryPositions(Module):
 
 def _waves(layer: str, max_len: int, argument: str, width: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine, each (max_len, width / 2), of t / base^(2i / width)."""
+    max_len, width = integer(layer, "max_len", max_len), integer(layer, argument, width)
     if width % 2:
         raise ValueError(f"{layer}: {argument} must be even, got {width}")
     if max_len < 1 or width < 1 or not base > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class _Norm(Module):
     """The axes that are normalised, and the scale that they get."""
 
     def __init__(self, normalized_shape: int | tuple[int, ...], elementwise_affine: bool, dtype: npt.DTypeLike) -> None:
-        shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        shape: Any = normalized_shape if np.ndim(normalized_shape) else (normalized_shape,)
         self.normalized_shape = tuple(integer(type(self).__name__, "normalized_shape", n) for n in shape)
         if not self.normalized_shape or min(self.normalized_shape) < 1:
             raise ValueError(f"{type(self).__name__}: sizes must be at least 1, got {normalized_shape}")

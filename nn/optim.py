@@ -79,8 +79,9 @@ class Optimizer:
         TypeError: for parameters that are no tensors or require no gradient, and for unknown settings.
     """
 
-    # What mg.capture need not look after: nobody else changes it.
-    unwatched: ClassVar = ("_slots", "_name", "_largest", "defaults")
+    # What mg.capture does not look into, and what it looks at only where another attribute has changed.
+    unwatched: ClassVar = ("_name", "_largest", "defaults")
+    looked_at_later: ClassVar = ("_slots",)
     limits: ClassVar[dict[str, Any]] = {}  # of each setting: at least 0 and below this; a tuple of such; or bool
     needed: ClassVar[tuple[str, ...]] = ()  # what the state of each parameter has after a step
 
@@ -89,7 +90,7 @@ class Optimizer:
         self.param_groups: tuple[dict[str, Any], ...] = ()
         self._slots: list[list[_Slot]] = []  # of each group
         self._name = type(self).__name__
-        self._new_states = 0  # how often a state was loaded that the arrays and numbers that were there could not take
+        self._loaded = np.empty(0)  # another array after each load_state_dict: mg.capture looks at the states again
         self._largest = 0  # elements of a parameter: if one is worth compiled kernels, they take all of them
         if isinstance(params, Tensor):
             raise TypeError(f"{self._name}: params must be a list of tensors, got a single tensor")
@@ -228,31 +229,21 @@ class Optimizer:
             checked = {name: self._checked(name, saved[name]) for name in self.defaults}
             loaded_groups.append({**saved, **checked, "params": group["params"]})
         all_slots = [slot for slots in self._slots for slot in slots]
-        states = [self._loaded(x, slot.parameter) for x, slot in zip(saved_state, all_slots, strict=True)]
-        # In the same dicts and arrays, where a captured step looks for them; it sees if that can't be.
+        states = [self._copied(x, slot.parameter) for x, slot in zip(saved_state, all_slots, strict=True)]
+        # In the same dicts, where a captured step looks for them.
         for group, loaded in zip(self.param_groups, loaded_groups, strict=True):
             group.update(loaded)
-        live = {(id(mapping), name) for mapping, name in self.live_numbers()}
-        for state, loaded in zip([slot.state for slot in all_slots], states, strict=True):
-            if state.keys() == loaded.keys() and all(
-                (id(state), name) in live or _are_alike(x, loaded[name]) for name, x in state.items()
-            ):
-                for name, x in loaded.items():
-                    if x.__class__ in NAMESPACES:
-                        state[name][...] = x
-                    else:
-                        state[name] = x
-            else:
-                self._new_states += 1
-                state.clear()
-                state.update(loaded)
+        for slot, loaded in zip(all_slots, states, strict=True):
+            slot.state.clear()
+            slot.state.update(loaded)
+        self._loaded = np.empty(0)
 
-    def _loaded(self, state: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+    def _copied(self, state: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         """Copies of a parameter's state, on its device; numbers as they are."""
         missing = [name for name in self.needed if state and name not in state]
         if missing:
             raise ValueError(f"load_state_dict: this is no state of {self._name}: there is no {', '.join(missing)}")
-        steps = state.get("step", 0)
+        steps = state.get("step", 0) if "step" in self.needed else 0
         if not isinstance(steps, int | np.integer) or steps < 0:
             raise ValueError(f"load_state_dict: step must be an integer of at least 0, got {steps!r}")
         loaded = {}
@@ -276,13 +267,6 @@ class Optimizer:
             for slot in slots:
                 if slot.parameter._node is not None:
                     slot.parameter._node.grad = None  # type: ignore[union-attr]
-
-
-def _are_alike(x: Any, y: Any) -> bool:
-    """Whether x can take what y holds: an array of the same shape, dtype and device; an equal number or string."""
-    if type(x) not in NAMESPACES or type(y) not in NAMESPACES:
-        return type(x) is type(y) and bool(x == y)
-    return (type(x), x.shape, x.dtype, x.device) == (type(y), y.shape, y.dtype, y.device)
 
 
 def _summary(state: Any) -> str:

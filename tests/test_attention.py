@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
+import nn
 from microgradnd.kernels import chunked_attention
 from microgradnd.ops import attention as ops
 from tests.test_ops import assert_close
@@ -226,3 +227,16 @@ def test_bad_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="a multiple of 9"):
         mg.self_attention(x, num_heads=3, dropout_p=0.5, rng=generator)
     assert generator.bit_generator.state == np.random.default_rng(0).bit_generator.state
+
+
+def test_arrays_that_are_one_take_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[str] = []
+    for name in ("self_attention", "linear"):
+        function = getattr(mg, name)
+        monkeypatch.setattr(mg, name, lambda *args, name=name, f=function, **o: counts.append(name) or f(*args, **o))
+    layer = nn.MultiHeadAttention(4, 2, rng=0)
+    q = np.ones((2, 3, 4), np.float32)
+    for args in ((q,), (q, q), (q, q, q), (q, None, q)):
+        counts.clear()
+        layer(*args)
+        assert counts == ["linear", "self_attention", "linear"], len(args)

@@ -74,3 +74,38 @@ def test_numbers_and_more_in_a_state() -> None:
         return found
 
     assert losses(mg.capture) == losses(lambda step: step)
+
+
+def test_what_a_program_keeps_of_a_state_is_not_written_into() -> None:
+    class Keeping(nn.Optimizer):
+        limits = {"lr": float("inf")}  # noqa: RUF012
+
+        def _update(self, group: Any, work: Any) -> None:
+            for p, g, own in work:
+                own["latest"] = own["again"] = g
+                own.setdefault("history", [np.zeros_like(g)])
+                own.setdefault("step", np.ones_like(g))  # of another kind than Adam's
+                p -= group["lr"] * g
+
+    def values(wrap: Callable[[Any], Any]) -> list[Any]:
+        w = mg.tensor(np.zeros(2), requires_grad=True)
+        optim = Keeping([w], lr=1.0)
+
+        @wrap
+        def step(x: Any) -> Any:
+            w.zero_grad()
+            (w * x).sum().backward()
+            optim.step()
+
+        step(np.ones(2))
+        saved, found = optim.state_dict(), []
+        for i in range(8):
+            step(np.full(2, i + 2.0))
+            optim.load_state_dict({**saved, "state": [{**saved["state"][0], "latest": np.full(2, 100.0)}]})
+            found += [w.grad.data.tolist(), w.data.tolist()]  # type: ignore[union-attr]
+            found += [optim.state_dict()["state"][0][name].tolist() for name in ("latest", "again", "step")]
+        return found
+
+    expected = values(lambda step: step)
+    assert expected[:5] == [[2, 2], [-3, -3], [100, 100], [1, 1], [1, 1]]
+    assert values(mg.capture) == expected

@@ -446,3 +446,18 @@ def test_numbers_in_objects_of_numpy() -> None:
         rate[0] = 100.0
 
     changed_in_time(step, change)
+
+
+def test_functions_with_an_attribute_of_the_name_that_operations_use() -> None:
+    factor = 2.0
+
+    def multiplied(x: Any) -> Any:
+        return x * factor
+
+    multiplied.operation = "double"  # type: ignore[attr-defined]
+
+    def change() -> None:
+        nonlocal factor
+        factor = 3.0
+
+    changed_in_time(lambda x: multiplied(x), change)

@@ -477,10 +477,23 @@ def test_axes_of_all_kinds() -> None:
         for axis in (1.0, "1"):
             with pytest.raises(TypeError, match=function.__name__):
                 function(x, axis=axis)  # type: ignore[arg-type]
+    for axes in ([1, 0], np.array([1, 0]), mg.tensor([1, 0]), np.argsort([1, 0]), (np.int64(-1), 0)):
+        mg.check_grads(lambda x: mg.transpose(x, axes), x)  # type: ignore[arg-type]  # noqa: B023
+    for bad in (1.0, [0.0, 1.0], "ab", np.array(1)):
+        with pytest.raises((TypeError, ValueError), match="transpose: "):
+            mg.transpose(x, bad)  # type: ignore[arg-type]
     mg.check_grads(lambda x: mg.transpose(x, 0), x[0])
     mg.check_grads(lambda x: mg.transpose(x, -1), x[0])
     with pytest.raises(np.exceptions.AxisError, match="stack: axis 3 is out of bounds for a result of 3 axes"):
         mg.stack([x, x], axis=3)
+    with pytest.raises(TypeError, match="stack: axis must be an integer, got None"):
+        mg.stack([x, x], axis=None)  # type: ignore[arg-type]
+    for shape in (2, np.int64(2), [2], (2,)):
+        assert mg.scatter_add(np.ones(2), [0, 0], shape).data.tolist() == [2, 0]  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="getitem: a bound of a slice must be an integer"):
+        mg.tensor(x)[0.5:]  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"getitem: .*inhomogeneous"):
+        mg.tensor(x)[[[0], [0, 1]]]
 
 
 @pytest.mark.parametrize("dtype", ["U3", "S3", "O", "M8[s]", "V8", [("a", "f8")]])

@@ -103,6 +103,8 @@ def test_a_gradient_that_is_a_tensor(wrong: Any) -> None:
 
     with pytest.raises(TypeError, match="sine: the gradient with respect to x is a Tensor, expected an array"):
         sine(mg.tensor([1.0, 2.0], requires_grad=True)).sum().backward()
+    with pytest.raises(TypeError, match=r"multiply: the gradient of its result, as it arrives, is a Tensor"):
+        sine(2.0 * mg.tensor([1.0, 2.0], requires_grad=True)).sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -428,3 +428,10 @@ def test_a_gradient_from_the_host_comes_to_the_tensors_device(device: Any) -> No
     assert x.grad is not None
     assert type(x.grad.data) is device.xp.ndarray
     np.testing.assert_array_equal(device.host(x.grad.data), 2 * np.arange(3.0))
+
+
+def test_a_format_is_for_one_element() -> None:
+    assert f"{mg.tensor([1.25]):.1f} {mg.tensor(3):>3}" == "1.2   3"
+    assert f"{mg.tensor([1.0, 2.0])}" == "tensor([1., 2.], dtype=float64)"
+    with pytest.raises(TypeError, match=r"format '.2f' needs a tensor of one element, got shape \(2,\)"):
+        f"{mg.tensor([1.0, 2.0]):.2f}"

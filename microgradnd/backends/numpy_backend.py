@@ -56,11 +56,11 @@ CACHED = 16384  # elements at most in the constants kept below: 8 MiB in all
 
 
 @functools.lru_cache(maxsize=64)
-def _ones(n: int, dtype: Any) -> Any:
-    """A row of ones for sums by BLAS; None where there are none."""
-    # Five: OpenBLAS 0.3.31's product of rows of five (AVX-512) computes with what is left on the stack too. No result
-    # changes, but where that is a signalling NaN, NumPy warns of an invalid value.
-    if n > CACHED or n == 5 or dtype.char not in "fd":
+def _ones(n: int, dtype: Any, odd_pair: int) -> Any:
+    """A row of ones for the sums by BLAS of n elements each; None where there is none. ``odd_pair``: of sums & 2."""
+    # OpenBLAS 0.3.31's product of four rows and two or three more, of five float32 each, computes with what is left on
+    # the stack too (AVX-512). No result changes, but where that is a signalling NaN, NumPy warns of an invalid value.
+    if n > CACHED or dtype.char not in "fd" or (odd_pair and n == 5 and dtype.char == "f"):
         return None
     ones = np.ones(n, dtype)
     ones.flags.writeable = False
@@ -83,11 +83,11 @@ def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     if not keepdims:
         ndim = x.ndim
         if ndim == 2 and axis == 0 and axis.__class__ is int:
-            ones = _ones(len(x), x.dtype)
+            ones = _ones(len(x), x.dtype, x.shape[1] & 2)
             if ones is not None:
                 return dot(ones, x)
         elif (ndim == 2 and axis == 1 and axis.__class__ is int) or (ndim == 1 and axis is None):
-            ones = _ones(x.shape[-1], x.dtype)
+            ones = _ones(x.shape[-1], x.dtype, len(x) & 2)
             if ones is not None and len(ones) <= FEW:
                 return x.dot(ones)
     if x.itemsize == 2:

@@ -25,7 +25,7 @@ def relu(xp: Any, x: Operand) -> Any:
 @primitive(x=lambda g, xp, x, negative_slope: xp.where(x > 0, g, float(negative_slope) * g))
 def leaky_relu(xp: Any, x: Operand, negative_slope: float = 0.01) -> Any:
     """x where it is positive and negative_slope x elsewhere (Maas et al., 2013); the gradient at 0 is the slope."""
-    return xp.where(x > 0, x, float(number("leaky_relu", "negative_slope", negative_slope)) * x)
+    return xp.where(x > 0, x, float(number("", "negative_slope", negative_slope)) * x)
 
 
 @primitive(x=lambda g, out: g * out * (1.0 - out))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import integer
 from ..autograd import Part
 from ..backends import NAMESPACES
 from ..backends.numpy_backend import is_basic
@@ -35,13 +35,14 @@ def _scatter_add(xp: Any, x: Operand, index: Any, shape: tuple[int, ...]) -> Any
     return xp.scatter_add(x, index, shape)
 
 
-def scatter_add(x: Operand, index: Any, shape: tuple[int, ...]) -> Tensor:
+def scatter_add(x: Operand, index: Any, shape: int | tuple[int, ...]) -> Tensor:
     """Zeros of ``shape`` to which x is added at ``index``; where an index repeats, values add up.
 
     ``index`` as for :func:`getitem`; x has the shape of ``zeros(shape)[index]``, or broadcasts to it. Raises IndexError
     as :func:`getitem` does, and ValueError where x does not fit.
     """
-    index = _plain(index)
+    index = _plain("scatter_add", index)
+    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     array = x._data if x.__class__ is Tensor else x
     if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
         index = _checked_index("scatter_add", index, shape, array)
@@ -60,7 +61,7 @@ def getitem(x: Operand, index: Any) -> Tensor:
     Indices may be tensors of integers or booleans. Elements that are read twice get both gradients. Raises IndexError
     for elements that are not there; arrays of indices that lie on a GPU are waited for, to look at them.
     """
-    index = _plain(index)
+    index = _plain("getitem", index)
     array = x._data if x.__class__ is Tensor else x
     if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
         index = _checked_index("getitem", index, array.shape, array)
@@ -96,16 +97,22 @@ def _axes(part: Any) -> int:
     return int(part.ndim) if hasattr(part, "dtype") and part.dtype.kind == "b" else 1
 
 
-def _plain(index: Any) -> Any:
+def _plain(operation: str, index: Any) -> Any:
     """The index without tensors, its lists and arrays copied: a later change must not reach the graph."""
     if index.__class__ is tuple:
-        return tuple(_plain(part) for part in index)
+        return tuple(_plain(operation, part) for part in index)
     if index.__class__ is Tensor:
         return index._data.copy()
     if isinstance(index, slice):
-        return slice(*(None if x is None else operator.index(x) for x in (index.start, index.stop, index.step)))
+        bounds = index.start, index.stop, index.step
+        return slice(*(x if x is None else integer(operation, "a bound of a slice", x) for x in bounds))
     if isinstance(index, list):
-        return np.array(index, dtype=None if index else np.intp)
+        try:
+            return np.array(index, dtype=None if index else np.intp)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{operation}: {error}") from None
     if isinstance(index, np.ma.MaskedArray):
-        raise TypeError("an index is a masked array, whose mask would be lost; fill it first: index.filled(value)")
+        raise TypeError(
+            f"{operation}: an index is a masked array, whose mask would be lost; fill it first: index.filled(value)"
+        )
     return index.copy() if index.__class__ in NAMESPACES else index

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from operator import index, itemgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import integer
 from ..dtypes import as_dtype, cast, is_floating, is_numeric
 from ..primitive import primitive
 from ..tensor import Tensor
@@ -41,9 +42,16 @@ def _transpose(xp: Any, x: Operand, axes: tuple[int, ...] | None) -> Any:
 
 def transpose(x: Operand, axes: int | Sequence[int] | None = None) -> Tensor:
     """x with its axes in the order ``axes``; None reverses them. Raises ValueError for axes that are not those of x."""
-    if axes is not None:  # a list may be changed before backward
-        axes = (axes,) if isinstance(axes, SupportsIndex) else tuple(axes)
+    if axes is not None and axes.__class__ is not tuple:  # a list may be changed before backward
+        axes = (axes,) if isinstance(axes, int | np.integer) else _integers(axes)
     return _transpose(x, axes)
+
+
+def _integers(axes: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(index, axes))
+    except TypeError:
+        raise TypeError(f"transpose: axes must be integers, got {axes!r}") from None
 
 
 @primitive(x=lambda g, xp, axis1, axis2: xp.swapaxes(g, axis1, axis2))
@@ -102,10 +110,10 @@ def alias(xp: Any, x: Operand) -> Any:
 
 def _part(g, i, arrays_shape, axis):
     """The slice of g that came from array i."""
-    index: list[Any] = [slice(None)] * g.ndim
+    part: list[Any] = [slice(None)] * g.ndim
     start = sum(map(itemgetter(axis), arrays_shape[:i]))
-    index[axis] = slice(start, start + arrays_shape[i][axis])
-    return g[tuple(index)]
+    part[axis] = slice(start, start + arrays_shape[i][axis])
+    return g[tuple(part)]
 
 
 @primitive(arrays=_part)
@@ -129,7 +137,7 @@ def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
     if not arrays:
         raise ValueError("stack: expected arrays, got none")
     shapes = [x.shape if hasattr(x, "shape") else np.shape(x) for x in arrays]
-    ndim = len(shapes[0]) + 1
+    axis, ndim = integer("stack", "axis", axis), len(shapes[0]) + 1
     if not -ndim <= axis < ndim:
         raise np.exceptions.AxisError(f"stack: axis {axis} is out of bounds for a result of {ndim} axes")
     if any(shape != shapes[0] for shape in shapes):

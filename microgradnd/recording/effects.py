@@ -116,12 +116,13 @@ class Effects:
         for place in self.cleared:
             place.owner.grad = None
         rest: Iterator[Any] = iter(values[len(self.results) :])
-        arrays = {v: as_array(next(rest)) for v in self.arrays}
-        for place, v in self.assigned:
-            if place.owner.__class__ is Tensor:
-                replace(place.owner, arrays[v])
-            else:
-                place.set(arrays[v])
+        if self.assigned:
+            arrays = {v: as_array(next(rest)) for v in self.arrays}
+            for place, v in self.assigned:
+                if place.owner.__class__ is Tensor:
+                    replace(place.owner, arrays[v])
+                else:
+                    place.set(arrays[v])
         for place, _ in self.given:
             place.owner.grad = as_array(next(rest))
         return rebuilt(self.structure, iter(values))

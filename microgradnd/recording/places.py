@@ -24,7 +24,7 @@ class Place:
     __slots__ = ("is_guarded", "is_item", "is_typed", "key", "owner", "path", "role", "value")
 
     def __init__(self, owner: Any, key: Any, is_item: bool, path: str, role: str, value: Any) -> None:
-        self.is_guarded = True
+        self.is_guarded = True  # whether each replay looks at it
         self.is_typed = False  # of a number, whether replays find one of the same type
         self.owner, self.key, self.is_item = owner, key, is_item
         self.path = path

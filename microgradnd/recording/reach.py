@@ -25,6 +25,7 @@ import numpy as np
 
 from ..autograd import Leaf
 from ..dtypes import is_numeric
+from ..primitive import Operation
 from ..tensor import Tensor
 from .active import CaptureError
 from .arrays import HANDLES, RecordedArray, RecordedGenerator, RecordedNumber
@@ -87,7 +88,8 @@ class Reach:
         self._numbers: set[tuple[int, Any]] = set()
         self._paths: dict[int, str] = {}  # of tensors
         self._waiting: list[tuple[Any, str]] = []
-        self._later: list[tuple[Any, str]] = []  # what an object alone knows and changes: found, but not guarded
+        self.later_looks: list[tuple[Look, Any, Any, str]] = []  # at what need not be looked at in each replay
+        self._later: list[tuple[Any, str]] = []
         self._own = executed.own
         self._names, self._strings, self._executed = executed.names(), executed.strings(), executed.globals
         self._function(function, "")
@@ -98,11 +100,10 @@ class Reach:
         # Layers first: their names are the ones that people know their parameters by.
         self._waiting.sort(key=lambda entry: not hasattr(type(entry[0]), "named_tensors"), reverse=True)
         self._go_on()
-        guarded = len(self.places)
+        guarded, looks = len(self.places), len(self.looks)
         self._waiting += self._later
-        count = len(self.looks)
         self._go_on()
-        del self.looks[count:]
+        self.later_looks, self.looks = self.looks[looks:], self.looks[:looks]
         for place in self.places[guarded:]:
             place.is_guarded = False
 
@@ -126,7 +127,7 @@ class Reach:
 
     def different(self) -> Iterator[str]:
         """The paths of what has another length, order or content as a whole, and of what was not there before."""
-        return _different([*self.looks, *self.kinds])
+        return _different([*self.looks, *self.kinds, *self.later_looks])
 
     def _go_on(self) -> None:
         while self._waiting:
@@ -144,8 +145,7 @@ class Reach:
             self._function(function.__func__, path)
         elif not isinstance(function, FunctionType):
             self._value(function, path or "step")
-        elif hasattr(function, "operation"):
-            operation = function.operation
+        elif isinstance(operation := getattr(function, "operation", None), Operation):
             if self._is_programs(operation.function):  # of ours nothing changes
                 for part in (operation.function, *operation.vjps, operation.conversion):
                     self._value(part, path)
@@ -161,7 +161,7 @@ class Reach:
             self._keep(function, "__defaults__", False, f"{path}defaults")
             self._keep(function, "__kwdefaults__", False, f"{path}defaults")
 
-    def _is_programs(self, function: FunctionType) -> bool:
+    def _is_programs(self, function: Any) -> bool:
         """By where its text is: a decorator of ours gives its function the module of what it decorates."""
         return is_users(function.__globals__.get("__name__")) or function.__globals__ is self._own
 
@@ -372,12 +372,13 @@ class Reach:
             for mapping, key in value.live_numbers():
                 self._numbers.add((id(mapping), key))
         attributes, unwatched = getattr(value, "__dict__", None), getattr(type(value), "unwatched", ())
+        later = getattr(type(value), "looked_at_later", ())
         # Of objects that the library knows nothing of, only what the program's functions name can matter.
         named = None if self._are_read_by_others(type(value).__mro__) else self._names
         if named is not None and "__match_args__" in named:  # patterns name attributes by position
             named = named | set(getattr(type(value), "__match_args__", ()))
         if isinstance(attributes, dict):
-            self._attributes(attributes, path, named, unwatched)
+            self._attributes(attributes, path, named, unwatched, later)
         if is_users(type(value).__module__):
             self._keep(value, "__class__", False, f"{path}.__class__")
         for kind in type(value).__mro__:
@@ -390,7 +391,12 @@ class Reach:
                     self._keep(value, name, False, f"{path}.{name}")
 
     def _attributes(
-        self, attributes: dict[str, Any], path: str, named: set[str] | None, unwatched: tuple[str, ...] = ()
+        self,
+        attributes: dict[str, Any],
+        path: str,
+        named: set[str] | None,
+        unwatched: tuple[str, ...] = (),
+        later: tuple[str, ...] = (),
     ) -> None:
         """Those in ``named`` (None: all), and that there is none more: it might hide that of a class."""
         if named is None:
@@ -398,9 +404,9 @@ class Reach:
         else:
             self.looks.append((WITHOUT, attributes, frozenset(named - attributes.keys()), f"an attribute of {path}"))
         for name in list(attributes):
-            if named is not None and name not in named:
+            if name in unwatched or (named is not None and name not in named):
                 continue
-            if name in unwatched:
+            if name in later:
                 self._later.append((attributes[name], f"{path}.{name}"))
             else:
                 self._keep(attributes, name, True, f"{path}.{name}")

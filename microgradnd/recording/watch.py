@@ -17,13 +17,15 @@ class Watch:
     """
 
     def __init__(self, reach: Reach, ignored: set[int]) -> None:
-        guarded = reach.of_role("plain", "array", "tuple", "node", "generator")
-        self.places = [x for x in guarded if x.is_guarded and id(x) not in ignored]
+        found = reach.of_role("plain", "array", "tuple", "node", "generator")
+        self.places = [place for place in found if id(place) not in ignored]
         self._reach = reach
         self.scope: dict[str, Any] = {f.__name__: f for f in (are_keys, is_unchanged, is_uncleared)}
         self.conditions: list[str] = []
         self._owners: dict[int, str] = {}
         for i, place in enumerate(self.places):
+            if not place.is_guarded:  # differences() alone looks at it
+                continue
             self.scope[f"value_{i}"] = place.value
             key = "" if type(place.key) in (str, int) else f"key_{i}"  # of others the text is no expression
             self.scope |= {key: place.key} if key else {}
