@@ -47,16 +47,18 @@ class _Recorded:
             return _ufunc_on_device(library, ufunc, method, inputs, out, kwargs)
         if getattr(np, ufunc.__name__, None) is not ufunc:
             raise CaptureError(f"capture: the ufunc {ufunc.__name__} is not one of NumPy's, which alone are recorded")
+        if out is not None:
+            if len(out) > 1:
+                raise CaptureError(f"capture: {name} writes into several arrays, which is not recorded")
+            (out,) = out
         if method == "at":
             to_write(inputs[0])
             return recorder().call("function", f"{name}.at", ufunc.at, inputs, writes=inputs[:1])
         if method == "__call__":
-            out = out[0] if out is not None and len(out) == 1 else out
             return recorder().call("ufunc", name, ufunc, inputs, kwargs, to_write(out))
         if method == "reduce":
             for key, value in zip(("axis", "dtype"), inputs[1:], strict=False):
                 kwargs[key] = value
-            out = out[0] if isinstance(out, tuple) else out
             kwargs = {key: value for key, value in kwargs.items() if value is not None or key == "axis"}
             return recorder().call("reduce", f"{name}.reduce", ufunc.reduce, inputs[:1], kwargs, to_write(out))
         return recorder().call("function", f"{name}.{method}", getattr(ufunc, method), inputs, kwargs, to_write(out))
@@ -91,6 +93,8 @@ def device_ufunc(name: str, function: Any, args: Any, kwargs: Any) -> Any:
     if len(written) > 1 or isinstance(out, tuple):
         raise CaptureError(f"capture: {name} writes into several arrays, which is not recorded")
     kind = "ufunc" if name.startswith("cp.") else "whole"
+    if kind == "whole" and kwargs:
+        raise CaptureError(f"capture: {name} with {', '.join(kwargs)} is not recorded")
     if kind == "whole" and out is not None:
         return recorder().call(kind, name, function, (*inputs, to_write(out)), kwargs, writes=(out,))
     return recorder().call(kind, name, function, inputs, kwargs, to_write(out))
@@ -191,9 +195,10 @@ class RecordedArray(_Recorded):
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         prefix, library = library_of(self.value)
-        part = function.__module__.removeprefix("numpy.").partition(".")[0]
-        part = f"{part}." if part in ("linalg", "fft") else ""
-        name = f"{part}{function.__name__}"
+        part = function.__module__.removeprefix("numpy").removeprefix(".")
+        name = f"{part}.{function.__name__}" if part else function.__name__
+        if not _is_numpys(name, function):
+            raise CaptureError(f"capture: {function.__module__}.{function.__name__} is not recorded")
         if library is not np:
             try:
                 function = operator.attrgetter(name)(library)
@@ -238,6 +243,13 @@ for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"
     setattr(RecordedArray, f"__i{_name}__", _in_place(_name))
 
 
+def _is_numpys(name: str, function: Any) -> bool:
+    try:
+        return operator.attrgetter(name)(np) is function
+    except AttributeError:
+        return False
+
+
 def lies_alike(x: Any, y: Any) -> bool:
     """Whether two arrays are the same elements in the same places."""
     if type(x) is not type(y) or _address(x) != _address(y):
@@ -252,6 +264,8 @@ def _address(x: Any) -> Any:
 def call_function(name: str, function: Any, args: Any, kwargs: Any) -> Any:
     """A call of a library's function ``name``, noted; or done, where it asks for what does not change."""
     plain = function.__name__
+    if plain in SAVING:
+        raise CaptureError(f"capture: {name} writes a file, which a replay would not do again; call it after the step")
     if plain in DESCRIBING:
         real_args, _ = recorder().unwrapped(args)
         real_kwargs, _ = recorder().unwrapped(kwargs)
@@ -274,6 +288,7 @@ METHODS = frozenset([
 ])  # fmt: skip
 CHANGING = frozenset(["fill", "sort"])
 WRITING = frozenset(["copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal"])
+SAVING = frozenset(["save", "savetxt", "savez", "savez_compressed"])
 DESCRIBING = frozenset(["shape", "ndim", "size", "result_type", "can_cast", "iscomplexobj", "isrealobj"])
 CREATING = frozenset(["empty", "zeros", "ones", "full", "arange", "tri", "eye", "identity", "linspace"])
 CREATING_LIKE = frozenset(["empty_like", "zeros_like", "ones_like", "full_like"])

@@ -18,7 +18,7 @@ from ..backends.memory import give_back_freed_memory
 from ..kernels import kernels
 from .active import CaptureError, active, is_recording
 from .comparing import State, differences, fingerprints
-from .guard import MISSED, generators_in, leaves
+from .guard import MISSED, generators_in, layout, leaves
 from .recording import PARTED, UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
@@ -29,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 OFTEN = 50  # calls that went another way
+PAYS = 500  # replays, for which another recording may be dropped
 PATIENCE = 8  # recordings in a row that did not hold for the next call
 
 
@@ -59,7 +60,9 @@ class Captured(Generic[P, R]):
         self._lock = threading.RLock()  # buffers serve one call at a time
         self._executed: Executed | None = None  # what of the program it runs, once it has run
         self._once = False  # whether the last call was expected to do what the next one does not
-        self._unused = 0  # recordings in a row before one of them was replayed
+        self._is_searching = False
+        self._dropped = self._dropped_calls = 0  # recordings that had to make room, and how often they were replayed
+        self._steady, self._latest_layout = 0, None  # calls in a row of one kind that were not recorded
         self._warned = False
         self._merge = True  # whether equal step counts of an optimiser are read once for all of its parameters
         self._key = ""  # of a method: under which an object keeps its own
@@ -83,7 +86,13 @@ class Captured(Generic[P, R]):
                 else:
                     if result is not MISSED:
                         return result  # type: ignore[no-any-return]
-            return self._search(args, kwargs)
+            if self._is_searching:  # a step that calls itself
+                return cast("R", detached(self._step(*args, **kwargs)))
+            self._is_searching = True
+            try:
+                return self._search(args, kwargs)
+            finally:
+                self._is_searching = False
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._key = f"_captured {owner.__qualname__}.{name}"  # a subclass may have one of the same name
@@ -177,7 +186,7 @@ class Captured(Generic[P, R]):
                 self.recordings.remove(recording)
                 self.recordings.insert(0, recording)
                 self._reasons.clear()
-                self._unused, self._once = 0, False
+                self._once = False
                 with uncollected():  # or what replay and step are compared by might change in between
                     return self._first_replay(recording, args, kwargs)
             if reason == UNEQUAL:
@@ -196,14 +205,16 @@ class Captured(Generic[P, R]):
                 f"capture: {reason} changes from call to call, so that no recording holds for the next one. Let it be "
                 "an argument, or change it outside of the step; state that is a tensor can be kept by t.data = ..."
             )
-        if self._unused >= 2 * self.max_recordings:
+        if self._runs_without_capture(args, kwargs):
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"capture: {self._unused} calls in a row were unlike all before, by their shapes, or an integer, a "
-                    "string or an object among the arguments; where nothing is repeated the step runs without capture",
+                    f"capture: {self._dropped} recordings were dropped for others, since {self.max_recordings} are "
+                    "kept and there are more kinds of calls, by their shapes, or an integer, a string or an object "
+                    "among the arguments; those without a recording run without capture now. Keep more, by "
+                    "max_recordings, or let there be fewer kinds",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             return cast("R", detached(self._step(*args, **kwargs)))
         if self._executed is None:
@@ -216,11 +227,26 @@ class Captured(Generic[P, R]):
         elif session.left_at is not None:  # an optimiser's first step, or what is never repeated
             self._reasons.append(session.left_at)
         elif not session.met_functions:
-            self._unused += 1
             self._once = False
             self.recordings.insert(0, Recording(session, self.graph))
+            for recording in self.recordings[self.max_recordings :]:
+                self._dropped += 1
+                self._dropped_calls += recording.calls
             del self.recordings[self.max_recordings :]
         return cast("R", detached(session.result))
+
+    def _runs_without_capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether another recording would not pay: it costs as much as some 100 calls, and drops one that may be used.
+
+        One is made in any case for the third call in a row of one kind.
+        """
+        replayed = self._dropped_calls + sum(recording.calls for recording in self.recordings)
+        if len(self.recordings) < self.max_recordings or self._dropped < self.max_recordings + replayed // PAYS:
+            return False
+        kind = layout(args, kwargs)
+        self._steady = self._steady + 1 if kind == self._latest_layout else 0
+        self._latest_layout = kind
+        return self._steady < 2
 
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """A replay after something else: verified if it is the first one at all."""
@@ -235,7 +261,9 @@ class Captured(Generic[P, R]):
         try:
             replayed = recording.replay(recording.arrays(args, kwargs))
         except Exception as error:
-            return cast("R", self._otherwise(recording, error, args, kwargs))
+            if before is not None:
+                before.put_back()
+            return cast("R", self._otherwise(recording, error, args, kwargs, before is not None))
         recording.set_gradients()
         self._latest = recording
         if before is None:
@@ -258,8 +286,15 @@ class Captured(Generic[P, R]):
         give_back_freed_memory()  # replays take less
         return cast("R", result)
 
-    def _otherwise(self, recording: Recording, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The step itself, where a replay came to another branch or failed before it had changed anything."""
+    def _otherwise(
+        self,
+        recording: Recording,
+        error: Exception,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        is_put_back: bool = False,
+    ) -> Any:
+        """The step itself, where a replay came to another branch or failed, and all is as it was before."""
         if isinstance(error, Diverged):
             recording.diverged += 1
             if recording.diverged == OFTEN and recording.calls < OFTEN:
@@ -271,7 +306,7 @@ class Captured(Generic[P, R]):
                 )
             return detached(self._step(*args, **kwargs))
         line = recording.failed_at(error)
-        if line is not None and not recording.had_changed(line):
+        if line is not None and (is_put_back or not recording.had_changed(line)):
             result = detached(self._step(*args, **kwargs))  # most likely raises an error that says what is wrong
             self._latest = None
             self.recordings.remove(recording)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any
 
 import numpy as np
 
 from ..dtypes import BFLOAT16
+from .active import CaptureError
 
 
 def literal(value: Any, term: Any = None) -> str:
     """A constant as Python text."""
     term = term or literal
+    if isinstance(value, enum.Enum):  # that is an integer or a string too
+        return literal(value.value, term)
     if isinstance(value, float) and not isinstance(value, np.generic):
         return repr(value) if math.isfinite(value) else f"np.{value}" if not value < 0 else "-np.inf"
     if value is ...:
@@ -26,6 +30,8 @@ def literal(value: Any, term: Any = None) -> str:
     if isinstance(value, type):
         return f"np.{value.__name__}" if issubclass(value, np.generic) else value.__name__
     if isinstance(value, np.generic):
+        if isinstance(value.item(), np.generic):
+            raise CaptureError(f"capture: a number of {value.dtype}, which is not recorded")
         inner = literal(value.item())
         return f"np.{type(value).__name__}({inner})"
     if isinstance(value, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import keyword
 import re
+import unicodedata
 from typing import Any
 
 from .instructions import Instruction, Variable, bare
@@ -59,8 +60,10 @@ class Names:
     def variable(self, variable: Variable, wish: str | None = None) -> str:
         """The name that it has, or gets now: this one or its own, if it is still there."""
         if variable not in self.of_variables:
-            wish = re.sub(r"\W+", "_", variable.name if wish is None else wish).strip("_") or "x"
-            wish = f"x_{wish}" if wish[0].isdigit() else wish
+            wish = unicodedata.normalize("NFKC", variable.name if wish is None else wish)  # as Python reads names
+            wish = re.sub(r"\W+", "_", wish).strip("_")
+            wish = wish if f"x{wish}".isidentifier() else re.sub(r"\W+", "_", wish, flags=re.ASCII).strip("_")
+            wish = f"x_{wish}" if wish[:1].isdigit() else wish or "x"
             self.of_variables[variable] = self.unused(wish)
         return self.of_variables[variable]
 

@@ -135,7 +135,11 @@ class Recorder:
         instruction.writes = [x.variable for x in writes]
         for given in flat(everything) if is_array(result) else ():
             if type(given) is RecordedArray and given.value is result:  # what came is what went
-                if not writes and kind == "function" and bare(name) not in UNCHANGING:  # as nan_to_num(copy=False)
+                # As nan_to_num(copy=False) does, and x.max(0, w): an array that a method gives back is a place for it.
+                changed = (kind == "function" and bare(name) not in UNCHANGING) or (
+                    kind == "method" and given is not args[0]
+                )
+                if changed and not writes:
                     instruction.writes = [given.variable]
                 if instruction.writes:
                     self.instructions.append(instruction)

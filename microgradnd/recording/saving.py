@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -68,9 +69,13 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
         )
     if "np.dtype('bfloat16')" in recording.source:
         raise CaptureError("save: the step computes in bfloat16, which NumPy alone has not")
-    owners = [id(owner_of(array)) for array in recording.inputs().values()]
-    if len(set(owners)) < len(owners):
+    inputs = list(recording.inputs().values())
+    owners = [id(owner_of(array)) for array in inputs]
+    if len(set(owners)) < len(owners) or any(itertools.starmap(np.may_share_memory, itertools.combinations(inputs, 2))):
         raise CaptureError("save: some of the arrays share memory, which those in a file do not")
+    bits = [generator.bit_generator for generator in recording.generators_by_name().values()]
+    if len(set(map(id, bits))) < len(bits):
+        raise CaptureError("save: two random generators draw from one bit generator, which those of a module do not")
     if recording.kernels:
         raise CaptureError(
             f"save: the recording calls {recording.kernels[0]}, a compiled kernel; hand over the arguments of a call "
@@ -80,6 +85,12 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
     imports: set[str] = set()
     for name, function in recording.functions.items():
         _define(name, function, definitions, imports)
+    used = definitions.keys() - recording.functions.keys() | {x.removeprefix("import ") for x in imports}
+    if twice := used & recording.names:
+        raise CaptureError(
+            f"save: {', '.join(sorted(twice))} is the name of an array, and of what the module's functions use; give "
+            "the parameter or argument another name"
+        )
     lines = [HEADER.format(arrays=arrays, module=module, arguments=", ".join(recording.parameters))]
     lines[0] = lines[0].replace("import numpy as np\n", "\n".join([*sorted(imports), "import numpy as np\n"]))
     lines += [f'{name} = arrays["{name}"]' for name in recording.inputs()]

@@ -119,7 +119,7 @@ class Executed:
 
         Where attributes are looked up by strings or patterns, constants too that may be their names.
         """
-        found = {name for code in self.globals for part in _with_inner(code) for name in part.co_names}
+        found = {name for code in [*self.globals] for part in _with_inner(code) for name in part.co_names}
         patterns = any(x.opname == "MATCH_CLASS" for code in self.globals for x in dis.get_instructions(code))
         if patterns or BY_STRINGS & found:
             found |= self.strings()

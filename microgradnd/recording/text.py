@@ -14,7 +14,7 @@ from .names import Names
 from .program import ALIGNMENT, Program
 from .sequences import Sequence, in_one_call
 from .statements import Statements
-from .writable import fills_root
+from .writable import fills_root, may_diverge
 
 LARGE = 1 << 16  # bytes of an array that is given back as soon as it was used for the last time
 
@@ -70,10 +70,12 @@ class Text:
         program = self.program
         pending = {place: (number, program.depending_on(number)) for place, number in written_numbers.items()}
         end = -1  # of the chain or sequence that has been written
+        # What is written before a branch could not be taken back where that goes another way.
+        last_branch = max((i for i, x in enumerate(program.body) if x.kind == "branch" or may_diverge(x)), default=-1)
         for i, x in enumerate(program.body):
             chain, sequence = program.chains.get(i), program.sequences.get(i)
             reads = {v for y in program.body[i : i + 1 if chain is None else chain.last + 1] for v in y.reads()}
-            for place in [place for place, (_, users) in pending.items() if users & reads]:
+            for place in [place for place, (_, users) in pending.items() if users & reads and i > last_branch]:
                 self._write_number(place, pending.pop(place)[0])  # when the optimiser does, should a later one fail
             if chain is not None:
                 self._write_chain(chain)

@@ -20,7 +20,7 @@ FIXED_SHAPE = WITH_OUT | {
     "array_equal", "atleast_1d", "atleast_2d", "moveaxis", "ravel", "round", "take_along_axis", "trace",
     "where", "einsum", "vdot", "ravel_multi_index", "reshape", "transpose", "swapaxes",
     "broadcast_to", "expand_dims", "squeeze", "argmax", "argmin", "var", "std", "copyto",
-    "tril", "triu", "outer", "stack", "flip", "argsort", "sort", "linalg.norm",
+    "lib.stride_tricks.sliding_window_view", "tril", "triu", "outer", "stack", "flip", "argsort", "sort", "linalg.norm",
 }  # fmt: skip
 CREATED = ("empty", "zeros", "ones", "full")
 
@@ -47,7 +47,7 @@ def can_write(x: Instruction, root: Variable) -> bool:
         return bare(x.name) in CREATED
     if x.kind in ("method", "function") and (is_narrow(root.dtype) or {"where", "order"} & set(x.kwargs)):
         return False  # sums in float16 have a wider sum within, unless they are told where to put it
-    if x.kind == "method" and x.name in SHAPING and len(x.args) > 2 and isinstance(x.args[2], str):
+    if x.kind in ("method", "function") and any(isinstance(arg, str) for arg in x.args):
         return False  # an order
     if x.kind == "method" and x.name in ("flatten", "ravel", "copy") and len(x.args) > 1:
         return False
@@ -59,6 +59,8 @@ def can_write(x: Instruction, root: Variable) -> bool:
         return root.is_c_contiguous
     if bare(x.name) in ("asarray", "array") and not isinstance(x.args[0], Variable):
         return False
+    if bare(x.name) == "concatenate" and "dtype" in x.kwargs:
+        return False  # it takes that or a place
     return x.kind == "function" and bare(x.name) in WITH_OUT and "where" not in x.kwargs
 
 
@@ -81,6 +83,8 @@ def may_diverge(x: Instruction) -> bool:
     """Whether the shape of a result may be another one for other values."""
     if x.kind == "getitem":
         return any(v.dtype is not None and v.dtype.kind == "b" for v in list(x.reads())[1:])
+    if bare(x.name) == "where" and len(x.args) + len(x.kwargs) < 3:  # as np.nonzero
+        return True
     return (x.kind == "function" and bare(x.name) not in FIXED_SHAPE) or (
         x.kind == "method" and x.name in ("nonzero", "repeat")
     )
