@@ -10,7 +10,7 @@ def integer(function: str, argument: str, value: Any) -> int:
     """``value`` as an integer of Python's. Raises TypeError for others, also for floats without a fraction."""
     try:
         return operator.index(value)
-    except TypeError:
+    except (TypeError, ValueError):  # of tensors of several elements
         raise TypeError(f"{function}: {argument} must be an integer, got {value!r}") from None
 
 

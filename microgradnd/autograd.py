@@ -207,11 +207,7 @@ def backpropagate(
                 heappush(waiting, (parent.order, parent))
             elif not create_graph:
                 del gx  # whether a variable counts depends on the release of Python: the dictionary alone holds it
-                try:
-                    is_view = sums[parent].base is not None
-                except AttributeError:
-                    raise _no_array(sums[parent], g, op, index) from None
-                if is_view or getrefcount(sums[parent]) > UNSHARED:
+                if sums[parent].base is not None or getrefcount(sums[parent]) > UNSHARED:
                     sums[parent] = sums[parent].copy()  # somebody else holds its memory: as g, as a saved value
         if not retain_graph:
             node.edges = node.pullback = None
@@ -280,15 +276,6 @@ def _cast(g: Any, dtype: Any, op: Any, index: int) -> Any:
             f"is {dtype}: gradients through complex values are not supported"
         )
     return cast(g, dtype)
-
-
-def _no_array(g: Any, came: Any, op: Any, index: int) -> TypeError:
-    """What is said of a gradient g that is no array; of one that ``came`` as such an operation before is to blame."""
-    whose = f"with respect to {op.arguments[index]}" if hasattr(came, "base") else "of its result, as it arrives,"
-    return TypeError(
-        f"{op.name}: the gradient {whose} is a {type(g).__name__}, expected an array: write it with operators and the "
-        "functions of xp"
-    )
 
 
 def _refuse_changed(node: Node) -> None:

@@ -52,9 +52,9 @@ def primitive(
     else. None marks an array argument without a gradient. For a ``*star`` argument the vjp is called once
     per array that needs a gradient, as ``vjp(g, i, ...)`` with ``i``, the array's position.
 
-    A vjp written with operators and those functions of ``xp`` that microgradnd has too is differentiable
-    itself, to any order. It need not undo broadcasting: gradients are summed to their argument's shape
-    where they arrive. Where all arguments are marked None the result is a constant; otherwise a tensor
+    A vjp written with operators and those functions of ``xp`` that microgradnd has too, or with operations, also of
+    your own, is differentiable itself, to any order. It need not undo broadcasting: gradients are summed to their
+    argument's shape where they arrive. Where all arguments are marked None the result is a constant; otherwise a tensor
     that requires a gradient is refused (TypeError) for an argument marked None.
 
     Within :class:`mg.autocast`, ``conversion`` is given the arguments with a gradient and returns what the function
@@ -132,6 +132,8 @@ class Operation:
             )
         self.arguments = tuple(vjps)
         self.vjps = tuple(vjps.values())
+        if function.__module__.partition(".")[0] != "microgradnd":
+            self.vjps = tuple(vjp and _giving_arrays(self.name, x, vjp) for x, vjp in vjps.items())
         self.saves = tuple(self._saved_names(argument, vjp) for argument, vjp in vjps.items())
 
     def _saved_names(self, argument: str, vjp: Vjp | None) -> tuple[str, ...]:
@@ -331,6 +333,26 @@ class Operation:
         return f"{array}.shape" if array == argument else f"_getattr({array}, 'shape', ())"
 
 
+def _giving_arrays(name: str, argument: str, vjp: Vjp) -> Vjp:
+    """A vjp from outside of the library, which may compute with operations too: of a constant tensor its array."""
+
+    def gradient(g: Any, *saved: Any) -> Any:
+        found = vjp(g, *saved)
+        if found.__class__ is Tensor:
+            return found if g.__class__ is Tensor else found._data
+        if not hasattr(found, "shape"):
+            raise TypeError(f"{name}: the gradient with respect to {argument} must be an array, got {found!r}")
+        return found
+
+    return gradient
+
+
+def _one_array(out: Any) -> Any:
+    if isinstance(out, tuple | list):
+        raise TypeError(f"it returned a {type(out).__name__}, expected one array")
+    return as_array(out)
+
+
 def _refuse_all_but_functions(*functions: Any) -> None:
     for function in functions:
         if function is not None and not isinstance(function, FunctionType):
@@ -354,7 +376,7 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_Node": Node,
     "_Tensor": Tensor,
     "_array_operand": array_operand,
-    "_as_array": as_array,
+    "_as_array": _one_array,
     "_autocast_mode": autocast_mode,
     "_enumerate": enumerate,
     "_ever": ever,

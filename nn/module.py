@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ class Module:
     Parameters are the tensors with ``requires_grad`` among the attributes, including those of modules
     and those inside lists, tuples and dicts, in the order in which the attributes were set; one that
     appears twice counts once, under its first name. Subclasses define ``forward``; no ``super().__init__()``
-    is needed.
+    is needed. Other tensors among the attributes, without a graph, are state too: ``state_dict`` has them. What
+    ``forward`` keeps to be looked at should be an array, ``self.hidden = h.numpy()``, which is none.
 
     >>> class Scale(nn.Module):
     ...     def __init__(self):
@@ -142,10 +144,11 @@ class Module:
 
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
-        inner = [(name, value) for name, value in children(self) if isinstance(value, Module)]
+        inner = list(children(self, Module | FunctionType))
         if not inner:
             return f"{type(self).__name__}({self.extra_repr()})"
-        lines = [f"  ({name}): {value!r}".replace("\n", "\n  ") for name, value in inner]
+        shown = [(name, value.__name__ if isinstance(value, FunctionType) else repr(value)) for name, value in inner]
+        lines = [f"  ({name}): {text}".replace("\n", "\n  ") for name, text in shown]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 

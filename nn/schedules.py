@@ -136,7 +136,8 @@ class OneCycleLR(LRScheduler):
     steps, then to max_lr / div_factor / final_div_factor in step total_steps - 1. The optimiser's own rate does
     not matter.
 
-    Raises ValueError for options out of range, and in ``step()`` beyond the last step.
+    Raises ValueError for options out of range, and in ``step()`` when it is called more than total_steps times. The
+    last of these calls, after the cycle, leaves the rate where it is.
     """
 
     def __init__(
@@ -165,7 +166,8 @@ class OneCycleLR(LRScheduler):
 
     def rate(self, base_lr: float, step: int) -> float:
         last, top = self.total_steps - 1, self.pct_start * self.total_steps - 1
-        if step > last:
+        step, beyond = min(step, last), step > last + 1
+        if beyond:
             raise ValueError(f"OneCycleLR: the cycle ends after {self.total_steps} steps")
         low = self.max_lr / self.div_factor
         start, end, x = (

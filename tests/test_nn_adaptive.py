@@ -190,8 +190,8 @@ def test_schedules_refuse_bad_options() -> None:
     with pytest.raises(TypeError, match="StepLR: expected an optimiser, got"):
         nn.StepLR([parameter(0.0)], 2)  # type: ignore[arg-type]
     cycle = nn.OneCycleLR(optimizer, 1.0, 3)
-    cycle.step()
-    cycle.step()
+    for _ in range(3):
+        cycle.step()
     with pytest.raises(ValueError, match="the cycle ends after 3 steps"):
         cycle.step()
 
@@ -325,12 +325,13 @@ def test_groups_that_join_later_follow_the_schedule() -> None:
 def test_one_cycle_ends_and_stays_at_its_end() -> None:
     schedule = nn.OneCycleLR(nn.SGD([parameter([1.0])], lr=1.0), 1.0, 10, pct_start=0.1)  # the top is step 0
     assert schedule.optimizer.param_groups[0]["lr"] == 1.0
-    for _ in range(9):
+    for _ in range(10):  # as often as the optimiser's, of which the last one needs no rate any more
         schedule.step()
+    assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(1 / 25 / 1e4)
     for _ in range(2):
         with pytest.raises(ValueError, match="the cycle ends after 10 steps"):
             schedule.step()
-    assert schedule.last_step == 9
+    assert schedule.last_step == 10
     schedule.load_state_dict(schedule.state_dict())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import traceback
 from typing import Any
 
@@ -95,16 +96,39 @@ def test_a_gradient_of_the_wrong_shape() -> None:
         wrong(x).sum().backward()
 
 
-@pytest.mark.parametrize("wrong", [lambda g, x: g * mg.cos(x), lambda g, x: mg.tensor(g)])
-def test_a_gradient_that_is_a_tensor(wrong: Any) -> None:
-    @mg.primitive(x=wrong)
-    def sine(xp: Any, x: Any) -> Any:
-        return xp.sin(x)
+def test_gradients_computed_with_operations() -> None:
+    @mg.primitive(x=lambda g, x: g * cosh(x))
+    def sinh(xp: Any, x: Any) -> Any:
+        return xp.sinh(x)
 
-    with pytest.raises(TypeError, match="sine: the gradient with respect to x is a Tensor, expected an array"):
-        sine(mg.tensor([1.0, 2.0], requires_grad=True)).sum().backward()
-    with pytest.raises(TypeError, match=r"multiply: the gradient of its result, as it arrives, is a Tensor"):
-        sine(2.0 * mg.tensor([1.0, 2.0], requires_grad=True)).sum().backward()
+    @mg.primitive(x=lambda g, x: g * sinh(x))
+    def cosh(xp: Any, x: Any) -> Any:
+        return xp.cosh(x)
+
+    mg.check_grads(lambda x: sinh(2.0 * x) * x, np.array([0.3, -1.2]), order=3)
+    x = mg.tensor([0.3], requires_grad=True)
+    sinh(x).backward(np.array([2.0]))
+    assert x.grad.data == 2 * np.cosh(0.3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("wrong", [None, 2.0, [1.0, 2.0]])
+def test_a_gradient_that_is_no_array(wrong: Any) -> None:
+    @mg.primitive(x=lambda g: wrong)
+    def same(xp: Any, x: Any) -> Any:
+        return x + 0
+
+    message = f"same: the gradient with respect to x must be an array, got {wrong}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        same(2.0 * mg.tensor([1.0, 2.0], requires_grad=True)).sum().backward()
+
+
+def test_an_operation_returns_one_array() -> None:
+    @mg.primitive(x=lambda g, x: g)
+    def both(xp: Any, x: Any) -> Any:
+        return xp.linalg.slogdet(x)
+
+    with pytest.raises(TypeError, match="both: it returned a SlogdetResult, expected one array"):
+        both(np.eye(2))
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
     """The arrays joined along an existing axis; None joins them flattened. Raises ValueError for shapes that differ."""
     if axis is None:
         arrays, axis = [reshape(x, (-1,)) for x in arrays], 0
-    return _concatenate(*arrays, axis=axis)
+    return _concatenate(*arrays, axis=integer("concatenate", "axis", axis))
 
 
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:

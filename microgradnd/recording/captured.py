@@ -62,7 +62,8 @@ class Captured(Generic[P, R]):
         self._once = False  # whether the last call was expected to do what the next one does not
         self._is_searching = False
         self._dropped = self._dropped_calls = 0  # recordings that had to make room, and how often they were replayed
-        self._steady, self._latest_layout = 0, None  # calls in a row of one kind that were not recorded
+        self._steady = 0  # calls in a row of one kind that were not recorded
+        self._latest_call: Any = None
         self._warned = False
         self._merge = True  # whether equal step counts of an optimiser are read once for all of its parameters
         self._key = ""  # of a method: under which an object keeps its own
@@ -243,9 +244,9 @@ class Captured(Generic[P, R]):
         replayed = self._dropped_calls + sum(recording.calls for recording in self.recordings)
         if len(self.recordings) < self.max_recordings or self._dropped < self.max_recordings + replayed // PAYS:
             return False
-        kind = layout(args, kwargs)
-        self._steady = self._steady + 1 if kind == self._latest_layout else 0
-        self._latest_layout = kind
+        call = layout(args, kwargs), replayed  # in a row: nothing was replayed in between
+        self._steady = self._steady + 1 if call == self._latest_call else 0
+        self._latest_call = call
         return self._steady < 2
 
     def _first_replay(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
@@ -300,7 +301,8 @@ class Captured(Generic[P, R]):
             if recording.diverged == OFTEN and recording.calls < OFTEN:
                 warnings.warn(
                     f"capture: of {OFTEN + recording.calls} calls {OFTEN} took another way than the recording: a "
-                    "branch on a tensor's value, or a number asked for by float(), is another one nearly every time",
+                    "branch on a tensor's value, a number asked for by float(), or a shape that depends on values, as "
+                    "that of x[mask], is another one nearly every time",
                     RuntimeWarning,
                     stacklevel=3,
                 )

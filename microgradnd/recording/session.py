@@ -318,6 +318,10 @@ def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     except TypeError as error:
         if "Recorded" not in str(error):
             raise
+        if "SeedSequence" in str(error):
+            raise CaptureError(
+                "capture: a generator was made of a generator, default_rng(rng); use rng itself"
+            ) from error
         raise CaptureError(
             "capture: an array, or a number that changes, was handed to what is not recorded, such as a kernel of your "
             f"own or the keys of a dict ({error}); compute with operators and functions of microgradnd, NumPy and CuPy"
