@@ -28,9 +28,8 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
         if fast.TAKES_FLAT_INDEX:
             targets = _flat_index(xp, targets, logits.size // logits.shape[-1], logits.shape[-1], 1)
         return fast.cross_entropy(logits, targets)
-    if logits.dtype.kind in "biu":  # their differences may wrap around
-        return cross_entropy(xp, wide(logits), targets)
-    if is_narrow(logits.dtype):  # its sums over thousands of rows are beyond its range
+    if logits.dtype.char not in "fd" and (logits.dtype.kind in "biu" or is_narrow(logits.dtype)):
+        # Differences of integers may wrap around, and sums over thousands of rows are beyond the range of float16.
         loss, wide_pullback = cross_entropy(xp, wide(logits), targets)
         loss = narrow(loss, logits, targets if is_floating(targets.dtype) else None)
         return loss, lambda g: wide_pullback(wide(g))
