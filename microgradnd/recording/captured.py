@@ -89,8 +89,8 @@ class Captured(Generic[P, R]):
                         return result  # type: ignore[no-any-return]
             if self._is_searching:  # a step that calls itself
                 return cast("R", detached(self._step(*args, **kwargs)))
-            self._is_searching = True
             try:
+                self._is_searching = True
                 return self._search(args, kwargs)
             finally:
                 self._is_searching = False
