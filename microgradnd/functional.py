@@ -59,7 +59,7 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
         raise TypeError(f"grad: expected a function, got {f!r}")
     positions: Any = None
     if not any(isinstance(number, bool) for number in numbers):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):  # of tensors of several elements
             positions = tuple(map(operator.index, numbers))
     if positions is None:
         raise TypeError(f"grad: argnums must be an integer or a tuple of integers, got {argnums!r}")

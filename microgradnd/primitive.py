@@ -132,7 +132,7 @@ class Operation:
             )
         self.arguments = tuple(vjps)
         self.vjps = tuple(vjps.values())
-        if function.__module__.partition(".")[0] != "microgradnd":
+        if (function.__module__ or "").partition(".")[0] != "microgradnd":
             self.vjps = tuple(vjp and _giving_arrays(self.name, x, vjp) for x, vjp in vjps.items())
         self.saves = tuple(self._saved_names(argument, vjp) for argument, vjp in vjps.items())
 
@@ -348,7 +348,7 @@ def _giving_arrays(name: str, argument: str, vjp: Vjp) -> Vjp:
 
 
 def _one_array(out: Any) -> Any:
-    if isinstance(out, tuple | list):
+    if isinstance(out, tuple):
         raise TypeError(f"it returned a {type(out).__name__}, expected one array")
     return as_array(out)
 

@@ -144,7 +144,8 @@ class Module:
 
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
-        inner = list(children(self, Module | FunctionType))
+        found = children(self, Module | FunctionType)
+        inner = [(name, x) for name, x in found if isinstance(x, Module) or "." in name]  # functions in lists of layers
         if not inner:
             return f"{type(self).__name__}({self.extra_repr()})"
         shown = [(name, value.__name__ if isinstance(value, FunctionType) else repr(value)) for name, value in inner]

@@ -228,6 +228,9 @@ def test_forward_can_be_replaced():
 
 
 def test_repr_shows_functions_among_the_layers():
+    layer = nn.Linear(2, 2, rng=0)
+    layer.forward = lambda x: x
+    assert repr(layer) == "Linear(2, 2, bias=True)"
     assert repr(nn.Sequential(nn.Linear(3, 4, rng=0), mg.relu, lambda x: x)) == (
         "Sequential(\n  (layers.0): Linear(3, 4, bias=True)\n  (layers.1): relu\n  (layers.2): <lambda>\n)"
     )

@@ -479,6 +479,7 @@ def test_axes_of_all_kinds() -> None:
                 function(x, axis=axis)  # type: ignore[arg-type]
     for axes in ([1, 0], np.array([1, 0]), mg.tensor([1, 0]), np.argsort([1, 0]), (np.int64(-1), 0)):
         mg.check_grads(lambda x: mg.transpose(x, axes), x)  # type: ignore[arg-type]  # noqa: B023
+    mg.check_grads(lambda x: mg.transpose(x, np.array(0)), x[0])  # type: ignore[arg-type]
     for bad in (1.0, [0.0, 1.0], "ab", np.array(1)):
         with pytest.raises((TypeError, ValueError), match="transpose: "):
             mg.transpose(x, bad)  # type: ignore[arg-type]

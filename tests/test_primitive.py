@@ -131,6 +131,26 @@ def test_an_operation_returns_one_array() -> None:
         both(np.eye(2))
 
 
+def test_a_function_of_no_module() -> None:
+    scope: dict[str, Any] = {}
+    exec("def twice(xp, x):\n    return x * 2", scope)
+    twice = mg.primitive(x=lambda g: g * 2)(scope["twice"])
+    mg.check_grads(twice, 3.0)
+
+
+def test_gradients_are_called_by_their_operation_in_captured_steps() -> None:
+    w = mg.tensor([1.0, 2.0], requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> Any:
+        w.zero_grad()
+        times(w, y=x).sum().backward()
+
+    for _ in range(3):
+        step(np.ones(2))
+    assert "_giving_arrays" not in step.source
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -42,7 +42,7 @@ def scatter_add(x: Operand, index: Any, shape: int | tuple[int, ...]) -> Tensor:
     as :func:`getitem` does, and ValueError where x does not fit.
     """
     index = _plain("scatter_add", index)
-    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    shape = tuple(shape) if isinstance(shape, list) else (shape,) if isinstance(shape, int | np.integer) else shape
     array = x._data if x.__class__ is Tensor else x
     if array.__class__ is not np.ndarray and array.__class__ in NAMESPACES:
         index = _checked_index("scatter_add", index, shape, array)

@@ -43,7 +43,7 @@ def _transpose(xp: Any, x: Operand, axes: tuple[int, ...] | None) -> Any:
 def transpose(x: Operand, axes: int | Sequence[int] | None = None) -> Tensor:
     """x with its axes in the order ``axes``; None reverses them. Raises ValueError for axes that are not those of x."""
     if axes is not None and axes.__class__ is not tuple:  # a list may be changed before backward
-        axes = (axes,) if isinstance(axes, int | np.integer) else _integers(axes)
+        axes = _integers((axes,) if hasattr(axes, "__index__") and not getattr(axes, "ndim", 0) else axes)
     return _transpose(x, axes)
 
 

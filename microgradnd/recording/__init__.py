@@ -52,7 +52,8 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
             change whatever it can reach. Its results are constants: no gradient flows through them. What a replay
             computes is an array of its own, also where the step returns a gradient; an array that was there before is
             returned as it is.
-        max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings.
+        max_recordings: how many recordings are kept, for other shapes and dtypes, modes of layers, and settings. Where
+            calls are of more kinds, those without a recording run the step itself, with a warning.
         graph: on a GPU, launch all of a replay at once, as a CUDA graph: for steps on CuPy arrays without numbers that
             change (learning rates, step counts, random numbers), such as predictions, or a loss and its gradients
             without dropout and the optimiser's step; others are refused. Experimental: no test has run it on a GPU.
@@ -68,8 +69,11 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
     multiprocessing, such as PyTorch's tensors; results that a cache (``lru_cache``) has dropped or is given later;
     locks and events; weak references to what nobody else holds any more;
     weak proxies; iterators of itertools and over ``array.flat``; attributes of objects that are numbers, strings or
-    arrays too; values of enumerations; names that are put together at run time (``getattr(o, "a" + "b")`` is seen, an
-    ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not). While a call is recorded,
+    arrays too; values of enumerations; which arrays among the arguments are one (``k is q``), may be written to, or lie
+    in another's memory; what ``eval`` runs in variables of its own; modules that are found by ``import_module`` or
+    ``sys.modules``; contexts of ``decimal``; what C code compares or shows of objects, as ``namespace == other``; what
+    NumPy warns of where the step itself has an ``np.errstate`` somewhere; names that are put together at run time (``getattr(o, "a" + "b")`` is seen, of
+    a module it is not; an ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not). While a call is recorded,
     other threads can't compute with what it reaches.
 
     Raises:

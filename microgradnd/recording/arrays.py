@@ -188,6 +188,7 @@ class RecordedArray(_Recorded):
     T = property(lambda self: recorder().call("attribute", "T", operator.attrgetter("T"), (self,)))
 
     def __len__(self) -> int:
+        self.variable.root.is_asked = True
         return len(self.value)
 
     def __iter__(self) -> Iterator[Any]:
@@ -237,7 +238,17 @@ class RecordedArray(_Recorded):
         recorder().call("setitem", "setitem", operator.setitem, (self, index, value), writes=(self,))
 
 
-for _name in ("shape", "dtype", "ndim", "size", "strides", "flags", "base", "device", "itemsize", "nbytes"):
+def _asking(name: str) -> Any:
+    def ask(self: RecordedArray) -> Any:
+        self.variable.root.is_asked = True
+        return getattr(self.value, name)
+
+    return property(ask)
+
+
+for _name in ("shape", "size", "nbytes"):
+    setattr(RecordedArray, _name, _asking(_name))
+for _name in ("dtype", "ndim", "strides", "flags", "base", "device", "itemsize"):
     setattr(RecordedArray, _name, property(operator.attrgetter(f"value.{_name}")))
 for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     setattr(RecordedArray, f"__i{_name}__", _in_place(_name))

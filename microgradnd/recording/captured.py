@@ -198,6 +198,18 @@ class Captured(Generic[P, R]):
                 return cast("R", detached(self._step(*args, **kwargs)))
             elif reason != "the arguments":
                 reasons.append(reason)
+        if self._runs_without_capture(args, kwargs):
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"capture: {self._dropped} recordings were dropped for others, since {self.max_recordings} are "
+                    "kept and there are more kinds of calls: by shapes, by an integer, a string or an object among "
+                    "the arguments, or by settings such as model.training. Those without a recording run without "
+                    "capture now; keep more, by max_recordings, or let there be fewer kinds",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return cast("R", detached(self._step(*args, **kwargs)))
         if reasons:
             self._reasons.append(reasons[0])
         if len(self._reasons) >= PATIENCE:
@@ -206,18 +218,6 @@ class Captured(Generic[P, R]):
                 f"capture: {reason} changes from call to call, so that no recording holds for the next one. Let it be "
                 "an argument, or change it outside of the step; state that is a tensor can be kept by t.data = ..."
             )
-        if self._runs_without_capture(args, kwargs):
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"capture: {self._dropped} recordings were dropped for others, since {self.max_recordings} are "
-                    "kept and there are more kinds of calls, by their shapes, or an integer, a string or an object "
-                    "among the arguments; those without a recording run without capture now. Keep more, by "
-                    "max_recordings, or let there be fewer kinds",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-            return cast("R", detached(self._step(*args, **kwargs)))
         if self._executed is None:
             self._executed = Executed(self._step)
             with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at

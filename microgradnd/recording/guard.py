@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from sys import getrefcount
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -48,16 +47,18 @@ def layout_of(x: Any) -> Any:
     if isinstance(x, np.generic):
         return kind, x.dtype
     if isinstance(x, tuple | list):
-        return kind, [layout_of(part) for part in x]
+        return kind, [layout_of(part) for part in x], _attributes_of(x)
     if isinstance(x, dict):
-        return kind, [(name, layout_of(part)) for name, part in x.items()]
+        return kind, [(name, layout_of(part)) for name, part in x.items()], _attributes_of(x)
     return (kind, repr(x)) if isinstance(x, int | str | bytes | complex | NoneType) else _Same(x)
 
 
-def which_are_one(values: list[Any]) -> list[int]:
-    """Of each argument the position of the first one that is the same array or tensor."""
-    ids = [id(x) if type(x) is Tensor or type(x) in NAMESPACES else -i for i, x in enumerate(values)]
-    return [ids.index(x) for x in ids]
+def _attributes_of(x: Any) -> Any:
+    """The attributes of a container, where its class lets it have some; floats are constants there."""
+    attributes = getattr(x, "__dict__", None)
+    return attributes and [
+        (name, repr(part) if type(part) is float else layout_of(part)) for name, part in attributes.items()
+    ]
 
 
 class _Same:
@@ -172,11 +173,6 @@ def _of_arguments(recording: Recording, scope: dict[str, Any]) -> tuple[list[str
             scope[f"layout_{i}"] = expected
             conditions.append(f"layout_of({name}) == layout_{i}")
             arrays.append(f"*leaves({name})")
-    for i, k in itertools.combinations(range(len(recording.arguments)), 2):
-        kind, _ = recording.arguments[i]
-        if (kind is Tensor or kind in NAMESPACES) and recording.arguments[i] == recording.arguments[k]:
-            same = recording.which_are_one[i] == recording.which_are_one[k]
-            conditions.append(f"argument_{i} is {'' if same else 'not '}argument_{k}")
     if recording.which_generators:
         scope["known_generators"] = recording.known_generators
         given = ", ".join(f"argument_{i}" for i in range(len(recording.arguments)))

@@ -51,7 +51,7 @@ def bare(name: str) -> str:
 class Variable:
     """A value that a step computes or gets: what is known of it before it is computed."""
 
-    __slots__ = ("address", "array", "array_type", "dtype", "kind", "name", "root", "shape", "strides")
+    __slots__ = ("address", "array", "array_type", "dtype", "is_asked", "kind", "name", "root", "shape", "strides")
 
     def __init__(self, value: Any, kind: str, name: str, root: Variable | None = None) -> None:
         has_shape = is_array(value)
@@ -59,6 +59,7 @@ class Variable:
         self.kind = kind
         self.name = name
         self.root = self if root is None else root  # the variable whose memory this is a view of
+        self.is_asked = False  # of a root, whether somebody has looked at its shape or at that of a view of it
         self.shape: Any = value.shape if has_shape else None
         self.strides: Any = value.strides if has_shape else None
         self.dtype: Any = value.dtype if has_shape else None

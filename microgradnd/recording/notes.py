@@ -8,6 +8,8 @@ from typing import Any
 
 from .. import ops
 
+NAMELESS = ("_giving_arrays", "noted", "taken")  # whose inner functions say nothing of what they do
+
 
 def notes(function: Any) -> Callable[[], str]:
     """A function that tells which operation, gradient or optimiser is at work, from the stack of calls.
@@ -35,7 +37,7 @@ def notes(function: Any) -> Callable[[], str]:
                 return str(code.co_qualname.partition(".")[0])
             kernel, local, _ = code.co_qualname.partition(".<locals>.")
             if not frame.f_globals.get("__name__", "").startswith(str(__package__)):  # not of the recording itself
-                inner = inner or gradients.get(code) or (kernel if local and kernel not in ("noted", "taken") else "")
+                inner = inner or gradients.get(code) or (kernel if local and kernel not in NAMELESS else "")
             frame = frame.f_back
         return ""
 

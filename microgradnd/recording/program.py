@@ -206,7 +206,10 @@ def _size(root: Variable) -> int:
 
 
 def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[Instruction]:
-    """Those on which an output, an array that was there before, a branch, a shape or a generator depends."""
+    """Those on which an output, an array that was there before, a branch or a generator depends.
+
+    And those whose shape depends on values, if the step has asked for it.
+    """
     live: set[Variable] = set()
 
     def read(found: Iterable[Variable]) -> None:
@@ -218,7 +221,7 @@ def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[In
     for x in reversed(instructions):
         if (
             x.kind in ("draw", "branch")
-            or may_diverge(x)
+            or (may_diverge(x) and any(variable.root.is_asked for variable in x.results))
             or any(variable in live for variable in x.results)
             or any(variable.root in live or variable.root.kind in GIVEN for variable in x.writes)
         ):

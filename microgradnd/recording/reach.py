@@ -187,11 +187,11 @@ class Reach:
             self._value(module, module.__name__)
 
     def _module(self, module: ModuleType, path: str) -> None:
-        """Of a module of the program what the texts of functions name; everything where they may ask for any name."""
+        """Of a module of the program what the texts of functions name, by strings too where they may ask for any."""
         if is_users(module.__name__):
-            everything = bool(ANY_ATTRIBUTE & self._names) and module.__name__ != "__main__"
+            names = self._names | self._strings if ANY_ATTRIBUTE & self._names else self._names
             for name in list(vars(module)):
-                if (everything or name in self._names) and not name.startswith("__"):
+                if name in names and not name.startswith("__"):
                     self._keep(module, name, False, f"{path}.{name}")
             if module.__name__ != "__main__":
                 self.looks.append((LENGTH, vars(module), len(vars(module)), path))

@@ -135,11 +135,12 @@ class Recorder:
         instruction.writes = [x.variable for x in writes]
         for given in flat(everything) if is_array(result) else ():
             if type(given) is RecordedArray and given.value is result:  # what came is what went
-                # As nan_to_num(copy=False) does, and x.max(0, w): an array that a method gives back is a place for it.
-                changed = (kind == "function" and bare(name) not in UNCHANGING) or (
-                    kind == "method" and given is not args[0]
-                )
-                if changed and not writes:
+                # As nan_to_num(copy=False) does; and x.max(0, w) gives back the place for its result.
+                if kind == "method":
+                    in_place = any(x is given for x in args[1:])
+                else:
+                    in_place = kind == "function" and bare(name) not in UNCHANGING
+                if in_place and not writes:
                     instruction.writes = [given.variable]
                 if instruction.writes:
                     self.instructions.append(instruction)

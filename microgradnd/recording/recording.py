@@ -28,7 +28,6 @@ from .guard import (
     leaves,
     missed,
     settings,
-    which_are_one,
     which_generators,
 )
 from .instructions import Variable, current_device, current_stream, is_array
@@ -76,7 +75,6 @@ class Recording:
         self.verified = False
         self.reach, self.generators = session.reach, session.generators
         self.known_generators = [place.value for place in self.reach.of_role("generator")]
-        self.which_are_one = session.which_are_one
         self.which_generators = which_generators(session.given, self.known_generators)
         self.device = session.device  # the number of the GPU, where a program uses one
         self.graph = graph
@@ -154,7 +152,6 @@ class Recording:
         self._arguments = session.arguments
         self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
         self.functions = text.functions
-        self.names = {*text.names.values(), *mappings.values()}
         self.parameters = [text.names[v] for v in session.arguments]
         self._scope |= text.functions
         for variable, word in text.names.items():
@@ -221,8 +218,6 @@ class Recording:
         """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
         if layout(args, kwargs) != self.layout or (self.in_order and tuple(kwargs) != self.keywords):
             return "the arguments"
-        if self.which_are_one != which_are_one([*args, *map(kwargs.__getitem__, self.keywords)]):
-            return "which arguments are one"
         if self.which_generators != which_generators(self._leaves_of(args, kwargs), self.known_generators):
             return "which random generators are one"
         if settings() != self.settings:

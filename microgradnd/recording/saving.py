@@ -71,7 +71,7 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
         raise CaptureError("save: the step computes in bfloat16, which NumPy alone has not")
     inputs = list(recording.inputs().values())
     owners = [id(owner_of(array)) for array in inputs]
-    if len(set(owners)) < len(owners) or any(itertools.starmap(np.may_share_memory, itertools.combinations(inputs, 2))):
+    if len(set(owners)) < len(owners) or any(itertools.starmap(np.shares_memory, itertools.combinations(inputs, 2))):
         raise CaptureError("save: some of the arrays share memory, which those in a file do not")
     bits = [generator.bit_generator for generator in recording.generators_by_name().values()]
     if len(set(map(id, bits))) < len(bits):
@@ -86,7 +86,7 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
     for name, function in recording.functions.items():
         _define(name, function, definitions, imports)
     used = definitions.keys() - recording.functions.keys() | {x.removeprefix("import ") for x in imports}
-    if twice := used & recording.names:
+    if twice := used & {*recording.inputs(), *recording.numbers_by_name(), *recording.generators_by_name()}:
         raise CaptureError(
             f"save: {', '.join(sorted(twice))} is the name of an array, and of what the module's functions use; give "
             "the parameter or argument another name"

@@ -20,7 +20,7 @@ from ..noting import hook
 from ..tensor import Tensor, constant
 from .active import CaptureError, active, is_recording, recorder
 from .arrays import HANDLES, RecordedArray, RecordedGenerator, RecordedNumber, to_write
-from .guard import layout, layout_of, leaves, settings, which_are_one
+from .guard import layout, layout_of, leaves, settings
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
@@ -44,7 +44,6 @@ class Session:
         instructions: what it did.
         given: the arrays, floats and generators among the arguments, in order.
         keywords, in_order: the names of the arguments by keyword, and whether the step sees their order.
-        which_are_one: of each argument the position of the first one that is the same array or tensor.
         arguments: variables for the arrays and floats among the arguments, in order.
         reach: what it can reach, as it was before.
         replaced: the places that held arrays, gradients, generators and live numbers, with the handles they got.
@@ -72,7 +71,6 @@ class Session:
         self.layouts = [(type(x), layout_of(x)) for x in (*args, *kwargs.values())]
         self.keywords = tuple(kwargs)
         self.in_order = _takes_any_keyword(function)
-        self.which_are_one = which_are_one([*args, *kwargs.values()])
         self.given = leaves(*args, *kwargs.values())
         self._merge = merge
         with _one_at_a_time, uncollected():
@@ -97,10 +95,8 @@ class Session:
         roots = {path.partition(".")[0] for path in paths}
         self._one_root = len(roots - {"optimizer", "optimiser", "opt"}) <= 1
         with _recording(self._recorder, self._generator):
-            everything = list(zip((*args, *kwargs.values()), (*_names(function, len(args)), *kwargs), strict=True))
-            handles = [self._argument(x, name) for x, name in everything]
-            handles = [handles[i] for i in self.which_are_one]  # a step may ask whether two are one
-            wrapped, wrapped_kwargs = handles[: len(args)], dict(zip(kwargs, handles[len(args) :], strict=True))
+            wrapped = [self._argument(x, name) for x, name in zip(args, _names(function, len(args)), strict=True)]
+            wrapped_kwargs = {name: self._argument(x, name) for name, x in kwargs.items()}
             containers = [(x, _shape_of(x)) for x in (*wrapped, *wrapped_kwargs.values())]
             drawn = _random_states(self.reach)
             try:
@@ -180,9 +176,10 @@ class Session:
             variable = Variable(value, "number" if kind is float else "argument", name)
             self.arguments.append(variable)
             return RecordedNumber(value, variable) if kind is float else RecordedArray(value, variable)
-        if isinstance(value, tuple | list | dict) and getattr(value, "__dict__", None):
+        if isinstance(value, tuple | list | dict) and _has_arrays(getattr(value, "__dict__", {}), value):
             raise CaptureError(
-                f"capture: {name} is a {kind.__name__} with attributes, which are not recorded; hand over what is in it"
+                f"capture: {name} is a {kind.__name__} with arrays in attributes, which are not recorded; hand over "
+                "what is in it"
             )
         if isinstance(value, tuple | list):
             return like(value, [self._argument(part, f"{name}_{i}") for i, part in enumerate(value)])
@@ -326,6 +323,11 @@ def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             "capture: an array, or a number that changes, was handed to what is not recorded, such as a kernel of your "
             f"own or the keys of a dict ({error}); compute with operators and functions of microgradnd, NumPy and CuPy"
         ) from error
+
+
+def _has_arrays(attributes: dict[str, Any], value: Any) -> bool:
+    """Whether a container has arrays in its attributes too, or attributes that are what is in it."""
+    return attributes is value or any(type(x) is Tensor or type(x) in NAMESPACES for x in attributes.values())
 
 
 def _final(place: Place) -> Any:

@@ -69,14 +69,16 @@ class Text:
         """All instructions, and the numbers where what depends on them is next; of constants nothing does."""
         program = self.program
         pending = {place: (number, program.depending_on(number)) for place, number in written_numbers.items()}
+        due: list[str] = []  # of these, where a number is to be written as soon as no branch follows
         end = -1  # of the chain or sequence that has been written
         # What is written before a branch could not be taken back where that goes another way.
         last_branch = max((i for i, x in enumerate(program.body) if x.kind == "branch" or may_diverge(x)), default=-1)
         for i, x in enumerate(program.body):
             chain, sequence = program.chains.get(i), program.sequences.get(i)
             reads = {v for y in program.body[i : i + 1 if chain is None else chain.last + 1] for v in y.reads()}
-            for place in [place for place, (_, users) in pending.items() if users & reads and i > last_branch]:
-                self._write_number(place, pending.pop(place)[0])  # when the optimiser does, should a later one fail
+            due += [place for place, (_, users) in pending.items() if users & reads and place not in due]
+            while due and i > last_branch:
+                self._write_number(place := due.pop(0), pending.pop(place)[0])  # as the step, should a later one fail
             if chain is not None:
                 self._write_chain(chain)
                 end = chain.last
