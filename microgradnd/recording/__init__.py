@@ -67,13 +67,13 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
     Not looked at: what the world outside of the program says, such as a file; functions of Python's library, NumPy and
     microgradnd that are replaced (``mg.relu = f``); what is in objects of other libraries and of ctypes and
     multiprocessing, such as PyTorch's tensors; results that a cache (``lru_cache``) has dropped or is given later;
-    locks and events; weak references to what nobody else holds any more;
-    weak proxies; iterators of itertools and over ``array.flat``; attributes of objects that are numbers, strings or
-    arrays too; values of enumerations; which arrays among the arguments are one (``k is q``), may be written to, or lie
-    in another's memory; what ``eval`` runs in variables of its own; modules that are found by ``import_module`` or
-    ``sys.modules``; contexts of ``decimal``; what C code compares or shows of objects, as ``namespace == other``; what
-    NumPy warns of where the step itself has an ``np.errstate`` somewhere; names that are put together at run time (``getattr(o, "a" + "b")`` is seen, of
-    a module it is not; an ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not). While a call is recorded,
+    locks and events; weak references to what nobody else holds any more; weak proxies; iterators of itertools and over
+    ``array.flat``; attributes of objects that are numbers, strings or arrays too; values of enumerations; which arrays
+    among the arguments are one (``k is q``), may be written to, or lie in another's memory; what ``eval`` runs in
+    variables of its own; modules that are found by ``import_module`` or ``sys.modules``; contexts of ``decimal``; what
+    C code compares or shows of objects, as ``namespace == other``; what NumPy warns of where the step itself has an
+    ``np.errstate`` somewhere; names that are put together at run time (``getattr(o, "a" + "b")`` is seen, of a module
+    it is not; an ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not). While a call is recorded,
     other threads can't compute with what it reaches.
 
     Raises:
