@@ -80,14 +80,18 @@ FEW = 1024  # up to so many elements BLAS, which adds up 64 at a time, rounds no
 # np.sum, np.max and np.min spend 2 us in Python before they call these: more than the reduction of a small array.
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """np.sum; of matrices and short vectors by BLAS, in 0.2 to 0.8 of the time and rounding no more."""
-    if not keepdims:
-        ndim = x.ndim
-        if ndim == 2 and axis == 0 and axis.__class__ is int:
+    ndim = 0 if keepdims else x.ndim
+    if ndim == 1 and axis is None:
+        ones = _ones(len(x), x.dtype, 0)
+        if ones is not None and len(ones) <= FEW:
+            return x.dot(ones)
+    elif ndim == 2 and axis.__class__ is int:
+        if axis == 0:
             ones = _ones(len(x), x.dtype, x.shape[1] & 2)
             if ones is not None:
                 return dot(ones, x)
-        elif (ndim == 2 and axis == 1 and axis.__class__ is int) or (ndim == 1 and axis is None):
-            ones = _ones(x.shape[-1], x.dtype, len(x) & 2)
+        elif axis == 1:
+            ones = _ones(x.shape[1], x.dtype, len(x) & 2)
             if ones is not None and len(ones) <= FEW:
                 return x.dot(ones)
     if x.itemsize == 2:

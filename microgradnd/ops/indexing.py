@@ -104,7 +104,9 @@ def _plain(operation: str, index: Any) -> Any:
     if index.__class__ is Tensor:
         return index._data.copy()
     if isinstance(index, slice):
-        bounds = index.start, index.stop, index.step
+        bounds = start, stop, step = index.start, index.stop, index.step
+        if (start is None or start.__class__ is int) and (stop is None or stop.__class__ is int) and step is None:
+            return index
         return slice(*(x if x is None else integer(operation, "a bound of a slice", x) for x in bounds))
     if isinstance(index, list):
         try:
