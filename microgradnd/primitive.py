@@ -333,6 +333,11 @@ class Operation:
         return f"{array}.shape" if array == argument else f"_getattr({array}, 'shape', ())"
 
 
+def is_operation(function: Any) -> bool:
+    """Whether a function is what :func:`primitive` made, or an operation of ours."""
+    return isinstance(getattr(function, "operation", None), Operation)
+
+
 def _giving_arrays(name: str, argument: str, vjp: Vjp) -> Vjp:
     """A vjp from outside of the library, which may compute with operations too: of a constant tensor its array."""
 

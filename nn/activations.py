@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import microgradnd as mg
+from microgradnd.primitive import is_operation
 
 from .module import Module
 
 
 def made(owner: str, activation: Any) -> Any:
     """The layer that ``activation`` makes. Raises TypeError, which names ``owner``, for a layer or anything else."""
-    if isinstance(activation, Module) or not callable(activation) or hasattr(activation, "operation"):
+    if isinstance(activation, Module) or not callable(activation) or is_operation(activation):
         raise TypeError(f"{owner}: activation must make a layer, as the class nn.ReLU does; got {activation!r}")
     return activation()
 

@@ -160,10 +160,10 @@ class MultiHeadAttention(Module):
 
         Raises ValueError for queries, keys, values and masks of other shapes, TypeError for masks of integers.
         """
-        given = (query, query if key is None else key, value)
-        query = as_tensor(query)  # what is one stays one: one product is enough for it then
-        key = query if given[1] is given[0] else as_tensor(given[1])
-        value = key if value is None or value is given[1] else query if value is given[0] else as_tensor(value)
+        key = query if key is None else key
+        value = key if value is None else value
+        tensors = {id(x): as_tensor(x) for x in (query, key, value)}  # what is one stays one: it takes one product
+        query, key, value = (tensors[id(x)] for x in (query, key, value))
         if any(x.ndim < 2 for x in (query, key, value)):
             raise ValueError(
                 "MultiHeadAttention: query, key and value need two axes or more, got the shapes "

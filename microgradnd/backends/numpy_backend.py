@@ -56,11 +56,14 @@ CACHED = 16384  # elements at most in the constants kept below: 8 MiB in all
 
 
 @functools.lru_cache(maxsize=64)
-def _ones(n: int, dtype: Any, odd_pair: int) -> Any:
-    """A row of ones for the sums by BLAS of n elements each; None where there is none. ``odd_pair``: of sums & 2."""
+def _ones(n: int, dtype: Any, are_two_left: int) -> Any:
+    """A row of ones for sums by BLAS of n elements each; None where there is none.
+
+    ``are_two_left`` is not 0 where of these sums, taken by four, two or three are left.
+    """
     # OpenBLAS 0.3.31's product of four rows and two or three more, of five float32 each, computes with what is left on
     # the stack too (AVX-512). No result changes, but where that is a signalling NaN, NumPy warns of an invalid value.
-    if n > CACHED or dtype.char not in "fd" or (odd_pair and n == 5 and dtype.char == "f"):
+    if n > CACHED or dtype.char not in "fd" or (are_two_left and n == 5 and dtype.char == "f"):
         return None
     ones = np.ones(n, dtype)
     ones.flags.writeable = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index, itemgetter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,15 +43,9 @@ def _transpose(xp: Any, x: Operand, axes: tuple[int, ...] | None) -> Any:
 def transpose(x: Operand, axes: int | Sequence[int] | None = None) -> Tensor:
     """x with its axes in the order ``axes``; None reverses them. Raises ValueError for axes that are not those of x."""
     if axes is not None and axes.__class__ is not tuple:  # a list may be changed before backward
-        axes = _integers((axes,) if hasattr(axes, "__index__") and not getattr(axes, "ndim", 0) else axes)
+        given: Any = axes if np.ndim(axes) else (axes,)  # of tensors too
+        axes = tuple(integer("transpose", "an axis", axis) for axis in given)
     return _transpose(x, axes)
-
-
-def _integers(axes: Any) -> tuple[int, ...]:
-    try:
-        return tuple(map(index, axes))
-    except TypeError:
-        raise TypeError(f"transpose: axes must be integers, got {axes!r}") from None
 
 
 @primitive(x=lambda g, xp, axis1, axis2: xp.swapaxes(g, axis1, axis2))
@@ -110,10 +104,10 @@ def alias(xp: Any, x: Operand) -> Any:
 
 def _part(g, i, arrays_shape, axis):
     """The slice of g that came from array i."""
-    part: list[Any] = [slice(None)] * g.ndim
+    index: list[Any] = [slice(None)] * g.ndim
     start = sum(map(itemgetter(axis), arrays_shape[:i]))
-    part[axis] = slice(start, start + arrays_shape[i][axis])
-    return g[tuple(part)]
+    index[axis] = slice(start, start + arrays_shape[i][axis])
+    return g[tuple(index)]
 
 
 @primitive(arrays=_part)

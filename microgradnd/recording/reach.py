@@ -25,7 +25,7 @@ import numpy as np
 
 from ..autograd import Leaf
 from ..dtypes import is_numeric
-from ..primitive import Operation
+from ..primitive import is_operation
 from ..tensor import Tensor
 from .active import CaptureError
 from .arrays import HANDLES, RecordedArray, RecordedGenerator, RecordedNumber
@@ -145,7 +145,8 @@ class Reach:
             self._function(function.__func__, path)
         elif not isinstance(function, FunctionType):
             self._value(function, path or "step")
-        elif isinstance(operation := getattr(function, "operation", None), Operation):
+        elif is_operation(function):
+            operation = vars(function)["operation"]
             if self._is_programs(operation.function):  # of ours nothing changes
                 for part in (operation.function, *operation.vjps, operation.conversion):
                     self._value(part, path)
@@ -373,13 +374,12 @@ class Reach:
             for mapping, key in value.live_numbers():
                 self._numbers.add((id(mapping), key))
         attributes, unwatched = getattr(value, "__dict__", None), getattr(type(value), "unwatched", ())
-        later = getattr(type(value), "looked_at_later", ())
         # Of objects that the library knows nothing of, only what the program's functions name can matter.
         named = None if self._are_read_by_others(type(value).__mro__) else self._names
         if named is not None and "__match_args__" in named:  # patterns name attributes by position
             named = named | set(getattr(type(value), "__match_args__", ()))
         if isinstance(attributes, dict):
-            self._attributes(attributes, path, named, unwatched, later)
+            self._attributes(attributes, path, named, type(value))
         if is_users(type(value).__module__):
             self._keep(value, "__class__", False, f"{path}.__class__")
         for kind in type(value).__mro__:
@@ -392,12 +392,7 @@ class Reach:
                     self._keep(value, name, False, f"{path}.{name}")
 
     def _attributes(
-        self,
-        attributes: dict[str, Any],
-        path: str,
-        named: set[str] | None,
-        unwatched: tuple[str, ...] = (),
-        later: tuple[str, ...] = (),
+        self, attributes: dict[str, Any], path: str, named: set[str] | None, kind: type | None = None
     ) -> None:
         """Those in ``named`` (None: all), and that there is none more: it might hide that of a class."""
         if named is None:
@@ -405,9 +400,9 @@ class Reach:
         else:
             self.looks.append((WITHOUT, attributes, frozenset(named - attributes.keys()), f"an attribute of {path}"))
         for name in list(attributes):
-            if name in unwatched or (named is not None and name not in named):
+            if name in getattr(kind, "unwatched", ()) or (named is not None and name not in named):
                 continue
-            if name in later:
+            if name in getattr(kind, "looked_at_later", ()):
                 self._later.append((attributes[name], f"{path}.{name}"))
             else:
                 self._keep(attributes, name, True, f"{path}.{name}")
