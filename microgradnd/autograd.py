@@ -25,11 +25,11 @@ UNSHARED = 2  # references to what a dictionary alone holds: its own and the cal
 class Node:
     """One recorded call of an operation: what made a tensor, without the tensor itself.
 
-    ``edges`` holds one ``(parent, index, saved)`` per gradient to compute: ``op.vjps[index](g, *saved)``
-    is the gradient for the node ``parent``. Where there is a ``pullback`` it is called once with g, and the
-    vjps take what it gave instead of g. ``order`` falls with every node, so going through a graph in
-    the order of ``order`` is a topological sort. After a backward that does not retain the graph
-    ``edges`` is None, and all that it saved is free.
+    ``edges`` is a linked list, ``(parent, index, saved, other edges)`` with ``()`` at its end, so that backward can let
+    go of one edge after the other: ``op.vjps[index](g, *saved)`` is the gradient for the node ``parent``. Where there
+    is a ``pullback`` it is called once with g, and the vjps take what it gave instead of g. ``order`` falls with every
+    node, so going through a graph in the order of ``order`` is a topological sort. After a backward that does not
+    retain the graph ``edges`` is None, and all that it saved is free.
     """
 
     __slots__ = ("dtype", "edges", "op", "order", "pullback", "shape")
@@ -154,7 +154,7 @@ def backpropagate(
     waiting: list[Any] = [(root.order, root)]
     while waiting:
         node = heappop(waiting)[1]
-        g = grads.pop(node)
+        given = grads.pop(node)
         edges = node.edges
         if edges is None:
             raise _freed(node)
@@ -162,12 +162,16 @@ def backpropagate(
             _refuse_changed(node)
         op = node.op
         vjps = op.vjps
-        given = g if create_graph or node.pullback is None else list(node.pullback(g))
-        for parent, index, saved in edges:
+        if node.pullback is not None and not create_graph:
+            given = list(node.pullback(given))
+        if not retain_graph:
+            node.edges = node.pullback = None
+        while edges:
+            parent, index, saved, edges = edges
             if needed is not None and parent not in needed:
                 continue
             try:
-                gx = op.vjp_of_tensors(node, index, saved, g) if create_graph else vjps[index](given, *saved)
+                gx = op.vjp_of_tensors(node, index, saved, given) if create_graph else vjps[index](given, *saved)
                 shape = gx.shape
             except Exception as error:
                 error.add_note(f"(in the gradient of {op.name} with respect to {op.arguments[index]})")
@@ -209,9 +213,14 @@ def backpropagate(
                 del gx  # whether a variable counts depends on the release of Python: the dictionary alone holds it
                 if sums[parent].base is not None or getrefcount(sums[parent]) > UNSHARED:
                     sums[parent] = sums[parent].copy()  # somebody else holds its memory: as g, as a saved value
-        if not retain_graph:
-            node.edges = node.pullback = None
     return found
+
+
+def each(edges: tuple[Any, ...]) -> Iterator[tuple[Any, int, tuple[Any, ...]]]:
+    """Parent, index and saved values of a node's edges, one after the other."""
+    while edges:
+        *edge, edges = edges
+        yield tuple(edge)
 
 
 def reachable(root: Node | Leaf, end: Set[Any] = frozenset()) -> set[Any]:
@@ -227,7 +236,7 @@ def reachable(root: Node | Leaf, end: Set[Any] = frozenset()) -> set[Any]:
             continue
         if node.edges is None:
             raise _freed(node)
-        for parent, _, _ in node.edges:
+        for parent, _, _ in each(node.edges):
             if parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
@@ -246,7 +255,7 @@ def _leading_to(targets: frozenset[Any], root: Node | Leaf) -> set[Any]:
     """The nodes through which a gradient of ``root`` can reach a target; the targets themselves included."""
     needed: set[Any] = set(targets)
     for node in sorted(reachable(root, targets), key=attrgetter("order"), reverse=True):  # oldest first
-        if node not in targets and any(parent in needed for parent, _, _ in node.edges):
+        if node not in targets and any(parent in needed for parent, _, _ in each(node.edges)):
             needed.add(node)
     return needed
 
@@ -291,7 +300,7 @@ def _refuse_changed(node: Node) -> None:
 
 def saved_arrays(node: Node) -> Iterator[Any]:
     """The arrays that a node saved: for its vjps, and in the variables of its pullback."""
-    saved = [value for _, _, values in node.edges or () for value in values]
+    saved = [value for _, _, values in each(node.edges or ()) for value in values]
     waiting = [*saved, node.pullback]
     seen: set[int] = set()
     while waiting:

@@ -15,7 +15,7 @@ from types import CodeType, FunctionType
 from typing import Any, Concatenate, ParamSpec
 
 from .autocast import autocast_mode, ever
-from .autograd import Node, grad_mode
+from .autograd import Node, each, grad_mode
 from .backends import NAMESPACES, as_array, numpy_backend
 from .devices import refuse_several_devices
 from .inplace import next_order
@@ -49,7 +49,8 @@ def primitive(
     an array argument of the function and gives its vector-Jacobian product: a function of ``g``, the
     gradient of the result, and of whatever else it names: arguments of the function, ``out`` (the
     result), ``xp``, or ``x_shape`` for an argument ``x``. What is named is saved for backward, and nothing
-    else. None marks an array argument without a gradient. For a ``*star`` argument the vjp is called once
+    else; backward computes the gradients in the order of the keywords, and lets go of what only one of them needed
+    before it goes on. None marks an array argument without a gradient. For a ``*star`` argument the vjp is called once
     per array that needs a gradient, as ``vjp(g, i, ...)`` with ``i``, the array's position.
 
     A vjp written with operators and those functions of ``xp`` that microgradnd has too, or with operations, also of
@@ -171,7 +172,7 @@ class Operation:
 
     def parents(self, node: Node) -> dict[Any, Any]:
         """The nodes of a recorded call's arguments, by name; by (name, position) for a ``*star`` argument."""
-        named = ((self.arguments[index], parent, saved) for parent, index, saved in node.edges or ())
+        named = ((self.arguments[index], parent, saved) for parent, index, saved in each(node.edges or ()))
         return {(name, saved[0]) if name == self.star else name: parent for name, parent, saved in named}
 
     def wrapper(self) -> Callable[..., Tensor]:
@@ -219,7 +220,7 @@ class Operation:
                 if (_x_node is None) or not _grad_mode.enabled:
                     _node = None
                 else:
-                    _edges = ((_x_node, 0, (out,)),)            # the vjp of exp names out
+                    _edges = (_x_node, 0, (out,), ())           # the vjp of exp names out
                     _node = _new(_Node)
                     ...
                 _tensor._data = out
@@ -301,23 +302,43 @@ class Operation:
     def _recording(self) -> list[str]:
         """The node, with an edge to each argument that requires a gradient, or None."""
         constant = " and ".join(f"_{x}_node is None" for x in self.arguments)
-        lines = [f"if ({constant}) or not _grad_mode.enabled:", "    _node = None", "else:", "    _edges = ()"]
-        for index, (x, vjp) in enumerate(zip(self.arguments, self.vjps, strict=True)):
-            saved = "".join(f"{self._saved_value(name, x)}, " for name in self.saves[index]).rstrip(" ")
-            lines.append(f"    if _{x}_node is not None:")
-            if vjp is None:
-                lines.append(f"        {self.line_without_vjp(x)}")
-            elif x == self.star:
-                each = f"for i, _parent in _enumerate(_{x}_node) if _parent is not None"
-                shared = saved.removeprefix("i,").lstrip()  # made once for all of the arrays
-                lines.append(f"        _saved = ({shared})")
-                lines.append(f"        _edges += _tuple([(_parent, {index}, (i, *_saved)) {each}])")
-            else:
-                lines.append(f"        _edges += ((_{x}_node, {index}, ({saved})),)")
+        lines = [f"if ({constant}) or not _grad_mode.enabled:", "    _node = None", "else:"]
+        lines += [f"    {line}" for line in self._linking()]
         # Node.__init__, written out: a call less.
         lines += ["    _node = _new(_Node)", "    _node.op = _op", "    _node.edges = _edges"]
         lines += [f"    _node.pullback = {self.pullback_text}"]
         lines += ["    _node.order = _next_order()", "    _node.shape = out.shape", "    _node.dtype = out.dtype"]
+        return lines
+
+    def _linking(self) -> list[str]:
+        """The edges: that of the last argument is made first, so that backward begins with the first argument's."""
+        lines = []
+        for x, vjp in zip(self.arguments, self.vjps, strict=True):
+            if vjp is None:
+                lines += [f"if _{x}_node is not None:", f"    {self.line_without_vjp(x)}"]
+        saved = {  # but for the i of a *star argument
+            x: f"({''.join(f'{self._saved_value(name, x)}, ' for name in names if name != 'i').rstrip(' ')})"
+            for x, vjp, names in zip(self.arguments, self.vjps, self.saves, strict=True)
+            if vjp is not None
+        }
+        if self.star in saved:
+            lines.append(f"_saved = {saved[self.star]}")  # made once for all of its arrays
+        elif len(self.arguments) == 1:
+            return [f"_edges = (_{x}_node, 0, {saved[x]}, ())" for x in self.arguments]
+        elif len(set(saved.values())) == 1:  # a fused operation's
+            lines.append(f"_saved = {next(iter(saved.values()))}")
+            saved = dict.fromkeys(saved, "_saved")
+        lines.append("_edges = ()")
+        for x, values in reversed(saved.items()):
+            index = self.arguments.index(x)
+            if x == self.star:
+                lines += [
+                    f"for i, _parent in _reversed([*_enumerate(_{x}_node or ())]):",
+                    "    if _parent is not None:",
+                    f"        _edges = (_parent, {index}, (i, *_saved), _edges)",
+                ]
+            else:
+                lines += [f"if _{x}_node is not None:", f"    _edges = (_{x}_node, {index}, {values}, _edges)"]
         return lines
 
     def line_without_vjp(self, argument: str) -> str:
@@ -397,5 +418,6 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_operand": operand,
     "_operands": operands,
     "_refuse_several_devices": refuse_several_devices,
+    "_reversed": reversed,
     "_tuple": tuple,
 }

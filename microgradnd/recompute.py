@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from .autocast import autocast, autocast_mode
-from .autograd import Leaf, Node, backpropagate, enable_grad, grad_mode, saved_arrays
+from .autograd import Leaf, Node, backpropagate, each, enable_grad, grad_mode, saved_arrays
 from .backends import NAMESPACES
 from .dtypes import eps
 from .fused import taken
@@ -65,7 +65,9 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
         del node  # the graph is freed here, and with it what only the graph held
         operation = Recomputation(name, lambda: f(*args, **kwargs), draws, outer, _sample(out))
         alive = tuple(array for array in (reference() for reference in arrays) if array is not None)
-        edges = tuple((parent, index, (alive,)) for index, parent in enumerate(outer))
+        edges: tuple[Any, ...] = ()
+        for index in reversed(range(len(outer))):
+            edges = outer[index], index, (alive,), edges
         out._node = Node(operation, edges, out.shape, out.dtype)
         out._node.pullback = operation.pullback
         return out
@@ -82,7 +84,7 @@ def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[
     while stack:
         node = stack.pop()
         arrays += [weakref.ref(array) for array in saved_arrays(node) if array.__class__ in NAMESPACES]
-        for parent, _, _ in node.edges:
+        for parent, _, _ in each(node.edges):
             if parent in seen:
                 continue
             seen.add(parent)

@@ -248,6 +248,26 @@ def test_intermediate_arrays_are_freed_without_the_garbage_collector() -> None:
         gc.enable()
 
 
+def test_what_only_one_gradient_needs_is_freed_before_the_next_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[bool] = []
+    product = NAMESPACES[np.ndarray].matmul
+
+    def matmul(*args: Any) -> Any:
+        alive.append(reference() is not None)
+        return product(*args)
+
+    monkeypatch.setattr(NAMESPACES[np.ndarray], "matmul", matmul)
+    for retain_graph in (True, False):
+        x, layer = leaf(np.ones((4, 3))), nn.Linear(3, 2, rng=0, dtype=np.float64)
+        hidden = -x
+        reference = weakref.ref(hidden.data)
+        loss = layer(hidden).sum()
+        del hidden
+        alive.clear()
+        loss.backward(retain_graph=retain_graph)
+        assert alive == [True, retain_graph]  # the weight's gradient, and that of what the weight was multiplied with
+
+
 def test_constants_and_their_factors_are_not_saved() -> None:
     x, constant = leaf(np.ones(1000)), mg.tensor(np.full(1000, 3.0))
     reference = weakref.ref(x.data)

@@ -166,7 +166,7 @@ def test_sequential_computes_linear_and_activation_in_one_operation(activation):
     fused = nn.Sequential(*layers)(x)
     name = "linear_relu" if activation is nn.ReLU else "linear_gelu"
     assert fused._node.op.name == name
-    assert fused._node.edges[0][0].op.name == name
+    assert fused._node.edges[0].op.name == name
     one_by_one = x
     for layer in layers:
         one_by_one = layer(one_by_one)

@@ -26,4 +26,4 @@ class _Outside:
 
 def outer(node: Node | Leaf | None) -> Node | None:
     """What stands, while a step is recorded, for the node of a tensor that was computed before; None for others."""
-    return Node(_Outside(), ((node, 0, ()),), node.shape, node.dtype) if isinstance(node, Node) else None
+    return Node(_Outside(), (node, 0, (), ()), node.shape, node.dtype) if isinstance(node, Node) else None
