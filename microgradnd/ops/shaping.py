@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -102,16 +103,17 @@ def alias(xp: Any, x: Operand) -> Any:
     return x
 
 
-def _part(g, i, arrays_shape, axis):
-    """The slice of g that came from array i."""
+def _part(g, i, arrays_shape, axis, ends):
+    """The slice of g that came from array i; the first one to be computed finds where all of them end."""
+    if not ends:
+        ends[:] = itertools.accumulate(map(itemgetter(axis), arrays_shape))
     index: list[Any] = [slice(None)] * g.ndim
-    start = sum(map(itemgetter(axis), arrays_shape[:i]))
-    index[axis] = slice(start, start + arrays_shape[i][axis])
+    index[axis] = slice(ends[i - 1] if i else 0, ends[i])
     return g[tuple(index)]
 
 
 @primitive(arrays=_part)
-def _concatenate(xp: Any, *arrays: Operand, axis: int) -> Any:
+def _concatenate(xp: Any, *arrays: Operand, axis: int, ends: list[int]) -> Any:
     return xp.concatenate(arrays, axis)
 
 
@@ -119,7 +121,7 @@ def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
     """The arrays joined along an existing axis; None joins them flattened. Raises ValueError for shapes that differ."""
     if axis is None:
         arrays, axis = [reshape(x, (-1,)) for x in arrays], 0
-    return _concatenate(*arrays, axis=integer("concatenate", "axis", axis))
+    return _concatenate(*arrays, axis=integer("concatenate", "axis", axis), ends=[])
 
 
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
@@ -136,4 +138,4 @@ def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
         raise np.exceptions.AxisError(f"stack: axis {axis} is out of bounds for a result of {ndim} axes")
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"stack: expected arrays of one shape, got {', '.join(map(str, shapes))}")
-    return _concatenate(*[expand_dims(x, axis) for x in arrays], axis=axis)
+    return _concatenate(*[expand_dims(x, axis) for x in arrays], axis=axis, ends=[])
