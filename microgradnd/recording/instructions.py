@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -129,7 +128,7 @@ class Instruction:
         self.is_tuple = False  # whether there are several, to be unpacked
         self.writes: list[Variable] = []  # whose memory is changed
 
-    def reads(self) -> Iterator[Variable]:
+    def reads(self) -> list[Variable]:
         return variables((self.args, self.kwargs))
 
     def replace(self, others: dict[Variable, Variable]) -> None:
@@ -140,15 +139,15 @@ class Instruction:
                 v.root = others[v.root].root
 
 
-def variables(value: Any) -> Iterator[Variable]:
+def variables(value: Any) -> list[Variable]:
     """All variables in nested tuples, lists and dicts."""
     if type(value) is Variable:
-        yield value
-    elif type(value) in (tuple, list):
-        for part in value:
-            yield from variables(part)
-    elif type(value) is dict:
-        yield from variables(list(value.values()))
+        return [value]
+    if type(value) is dict:
+        value = list(value.values())
+    if type(value) not in (tuple, list) or not value:
+        return []
+    return [v for part in value for v in variables(part)]
 
 
 def replaced(value: Any, others: dict[Variable, Variable]) -> Any:

@@ -47,6 +47,7 @@ class Names:
         self._program = program
         self._wishes = wishes
         self._taken = set(RESERVED) | set(keyword.kwlist) | taken
+        self._numbers: dict[str, int] = {}  # with which a name was had last
         self._own: dict[Any, str] = {}  # what functions of ours are called
         for x in program.body:
             if x.kind in ("whole", "kernel"):
@@ -73,10 +74,11 @@ class Names:
 
     def unused(self, wish: str) -> str:
         """A name that stands for nothing so far: this one, or with a number."""
-        name, i = wish, 1
+        name, i = wish, self._numbers.get(wish, 0)
         while name in self._taken:
-            name, i = f"{wish}_{i}", i + 1
+            name, i = f"{wish}_{i + 1}", i + 1
         self._taken.add(name)
+        self._numbers[wish] = i
         return name
 
     def function(self, function: Any, wish: str) -> str:

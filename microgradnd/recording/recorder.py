@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from .instructions import Instruction, Variable, bare, current_device, is_array,
 
 # What may stand in the text of a program besides variables.
 LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, type, np.dtype, np.generic)
+FREQUENT = frozenset([bool, int, float, str, type(None)])  # looked for first
 
 
 # Functions that may return their argument, and do not change it then.
@@ -90,16 +91,18 @@ class Recorder:
         kind = type(value)
         if kind in HANDLES:
             return value.value, value.variable
+        if kind in FREQUENT:
+            return value, value
         if kind is np.ndarray or is_on_device(value):
             return value, self.given(value, "constant", "constant").variable
         if isinstance(value, np.ndarray):
             raise CaptureError(f"capture: an array of the class {kind.__name__} is used, which is not recorded")
         if kind in (tuple, list):
-            pairs = [self.unwrapped(part) for part in value]
-            return kind([real for real, _ in pairs]), kind([noted for _, noted in pairs])
+            real, noted = zip(*[self.unwrapped(part) for part in value], strict=True) if value else ((), ())
+            return kind(real), kind(noted)
         if kind is dict:
-            both = {name: self.unwrapped(part) for name, part in value.items()}
-            return {name: x[0] for name, x in both.items()}, {name: x[1] for name, x in both.items()}
+            real, noted = self.unwrapped(tuple(value.values()))
+            return dict(zip(value, real, strict=True)), dict(zip(value, noted, strict=True))
         if not isinstance(value, LITERAL) and value is not np:  # as an argument, where np itself is handed on
             raise CaptureError(f"capture: {value!r} is handed to a function of arrays, which is not recorded")
         return value, value
@@ -125,31 +128,31 @@ class Recorder:
         real_args, noted_args = self.unwrapped(args)
         real_kwargs, noted_kwargs = self.unwrapped(kwargs)
         instruction = Instruction(kind, name, function, noted_args, noted_kwargs, self._note())
-        everything = [*writes, *args, *kwargs.values()]
+        given = [x for x in flat([*writes, *args, *kwargs.values()]) if type(x) is RecordedArray]
         watched = kind == "function" and not writes and bare(name) not in PURE
-        before = [(x, x.value.copy()) for x in flat(everything) if watched and _is_array(x)]
+        before = [(x, x.value.copy()) for x in given if is_array(x.value)] if watched else []
         result = self._tried(function, real_args, real_kwargs)
-        changed = any(bytes_of(x.value) != bytes_of(copy) for x, copy in before if x.value is not result)
+        changed = before and any(bytes_of(x.value) != bytes_of(copy) for x, copy in before if x.value is not result)
         if changed or real_kwargs.get("overwrite_input"):
             raise CaptureError(f"capture: {name} changes its argument, which is not recorded")
         instruction.writes = [x.variable for x in writes]
-        for given in flat(everything) if is_array(result) else ():
-            if type(given) is RecordedArray and given.value is result:  # what came is what went
-                # As nan_to_num(copy=False) does; and x.max(0, w) gives back the place for its result.
-                if kind == "method":
-                    in_place = any(x is given for x in args[1:])
-                else:
-                    in_place = kind == "function" and bare(name) not in UNCHANGING
-                if in_place and not writes:
-                    instruction.writes = [given.variable]
-                if instruction.writes:
-                    self.instructions.append(instruction)
-                return given
+        same = next((x for x in given if x.value is result), None) if is_array(result) else None
+        if same is not None:  # what came is what went
+            # As nan_to_num(copy=False) does; and x.max(0, w) gives back the place for its result.
+            if kind == "method":
+                in_place = any(x is same for x in args[1:])
+            else:
+                in_place = kind == "function" and bare(name) not in UNCHANGING
+            if in_place and not writes:
+                instruction.writes = [same.variable]
+            if instruction.writes:
+                self.instructions.append(instruction)
+            return same
         of_numbers = kind == "operator" and not is_array(result) and not isinstance(result, np.generic)
         is_view = is_array(result) and not writes and self._root(result) is not None
-        for given in flat(args) if is_view else ():
-            if _is_array(given) and lies_alike(result, given.value):  # reshaped to the shape that it has
-                return RecordedArray(result, given.variable)
+        for x in flat(args) if is_view else ():
+            if _is_array(x) and lies_alike(result, x.value):  # reshaped to the shape that it has
+                return RecordedArray(result, x.variable)
         key = _key(instruction) if of_numbers or is_view else None
         if key in self._known:
             return self._known[key] if of_numbers else RecordedArray(result, self._known[key])
@@ -247,13 +250,15 @@ def _is_array(x: Any) -> bool:
     return type(x) is RecordedArray and is_array(x.value)
 
 
-def flat(args: Any) -> Iterator[Any]:
+def flat(args: Iterable[Any]) -> list[Any]:
     """What is in nested tuples and lists."""
+    found: list[Any] = []
     for part in args:
-        if isinstance(part, tuple | list):
-            yield from flat(part)
+        if issubclass(type(part), (tuple, list)):
+            found += flat(part)
         else:
-            yield part
+            found.append(part)
+    return found
 
 
 def bytes_of(array: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import gc
+import importlib
 import io
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ PATHS = ("posixpath", "ntpath")
 OUTSIDE = ("os", *PATHS, "queue")  # what these do, a replay does not do either
 ENTERING = (getattr(np.errstate.__enter__, "__code__", None),)
 BY_STRINGS = frozenset(["attrgetter", "delattr", "hasattr", "methodcaller", "setattr"])
+IMPORTING = vars(importlib._bootstrap)  # whoever is called from there is imported
 UNREPEATED = (globals, input, next, open, print)  # what a replay does not do
 
 
@@ -34,6 +36,11 @@ def root_of(module: str | None) -> str:
 
 def is_users(module: str | None) -> bool:
     """Whether a module is neither ours nor one of Python's."""
+    return isinstance(module, str) and _is_users(module)
+
+
+@functools.cache  # while a step is recorded it is asked for each call of a function
+def _is_users(module: str) -> bool:
     root = root_of(module)
     return root != "" and root not in LIBRARIES and (root == "__main__" or root not in sys.stdlib_module_names)
 
@@ -74,12 +81,11 @@ class Executed:
         self.ignores_errors = False
         outer = sys.getprofile()
 
-        def profile(frame: Any, event: Any, argument: Any) -> None:
+        def both(frame: Any, event: Any, argument: Any) -> None:
             self._note(frame, event, argument)
-            if outer is not None:
-                outer(frame, event, argument)
+            outer(frame, event, argument)  # type: ignore[misc]
 
-        sys.setprofile(profile)
+        sys.setprofile(self._note if outer is None else both)
         try:
             yield
         finally:
@@ -87,32 +93,40 @@ class Executed:
             self._generators.clear()
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
-        if self._importing is not None:  # of modules of their own, such as Numba's and SciPy's, once
-            if event == "return" and frame is self._importing:
-                self._importing = None
+        scope = frame.f_globals
+        if event == "c_call":
+            if self._importing is None and (scope is self.own or is_users(scope.get("__name__"))):
+                self._note_of_python(argument)
+        elif event == "call":
+            if self._importing is None:
+                self._note_call(frame, scope)
+        elif frame is self._importing and event == "return":
+            self._importing = None
+
+    def _note_of_python(self, function: Any) -> None:
+        if _is_unrepeated(function):
+            owner = function.__module__ or type(function.__self__).__name__
+            self.unrepeated = f"{owner}.{function.__name__}".removeprefix("builtins.")
+
+    def _note_call(self, frame: Any, scope: Any) -> None:
+        caller = frame.f_back
+        if caller is not None and caller.f_globals is IMPORTING:
+            self._importing = frame  # of modules of their own, such as Numba's and SciPy's, once
             return
-        if event == "call" and _is_import(frame):
-            self._importing = frame
-            return
-        module = frame.f_globals.get("__name__")
-        users = frame.f_globals is self.own or is_users(module)
-        if event == "call":
-            if users:
-                self.globals.setdefault(frame.f_code, frame.f_globals)
-                if frame.f_code.co_flags & CO_GENERATOR:
-                    if frame.f_lasti < _first_yield(frame.f_code):  # begun, and not gone on with
-                        self._generators.add(frame)
-                    elif frame not in self._generators:
-                        self.unrepeated = f"a generator that was there before, {frame.f_code.co_name}"
-            elif module in OUTSIDE and self.unrepeated is None and _is_called_by_users(frame):
-                self.unrepeated = f"{'os' if module in PATHS else module}.{frame.f_code.co_name}"
-            elif module == "logging" and frame.f_code.co_name == "_log" and _is_called_by_users(frame):
-                self.unrepeated = f"logging.{frame.f_back.f_code.co_name}"  # of a level that is on
-            elif frame.f_code in ENTERING and is_users(frame.f_back.f_globals.get("__name__")):
-                self.ignores_errors = True
-        elif event == "c_call" and users and _is_unrepeated(argument):
-            owner = argument.__module__ or type(argument.__self__).__name__
-            self.unrepeated = f"{owner}.{argument.__name__}".removeprefix("builtins.")
+        module = scope.get("__name__")
+        if scope is self.own or is_users(module):
+            self.globals.setdefault(frame.f_code, scope)
+            if frame.f_code.co_flags & CO_GENERATOR:
+                if frame.f_lasti < _first_yield(frame.f_code):  # begun, and not gone on with
+                    self._generators.add(frame)
+                elif frame not in self._generators:
+                    self.unrepeated = f"a generator that was there before, {frame.f_code.co_name}"
+        elif module in OUTSIDE and self.unrepeated is None and _is_called_by_users(frame):
+            self.unrepeated = f"{'os' if module in PATHS else module}.{frame.f_code.co_name}"
+        elif module == "logging" and frame.f_code.co_name == "_log" and _is_called_by_users(frame):
+            self.unrepeated = f"logging.{caller.f_code.co_name}"  # of a level that is on
+        elif frame.f_code in ENTERING and is_users(caller.f_globals.get("__name__")):
+            self.ignores_errors = True
 
     def names(self) -> set[str]:
         """All names in their text, those of attributes and of functions within them included.
@@ -152,11 +166,6 @@ def _is_unrepeated(function: Any) -> bool:
         or function.__module__ == "time"
         or isinstance(getattr(function, "__self__", None), io.IOBase | SimpleQueue)
     )
-
-
-def _is_import(frame: Any) -> bool:
-    """Whether Python's import machinery has called what runs, such as the text of a module."""
-    return frame.f_back is not None and frame.f_back.f_globals.get("__name__") == "importlib._bootstrap"
 
 
 def _is_called_by_users(frame: Any) -> bool:
