@@ -68,17 +68,22 @@ class Text:
     def _write_all(self, written_numbers: dict[str, Any]) -> None:
         """All instructions, and the numbers where what depends on them is next; of constants nothing does."""
         program = self.program
-        pending = {place: (number, program.depending_on(number)) for place, number in written_numbers.items()}
+        pending = dict(written_numbers)
+        places: dict[Variable, set[str]] = {}  # of the numbers on which a variable depends
+        for place, number in pending.items():
+            for v in program.depending_on(number):
+                places.setdefault(v, set()).add(place)
         due: list[str] = []  # of these, where a number is to be written as soon as no branch follows
         end = -1  # of the chain or sequence that has been written
         # What is written before a branch could not be taken back where that goes another way.
         last_branch = max((i for i, x in enumerate(program.body) if x.kind == "branch" or may_diverge(x)), default=-1)
         for i, x in enumerate(program.body):
             chain, sequence = program.chains.get(i), program.sequences.get(i)
-            reads = {v for y in program.body[i : i + 1 if chain is None else chain.last + 1] for v in y.reads()}
-            due += [place for place, (_, users) in pending.items() if users & reads and place not in due]
+            done = program.body[i : i + 1 if chain is None else chain.last + 1]
+            if met := {place for x in done for v in x.reads() for place in places.get(v, ())}:
+                due += [place for place in pending if place in met and place not in due]
             while due and i > last_branch:
-                self._write_number(place := due.pop(0), pending.pop(place)[0])  # as the step, should a later one fail
+                self._write_number(place := due.pop(0), pending.pop(place))  # as the step, should a later one fail
             if chain is not None:
                 self._write_chain(chain)
                 end = chain.last
@@ -89,7 +94,7 @@ class Text:
                 self._write(x)
             self._release(i)
         self._note = ""
-        for place, (number, _) in pending.items():
+        for place, number in pending.items():
             self._write_number(place, number)
 
     def _join(self, signature: str, title: str) -> None:
@@ -247,8 +252,7 @@ class Text:
         for root in program.ending.get(i, ()):
             if root.kind != "made" or root.shape is None or root in program.leaving or program.is_static(root):
                 continue
-            is_block = any(root in chain.temporaries for chain in program.chains.values())
-            if not is_block and root.nbytes >= LARGE:
+            if root.nbytes >= LARGE and not any(root in chain.temporaries for chain in program.chains.values()):
                 names = [name for v, name in self.names.items() if v.root is root]
                 self._line(f"del {', '.join(names)}")
 
