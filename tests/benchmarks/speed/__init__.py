@@ -30,7 +30,13 @@ from .workloads import WORKLOADS, Step, Steps, Workload
 ROUNDS = 15
 PAUSE = 160  # milliseconds
 AGREEMENT = 1e-3  # relative, of the losses of the first steps
-COMPARED = ("NumPy by hand", "six products", "PyTorch", "torch.compile", "JAX")
+COMPARED = ("NumPy by hand", "six products", "memory alone", "PyTorch", "torch.compile", "JAX")
+
+
+def memory_alone(workload: str) -> Steps:
+    """See traffic: imported where it runs, as it needs Numba."""
+    traffic: Steps = importlib.import_module(".traffic", __package__).traffic(workload)
+    return traffic
 
 
 def candidates(workload: Workload) -> dict[str, Callable[[], Steps]]:
@@ -53,6 +59,8 @@ def candidates(workload: Workload) -> dict[str, Callable[[], Steps]]:
                 found[library] = functools.partial(peer, library, name)
     if name == "ffn":
         found["six products"] = functools.partial(products, name)
+    if name == "elementwise" and find_spec("numba"):
+        found["memory alone"] = functools.partial(memory_alone, name)
     if find_spec("torch"):
         found["PyTorch"] = functools.partial(pytorch, name, False)
         if shutil.which("g++"):
