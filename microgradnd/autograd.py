@@ -219,8 +219,8 @@ def backpropagate(
 def each(edges: tuple[Any, ...]) -> Iterator[tuple[Any, int, tuple[Any, ...]]]:
     """Parent, index and saved values of a node's edges, one after the other."""
     while edges:
-        *edge, edges = edges
-        yield tuple(edge)
+        parent, index, saved, edges = edges
+        yield parent, index, saved
 
 
 def reachable(root: Node | Leaf, end: Set[Any] = frozenset()) -> set[Any]:
