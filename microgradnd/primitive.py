@@ -324,9 +324,11 @@ class Operation:
         if self.star in saved:
             lines.append(f"_saved = {saved[self.star]}")  # made once for all of its arrays
         elif len(self.arguments) == 1:
-            return [f"_edges = (_{x}_node, 0, {saved[x]}, ())" for x in self.arguments]
-        elif len(set(saved.values())) == 1:  # a fused operation's
-            lines.append(f"_saved = {next(iter(saved.values()))}")
+            (x,) = self.arguments
+            return [f"_edges = (_{x}_node, 0, {saved[x]}, ())"]
+        elif len(set(saved.values())) == 1:  # as a fused operation's
+            (values,) = set(saved.values())
+            lines.append(f"_saved = {values}")
             saved = dict.fromkeys(saved, "_saved")
         lines.append("_edges = ()")
         for x, values in reversed(saved.items()):

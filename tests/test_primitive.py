@@ -72,6 +72,32 @@ def test_sequence_arguments() -> None:
     assert x.grad.item() == 8.0
 
 
+def test_gradients_are_computed_in_the_order_of_the_keywords() -> None:
+    computed: list[str] = []
+
+    def noted(name: str, g: Any) -> Any:
+        computed.append(name)
+        return g
+
+    @mg.primitive(
+        y=lambda g: noted("y", g), xs=lambda g, i, xs_shape: noted(f"xs[{i}]", g), x=lambda g, y: noted("x", g)
+    )
+    def total(xp: Any, x: Any, *xs: Any, y: Any) -> Any:
+        return sum(xs, x + y)
+
+    x, y, z = (mg.tensor(1.0, requires_grad=True) for _ in range(3))
+    for args, expected in (
+        ((x, z, 2.0, z), ["y", "xs[0]", "xs[2]", "x"]),
+        ((x, 2.0), ["y", "x"]),
+        ((2.0, z), ["y", "xs[0]"]),
+    ):
+        for create_graph in (False, True):
+            computed.clear()
+            total(*args, y=y).backward(create_graph=create_graph)
+            assert computed == expected
+    assert [v.grad.item() for v in (x, y, z)] == [4, 6, 6]  # type: ignore[union-attr]
+
+
 def test_arguments_without_a_gradient() -> None:
     @mg.primitive(x=lambda g, mask: g * mask, mask=None)
     def masked(xp: Any, x: Any, mask: Any) -> Any:
