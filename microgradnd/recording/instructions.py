@@ -145,9 +145,9 @@ def variables(value: Any) -> list[Variable]:
         return [value]
     if type(value) is dict:
         value = list(value.values())
-    if type(value) not in (tuple, list) or not value:
-        return []
-    return [v for part in value for v in variables(part)]
+    if type(value) in (tuple, list):
+        return [v for part in value for v in variables(part)]
+    return []
 
 
 def replaced(value: Any, others: dict[Variable, Variable]) -> Any:

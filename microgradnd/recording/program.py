@@ -157,7 +157,7 @@ class Program:
         """An argument in whose memory the result can be written, since nobody reads it any more."""
         if x.kind not in ELEMENTWISE or x.name == "matmul" or root.is_on_device:
             return None  # of another array in the memory of the result CuPy makes a copy first
-        reads = list(x.reads())
+        reads = x.reads()
         for other in dying:
             # As large, and read as the result lies in memory: also through a view of another shape.
             same = (math.prod(other.shape), other.dtype.itemsize) == (math.prod(root.shape), root.dtype.itemsize)
@@ -237,7 +237,7 @@ def _numbers_alone(instructions: list[Instruction]) -> set[Instruction]:
     made = {variable for x in instructions for variable in x.results}
     found = set()
     for x in instructions:
-        reads = list(x.reads())
+        reads = x.reads()
         computes = x.kind == "branch" or (x.kind == "operator" and all(v.kind == "number" for v in x.results))
         if computes and reads and all(v in known or (v.kind == "number" and v not in made) for v in reads):
             found.add(x)

@@ -82,7 +82,7 @@ def _is_plain_power(x: Instruction, root: Variable) -> bool:
 def may_diverge(x: Instruction) -> bool:
     """Whether the shape of a result may be another one for other values."""
     if x.kind == "getitem":
-        return any(v.dtype is not None and v.dtype.kind == "b" for v in list(x.reads())[1:])
+        return any(v.dtype is not None and v.dtype.kind == "b" for v in x.reads()[1:])
     if bare(x.name) == "where" and len(x.args) + len(x.kwargs) < 3:  # as np.nonzero
         return True
     return (x.kind == "function" and bare(x.name) not in FIXED_SHAPE) or (
