@@ -6,6 +6,7 @@ import builtins
 import keyword
 import re
 import unicodedata
+from collections import Counter
 from typing import Any
 
 from .instructions import Instruction, Variable, bare
@@ -47,7 +48,7 @@ class Names:
         self._program = program
         self._wishes = wishes
         self._taken = set(RESERVED) | set(keyword.kwlist) | taken
-        self._numbers: dict[str, int] = {}  # with which a name was had last
+        self._numbers: Counter[str] = Counter()  # the last one that was tried with each name
         self._own: dict[Any, str] = {}  # what functions of ours are called
         for x in program.body:
             if x.kind in ("whole", "kernel"):
@@ -74,11 +75,11 @@ class Names:
 
     def unused(self, wish: str) -> str:
         """A name that stands for nothing so far: this one, or with a number."""
-        name, i = wish, self._numbers.get(wish, 0)
+        name = wish
         while name in self._taken:
-            name, i = f"{wish}_{i + 1}", i + 1
+            self._numbers[wish] += 1
+            name = f"{wish}_{self._numbers[wish]}"
         self._taken.add(name)
-        self._numbers[wish] = i
         return name
 
     def function(self, function: Any, wish: str) -> str:
