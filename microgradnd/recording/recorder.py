@@ -132,7 +132,7 @@ class Recorder:
         watched = kind == "function" and not writes and bare(name) not in PURE
         before = [(x, x.value.copy()) for x in given if is_array(x.value)] if watched else []
         result = self._tried(function, real_args, real_kwargs)
-        changed = before and any(bytes_of(x.value) != bytes_of(copy) for x, copy in before if x.value is not result)
+        changed = any(bytes_of(x.value) != bytes_of(copy) for x, copy in before if x.value is not result)
         if changed or real_kwargs.get("overwrite_input"):
             raise CaptureError(f"capture: {name} changes its argument, which is not recorded")
         instruction.writes = [x.variable for x in writes]
@@ -150,8 +150,8 @@ class Recorder:
             return same
         of_numbers = kind == "operator" and not is_array(result) and not isinstance(result, np.generic)
         is_view = is_array(result) and not writes and self._root(result) is not None
-        for x in flat(args) if is_view else ():
-            if _is_array(x) and lies_alike(result, x.value):  # reshaped to the shape that it has
+        for x in given if is_view else ():
+            if lies_alike(result, x.value):  # reshaped to the shape that it has
                 return RecordedArray(result, x.variable)
         key = _key(instruction) if of_numbers or is_view else None
         if key in self._known:
@@ -246,15 +246,11 @@ def _on_current_device(array: Any) -> Any:
     return array
 
 
-def _is_array(x: Any) -> bool:
-    return type(x) is RecordedArray and is_array(x.value)
-
-
 def flat(args: Iterable[Any]) -> list[Any]:
     """What is in nested tuples and lists."""
     found: list[Any] = []
     for part in args:
-        if issubclass(type(part), (tuple, list)):
+        if issubclass(type(part), (tuple, list)):  # isinstance would ask each handle for its __class__ too
             found += flat(part)
         else:
             found.append(part)
