@@ -79,11 +79,11 @@ class Executed:
         """Note what runs in the block."""
         self.unrepeated = self._importing = None
         self.ignores_errors = False
-        outer = sys.getprofile()
+        outer: Any = sys.getprofile()
 
         def both(frame: Any, event: Any, argument: Any) -> None:
             self._note(frame, event, argument)
-            outer(frame, event, argument)  # type: ignore[misc]
+            outer(frame, event, argument)
 
         sys.setprofile(self._note if outer is None else both)
         try:
@@ -95,18 +95,15 @@ class Executed:
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
         scope = frame.f_globals
         if event == "c_call":
-            if self._importing is None and (scope is self.own or is_users(scope.get("__name__"))):
-                self._note_of_python(argument)
+            users = self._importing is None and (scope is self.own or is_users(scope.get("__name__")))
+            if users and _is_unrepeated(argument):
+                owner = argument.__module__ or type(argument.__self__).__name__
+                self.unrepeated = f"{owner}.{argument.__name__}".removeprefix("builtins.")
         elif event == "call":
             if self._importing is None:
                 self._note_call(frame, scope)
         elif frame is self._importing and event == "return":
             self._importing = None
-
-    def _note_of_python(self, function: Any) -> None:
-        if _is_unrepeated(function):
-            owner = function.__module__ or type(function.__self__).__name__
-            self.unrepeated = f"{owner}.{function.__name__}".removeprefix("builtins.")
 
     def _note_call(self, frame: Any, scope: Any) -> None:
         caller = frame.f_back
