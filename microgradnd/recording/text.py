@@ -69,18 +69,18 @@ class Text:
         """All instructions, and the numbers where what depends on them is next; of constants nothing does."""
         program = self.program
         pending = dict(written_numbers)
-        places: dict[Variable, set[str]] = {}  # of the numbers on which a variable depends
+        places: dict[Variable, list[str]] = {}  # of the numbers on which a variable depends
         for place, number in pending.items():
             for v in program.depending_on(number):
-                places.setdefault(v, set()).add(place)
+                places.setdefault(v, []).append(place)
         due: list[str] = []  # of these, where a number is to be written as soon as no branch follows
         end = -1  # of the chain or sequence that has been written
         # What is written before a branch could not be taken back where that goes another way.
         last_branch = max((i for i, x in enumerate(program.body) if x.kind == "branch" or may_diverge(x)), default=-1)
         for i, x in enumerate(program.body):
             chain, sequence = program.chains.get(i), program.sequences.get(i)
-            done = program.body[i : i + 1 if chain is None else chain.last + 1]
-            if met := {place for x in done for v in x.reads() for place in places.get(v, ())}:
+            nearest = program.body[i : i + 1 if chain is None else chain.last + 1]
+            if met := {place for y in nearest for v in y.reads() for place in places.get(v, ())}:
                 due += [place for place in pending if place in met and place not in due]
             while due and i > last_branch:
                 self._write_number(place := due.pop(0), pending.pop(place))  # as the step, should a later one fail
