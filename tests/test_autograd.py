@@ -146,10 +146,13 @@ def test_an_error_on_the_way_changes_no_gradient() -> None:
         return x * 1.0
 
     x, y = leaf(), leaf()
-    loss = x * y + failing(x)
+    failed = failing(x)
+    loss = x * y + failed
     with pytest.raises(ZeroDivisionError, match="on purpose") as caught:
         loss.backward()
     assert "in the gradient of failing with respect to x" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match=r"already freed \(at failing.*also one that failed"):
+        failed.backward()
     assert x.grad is None
     assert y.grad is None
 
