@@ -103,6 +103,27 @@ def test_an_import_within_the_first_call(tmp_path: Path, monkeypatch: pytest.Mon
     np.testing.assert_array_equal(step(X).numpy(), X * 5)
 
 
+def test_a_profiler_of_the_program_sees_the_calls_that_are_noted() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        seen.append((event, frame.f_code.co_name))
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        return mg.tensor(x) * 2.0
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        step(X)
+        assert sys.getprofile() is profile
+    finally:
+        sys.setprofile(before)
+    assert ("call", "step") in seen
+    assert ("return", "step") in seen
+
+
 def test_steps_of_one_factory_know_nothing_of_each_other() -> None:
     def make(seed: int) -> Any:
         model = nn.MLP([3, 4, 2], rng=seed)
