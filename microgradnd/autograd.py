@@ -150,6 +150,7 @@ def backpropagate(
     needed = None if targets is None else _leading_to(targets, root)
     retain_graph = retain_graph or create_graph
     grads: dict[Any, Any] = {root: g}
+    del g  # which is not needed any more once the root has had its turn
     allocated: set[Any] = set()  # nodes whose gradient is a sum made here: nobody else holds it
     waiting: list[Any] = [(root.order, root)]
     while waiting:
@@ -302,13 +303,16 @@ def saved_arrays(node: Node) -> Iterator[Any]:
     """The arrays that a node saved: for its vjps, and in the variables of its pullback."""
     saved = [value for _, _, values in each(node.edges or ()) for value in values]
     waiting = [*saved, node.pullback]
-    seen: set[int] = set()
+    seen: set[int] = set()  # the edges of joined arrays save one tuple, of all their shapes
     while waiting:
         value = waiting.pop()
-        if isinstance(value, tuple | list):
-            waiting += value
-        elif hasattr(value, "strides"):
+        if hasattr(value, "strides"):
             yield value
-        elif isinstance(value, FunctionType) and id(value) not in seen:
+        elif id(value) in seen:
+            continue
+        elif isinstance(value, tuple | list):
+            seen.add(id(value))
+            waiting += value
+        elif isinstance(value, FunctionType):
             seen.add(id(value))
             waiting += [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]

@@ -85,6 +85,7 @@ class Operation:
             of tensors, else ``function``.
         names: all parameters but xp: the ``positional`` ones, the ``keyword_only`` ones, and ``star``, of ``*args``.
         arguments: the names of those that are arrays.
+        order: the same in the order in which backward computes their gradients.
         vjps: for each of these its vector-Jacobian product, or None.
         saves: for each the names of what its vjp takes besides g.
         conversion: see :func:`primitive`.
@@ -100,6 +101,7 @@ class Operation:
         "keyword_only",
         "name",
         "names",
+        "order",
         "positional",
         "saves",
         "star",
@@ -131,11 +133,13 @@ class Operation:
                 f"primitive {self.name}: expected a vjp (or None) for array arguments among {', '.join(self.names)}; "
                 f"got {', '.join(unknown)}"
             )
-        self.arguments = tuple(vjps)
-        self.vjps = tuple(vjps.values())
+        self.order = tuple(vjps)
+        self.arguments = tuple(name for name in self.names if name in vjps)
+        self.vjps = tuple(vjps[name] for name in self.arguments)
+        self.saves = tuple(self._saved_names(name, vjps[name]) for name in self.arguments)
         if (function.__module__ or "").partition(".")[0] != "microgradnd":
-            self.vjps = tuple(vjp and _giving_arrays(self.name, x, vjp) for x, vjp in vjps.items())
-        self.saves = tuple(self._saved_names(argument, vjp) for argument, vjp in vjps.items())
+            pairs = zip(self.arguments, self.vjps, strict=True)
+            self.vjps = tuple(vjp and _giving_arrays(self.name, name, vjp) for name, vjp in pairs)
 
     def _saved_names(self, argument: str, vjp: Vjp | None) -> tuple[str, ...]:
         if vjp is None:
@@ -311,7 +315,7 @@ class Operation:
         return lines
 
     def _linking(self) -> list[str]:
-        """The edges: that of the last argument is made first, so that backward begins with the first argument's."""
+        """The edges: that of the last argument in order is made first, since backward begins with the latest."""
         lines = []
         for x, vjp in zip(self.arguments, self.vjps, strict=True):
             if vjp is None:
@@ -331,16 +335,16 @@ class Operation:
             lines.append(f"_saved = {values}")
             saved = dict.fromkeys(saved, "_saved")
         lines.append("_edges = ()")
-        for x, values in reversed(saved.items()):
+        for x in [x for x in reversed(self.order) if x in saved]:
             index = self.arguments.index(x)
             if x == self.star:
                 lines += [
-                    f"for i, _parent in _reversed([*_enumerate(_{x}_node or ())]):",
-                    "    if _parent is not None:",
-                    f"        _edges = (_parent, {index}, (i, *_saved), _edges)",
+                    f"for i in _reversed(_range(_len(_{x}_node or ()))):",
+                    f"    if _{x}_node[i] is not None:",
+                    f"        _edges = (_{x}_node[i], {index}, (i, *_saved), _edges)",
                 ]
             else:
-                lines += [f"if _{x}_node is not None:", f"    _edges = (_{x}_node, {index}, {values}, _edges)"]
+                lines += [f"if _{x}_node is not None:", f"    _edges = (_{x}_node, {index}, {saved[x]}, _edges)"]
         return lines
 
     def line_without_vjp(self, argument: str) -> str:
@@ -406,12 +410,12 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_array_operand": array_operand,
     "_as_array": _one_array,
     "_autocast_mode": autocast_mode,
-    "_enumerate": enumerate,
     "_ever": ever,
     "_explained": explained,
     "_float": float,
     "_getattr": getattr,
     "_grad_mode": grad_mode,
+    "_len": len,
     "_namespace_of": namespace_of,
     "_new": new,
     "_next_order": next_order,
@@ -419,6 +423,7 @@ GENERATED_SCOPE: dict[str, Any] = {
     "_numpy": numpy_backend.namespace,
     "_operand": operand,
     "_operands": operands,
+    "_range": range,
     "_refuse_several_devices": refuse_several_devices,
     "_reversed": reversed,
     "_tuple": tuple,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import sys
 import threading
 from pathlib import Path
@@ -122,6 +123,22 @@ def test_a_profiler_of_the_program_sees_the_calls_that_are_noted() -> None:
         sys.setprofile(before)
     assert ("call", "step") in seen
     assert ("return", "step") in seen
+
+
+def test_a_profiler_that_only_c_can_call_is_paused_while_calls_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        return mg.tensor(x) * 2.0
+
+    with cProfile.Profile() as profiler:  # Python 3.11 gives it as sys.getprofile(), though it can't be called
+        warm(step, X)
+        str(X)
+    assert replays(step) > 0
+    assert any("array2string" in str(entry.code) for entry in profiler.getstats())  # it has gone on
+
+    monkeypatch.setattr(sys, "getprofile", lambda: "another one in C")
+    with pytest.raises(mg.CaptureError, match="begin 'another one in C', which can't be paused"):
+        mg.capture(lambda x: mg.tensor(x) * 2.0)(X)
 
 
 def test_steps_of_one_factory_know_nothing_of_each_other() -> None:

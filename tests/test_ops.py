@@ -351,6 +351,13 @@ def test_ties_share_the_gradient() -> None:
         np.testing.assert_array_equal(x.grad.data, np.full((1, 4), 0.25))
 
 
+def test_errors_of_concatenate_show_what_was_given() -> None:
+    with pytest.raises(
+        ValueError, match=r"\(got axis: 1, arrays: \[numpy float64 \(2, 3\), numpy float64 \(3, 3\)\]\)"
+    ):
+        mg.concatenate([np.ones((2, 3)), np.ones((3, 3))], axis=1)
+
+
 def test_edges_of_domains() -> None:
     x = mg.tensor([0.0, 0.0], requires_grad=True)
     mg.relu(x).sum().backward()

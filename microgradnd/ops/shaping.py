@@ -103,17 +103,27 @@ def alias(xp: Any, x: Operand) -> Any:
     return x
 
 
-def _part(g, i, arrays_shape, axis, ends):
-    """The slice of g that came from array i; the first one to be computed finds where all of them end."""
-    if not ends:
-        ends[:] = itertools.accumulate(map(itemgetter(axis), arrays_shape))
+_latest: list[tuple[Any, int, list[int]]] = [((), 0, [])]  # shapes, axis and ends that were asked for last
+
+
+def _ends(shapes: Any, axis: int) -> list[int]:
+    """Where each of these arrays ends along the axis; the gradients of all of them, which ask in turn, count once."""
+    found = _latest[0]
+    if found[0] is not shapes or found[1] != axis:
+        found = _latest[0] = shapes, axis, list(itertools.accumulate(map(itemgetter(axis), shapes)))
+    return found[2]
+
+
+def _part(g, i, arrays_shape, axis):
+    """The slice of g that came from array i."""
+    ends = _ends(arrays_shape, axis)
     index: list[Any] = [slice(None)] * g.ndim
     index[axis] = slice(ends[i - 1] if i else 0, ends[i])
     return g[tuple(index)]
 
 
 @primitive(arrays=_part)
-def _concatenate(xp: Any, *arrays: Operand, axis: int, ends: list[int]) -> Any:
+def _concatenate(xp: Any, *arrays: Operand, axis: int) -> Any:
     return xp.concatenate(arrays, axis)
 
 
@@ -121,7 +131,7 @@ def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
     """The arrays joined along an existing axis; None joins them flattened. Raises ValueError for shapes that differ."""
     if axis is None:
         arrays, axis = [reshape(x, (-1,)) for x in arrays], 0
-    return _concatenate(*arrays, axis=integer("concatenate", "axis", axis), ends=[])
+    return _concatenate(*arrays, axis=integer("concatenate", "axis", axis))
 
 
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
@@ -138,4 +148,4 @@ def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:
         raise np.exceptions.AxisError(f"stack: axis {axis} is out of bounds for a result of {ndim} axes")
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"stack: expected arrays of one shape, got {', '.join(map(str, shapes))}")
-    return _concatenate(*[expand_dims(x, axis) for x in arrays], axis=axis, ends=[])
+    return _concatenate(*[expand_dims(x, axis) for x in arrays], axis=axis)

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .active import CaptureError
+
 LIBRARIES = frozenset(
     ["builtins", "cupy", "cupy_backends", "cupyx", "fastrlock", "llvmlite", "microgradnd", "nn", "numba", "numpy"]
 )
@@ -80,6 +82,12 @@ class Executed:
         self.unrepeated = self._importing = None
         self.ignores_errors = False
         outer: Any = sys.getprofile()
+        paused: Any = None
+        if outer is not None and not callable(outer):  # cProfile's, up to Python 3.11, which C alone can call
+            if not hasattr(outer, "disable"):
+                raise CaptureError(f"capture: begin {outer!r}, which can't be paused, when the step has been recorded")
+            outer, paused = None, outer
+            paused.disable()
 
         def both(frame: Any, event: Any, argument: Any) -> None:
             self._note(frame, event, argument)
@@ -90,6 +98,8 @@ class Executed:
             yield
         finally:
             sys.setprofile(outer)
+            if paused is not None:
+                paused.enable()
             self._generators.clear()
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
