@@ -84,8 +84,7 @@ class Operation:
         definition: whose signature, documentation and annotations the operation has: of a fused operation the function
             of tensors, else ``function``.
         names: all parameters but xp: the ``positional`` ones, the ``keyword_only`` ones, and ``star``, of ``*args``.
-        arguments: the names of those that are arrays.
-        order: the same in the order in which backward computes their gradients.
+        arguments: the names of those that are arrays, in the order in which backward computes their gradients.
         vjps: for each of these its vector-Jacobian product, or None.
         saves: for each the names of what its vjp takes besides g.
         conversion: see :func:`primitive`.
@@ -101,7 +100,6 @@ class Operation:
         "keyword_only",
         "name",
         "names",
-        "order",
         "positional",
         "saves",
         "star",
@@ -133,13 +131,11 @@ class Operation:
                 f"primitive {self.name}: expected a vjp (or None) for array arguments among {', '.join(self.names)}; "
                 f"got {', '.join(unknown)}"
             )
-        self.order = tuple(vjps)
-        self.arguments = tuple(name for name in self.names if name in vjps)
-        self.vjps = tuple(vjps[name] for name in self.arguments)
-        self.saves = tuple(self._saved_names(name, vjps[name]) for name in self.arguments)
+        self.arguments = tuple(vjps)
+        self.vjps = tuple(vjps.values())
         if (function.__module__ or "").partition(".")[0] != "microgradnd":
-            pairs = zip(self.arguments, self.vjps, strict=True)
-            self.vjps = tuple(vjp and _giving_arrays(self.name, name, vjp) for name, vjp in pairs)
+            self.vjps = tuple(vjp and _giving_arrays(self.name, x, vjp) for x, vjp in vjps.items())
+        self.saves = tuple(self._saved_names(argument, vjp) for argument, vjp in vjps.items())
 
     def _saved_names(self, argument: str, vjp: Vjp | None) -> tuple[str, ...]:
         if vjp is None:
@@ -315,7 +311,7 @@ class Operation:
         return lines
 
     def _linking(self) -> list[str]:
-        """The edges: that of the last argument in order is made first, since backward begins with the latest."""
+        """The edges: that of the last argument is made first, since backward begins with the latest."""
         lines = []
         for x, vjp in zip(self.arguments, self.vjps, strict=True):
             if vjp is None:
@@ -335,7 +331,7 @@ class Operation:
             lines.append(f"_saved = {values}")
             saved = dict.fromkeys(saved, "_saved")
         lines.append("_edges = ()")
-        for x in [x for x in reversed(self.order) if x in saved]:
+        for x in reversed(saved):
             index = self.arguments.index(x)
             if x == self.star:
                 lines += [

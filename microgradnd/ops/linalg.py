@@ -66,9 +66,9 @@ def _linear_weight(g, xp, x):
 
 @primitive(
     in_low_precision,
+    x=_linear_x,
     weight=_linear_weight,
     bias=lambda g, xp: xp.sum(g if g.ndim == 2 else rows(g), axis=0),
-    x=_linear_x,  # last: what the weight's gradient needs, x, is free then and makes room for that of x
 )
 def linear(xp: Any, x: Operand, weight: Operand, bias: Operand | None = None) -> Any:
     """The affine map x weight + bias: (..., in) with weight (in, out) and bias (out,) -> (..., out).
