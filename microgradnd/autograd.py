@@ -32,15 +32,21 @@ class Node:
     retain the graph ``edges`` is None, and all that it saved is free.
     """
 
-    __slots__ = ("dtype", "edges", "op", "order", "pullback", "shape")
+    # The first edge lies in the node: Python's garbage collector, which goes through all objects of a growing graph
+    # again and again, takes longer than the operations of a deep one.
+    __slots__ = ("dtype", "index", "op", "order", "others", "parent", "pullback", "saved", "shape")
 
     def __init__(self, op: Any, edges: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
         self.op = op  # an Operation, or what has its attributes
-        self.edges: tuple[Any, ...] | None = edges
+        self.parent, self.index, self.saved, self.others = edges
         self.pullback: Callable[[Any], tuple[Any, ...]] | None = None
         self.order = next_order()
         self.shape = shape
         self.dtype = dtype
+
+    @property
+    def edges(self) -> tuple[Any, ...] | None:
+        return None if self.parent is None else (self.parent, self.index, self.saved, self.others)
 
 
 class Leaf:
@@ -156,9 +162,9 @@ def backpropagate(
     while waiting:
         node = heappop(waiting)[1]
         given = grads.pop(node)
-        edges = node.edges
-        if edges is None:
+        if node.parent is None:
             raise _freed(node)
+        edges = node.parent, node.index, node.saved, node.others
         if node.order > changes.latest:  # orders fall: the node is older than the latest change
             _refuse_changed(node)
         op = node.op
@@ -166,7 +172,7 @@ def backpropagate(
         if node.pullback is not None and not create_graph:
             given = list(node.pullback(given))
         if not retain_graph:
-            node.edges = node.pullback = None
+            node.parent = node.saved = node.others = node.pullback = None
         while edges:
             parent, index, saved, edges = edges
             if needed is not None and parent not in needed:

@@ -34,6 +34,7 @@ P = ParamSpec("P")
 _text_numbers = itertools.count()  # of the texts that are compiled here
 Vjp = Callable[..., Any]
 Conversion = Callable[..., tuple[Any, ...]]
+EDGE = ("parent", "index", "saved", "others")  # what a node has of its first edge
 
 
 def primitive(
@@ -220,8 +221,10 @@ class Operation:
                 if (_x_node is None) or not _grad_mode.enabled:
                     _node = None
                 else:
-                    _edges = (_x_node, 0, (out,), ())           # the vjp of exp names out
                     _node = _new(_Node)
+                    ...
+                    _node.parent = _x_node
+                    _node.saved = (out,)                        # the vjp of exp names out
                     ...
                 _tensor._data = out
                 _tensor._node = _node
@@ -303,9 +306,8 @@ class Operation:
         """The node, with an edge to each argument that requires a gradient, or None."""
         constant = " and ".join(f"_{x}_node is None" for x in self.arguments)
         lines = [f"if ({constant}) or not _grad_mode.enabled:", "    _node = None", "else:"]
-        lines += [f"    {line}" for line in self._linking()]
         # Node.__init__, written out: a call less.
-        lines += ["    _node = _new(_Node)", "    _node.op = _op", "    _node.edges = _edges"]
+        lines += ["    _node = _new(_Node)", "    _node.op = _op", *(f"    {line}" for line in self._linking())]
         lines += [f"    _node.pullback = {self.pullback_text}"]
         lines += ["    _node.order = _next_order()", "    _node.shape = out.shape", "    _node.dtype = out.dtype"]
         return lines
@@ -325,7 +327,8 @@ class Operation:
             lines.append(f"_saved = {saved[self.star]}")  # made once for all of its arrays
         elif len(self.arguments) == 1:
             (x,) = self.arguments
-            return [f"_edges = (_{x}_node, 0, {saved[x]}, ())"]
+            first = f"_{x}_node", "0", saved[x], "()"
+            return [f"_node.{name} = {value}" for name, value in zip(EDGE, first, strict=True)]
         elif len(set(saved.values())) == 1:  # as a fused operation's
             (values,) = set(saved.values())
             lines.append(f"_saved = {values}")
@@ -341,7 +344,7 @@ class Operation:
                 ]
             else:
                 lines += [f"if _{x}_node is not None:", f"    _edges = (_{x}_node, {index}, {saved[x]}, _edges)"]
-        return lines
+        return [*lines, f"{', '.join(f'_node.{name}' for name in EDGE)} = _edges"]
 
     def line_without_vjp(self, argument: str) -> str:
         """What the generated text does when a tensor that requires a gradient is given for ``argument``."""

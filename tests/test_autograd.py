@@ -272,6 +272,17 @@ def test_what_only_one_gradient_needs_is_freed_before_the_next_is_computed() -> 
     assert alive == [True, False]
 
 
+@pytest.mark.parametrize(("op", "objects"), [(mg.tanh, 1), (lambda x: x * 0.5, 1), (lambda x: x * x, 2)])
+def test_what_the_garbage_collector_goes_through_of_a_growing_graph(op: Any, objects: int) -> None:
+    x = op(leaf(np.zeros(2)))
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(1000):
+        x = op(x)
+    gc.collect()  # which stops looking at tuples of arrays and numbers alone
+    assert len(gc.get_objects()) - before == pytest.approx(objects * 1000, abs=20)
+
+
 def test_constants_and_their_factors_are_not_saved() -> None:
     x, constant = leaf(np.ones(1000)), mg.tensor(np.full(1000, 3.0))
     reference = weakref.ref(x.data)
