@@ -32,8 +32,8 @@ class Node:
     retain the graph ``edges`` is None, and all that it saved is free.
     """
 
-    # The first edge lies in the node: Python's garbage collector, which goes through all objects of a growing graph
-    # again and again, takes longer than the operations of a deep one.
+    # The first edge lies in the node, not in a tuple of its own: fewer objects for Python's garbage collector, which
+    # goes through a growing graph again and again, and takes longer for a deep one than its operations do.
     __slots__ = ("dtype", "index", "op", "order", "others", "parent", "pullback", "saved", "shape")
 
     def __init__(self, op: Any, edges: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
@@ -312,13 +312,13 @@ def saved_arrays(node: Node) -> Iterator[Any]:
     seen: set[int] = set()  # the edges of joined arrays save one tuple, of all their shapes
     while waiting:
         value = waiting.pop()
-        if hasattr(value, "strides"):
-            yield value
-        elif id(value) in seen:
-            continue
-        elif isinstance(value, tuple | list):
+        if isinstance(value, tuple | list | FunctionType):
+            if id(value) in seen:
+                continue
             seen.add(id(value))
+        if isinstance(value, tuple | list):
             waiting += value
+        elif hasattr(value, "strides"):
+            yield value
         elif isinstance(value, FunctionType):
-            seen.add(id(value))
             waiting += [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]

@@ -60,8 +60,10 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
         node = out._node
         if not isinstance(node, Node) or node.order > start:  # nothing was recorded (orders fall)
             return out
-        out._node = None
         outer, arrays = _outside(node, start)
+        if not outer:  # f has gone back through it already, or made all that it needs
+            return out
+        out._node = None
         del node  # the graph is freed here, and with it what only the graph held
         operation = Recomputation(name, lambda: f(*args, **kwargs), draws, outer, _sample(out))
         alive = tuple(array for array in (reference() for reference in arrays) if array is not None)
@@ -90,7 +92,7 @@ def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[
             seen.add(parent)
             if parent.order > start:
                 outer[parent] = None
-            else:
+            elif isinstance(parent, Node):  # else a leaf that f itself has made
                 stack.append(parent)
     return tuple(outer), arrays
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -384,6 +384,22 @@ def test_values_changed_in_place_before_backward() -> None:
     replaced.data = replaced.data - 0.5  # a new array: the graph keeps the old values
     loss.backward()
     np.testing.assert_array_equal(replaced.grad.data, [2, 2, 2])
+
+
+def test_arrays_in_tuples_with_the_names_of_arrays_attributes() -> None:
+    class Window(NamedTuple):
+        weights: Any
+        strides: int
+
+    @mg.primitive(x=lambda g, window, x: g * window.weights * x)
+    def weighted(xp: Any, x: Any, window: Any) -> Any:
+        return window.weights * x * x / 2
+
+    w = leaf(np.ones(3))
+    y = weighted(leaf(np.ones(3)), Window(w.data, 1)).sum()
+    w.data -= 1.0
+    with pytest.raises(RuntimeError, match="weighted saved an array of shape"):
+        y.backward()
 
 
 def test_an_optimiser_step_before_backward() -> None:

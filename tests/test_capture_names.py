@@ -125,20 +125,35 @@ def test_a_profiler_of_the_program_sees_the_calls_that_are_noted() -> None:
     assert ("return", "step") in seen
 
 
-def test_a_profiler_that_only_c_can_call_is_paused_while_calls_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profiler_that_only_c_can_call_is_put_aside_while_calls_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     @mg.capture
     def step(x: Any) -> mg.Tensor:
         return mg.tensor(x) * 2.0
 
-    with cProfile.Profile() as profiler:  # Python 3.11 gives it as sys.getprofile(), though it can't be called
+    def train() -> None:
         warm(step, X)
         str(X)
+
+    with cProfile.Profile() as profiler:  # Python 3.11 gives it as sys.getprofile(), though it can't be called
+        train()
     assert replays(step) > 0
-    assert any("array2string" in str(entry.code) for entry in profiler.getstats())  # it has gone on
+    (entry,) = [entry for entry in profiler.getstats() if getattr(entry.code, "co_name", "") == "train"]
+    assert any("str" in str(call.code) for call in entry.calls)  # it has gone on where it was
 
     monkeypatch.setattr(sys, "getprofile", lambda: "another one in C")
-    with pytest.raises(mg.CaptureError, match="begin 'another one in C', which can't be paused"):
+    with pytest.raises(mg.CaptureError, match="the profiler 'another one in C' can't be put aside"):
         mg.capture(lambda x: mg.tensor(x) * 2.0)(X)
+
+
+def test_a_step_that_ends_a_profiler_is_refused() -> None:
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        sys.setprofile(None)
+        return mg.tensor(x) * 2.0
+
+    step(X)
+    with pytest.raises(mg.CaptureError, match="the step calls a profiler"):
+        step(X)
 
 
 def test_steps_of_one_factory_know_nothing_of_each_other() -> None:

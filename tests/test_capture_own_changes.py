@@ -316,6 +316,7 @@ def test_functions_that_write_into_their_arguments() -> None:
         out = np.zeros(3, like=x)
         np.copyto(out, x, where=x > 1)
         np.put(out, [0], x[1])
+        np.copyto(src=x, dst=out, where=x > 2)
         np.add.at(out, [1, 1], x[:2])
         full = np.full_like(np.zeros((2, 3), like=x), x)
         return out, full + x, np.linalg.qr(np.outer(x, x) + np.eye(3)).R
@@ -325,6 +326,15 @@ def test_functions_that_write_into_their_arguments() -> None:
         for found, expected in zip(step(X + i), plain(X + i), strict=True):
             assert found.tobytes() == expected.tobytes()
     assert replays(step) == 3
+    kept = np.zeros(3)
+    keep = mg.capture(lambda x: np.copyto(dst=kept, src=x))
+    for i in range(5):
+        keep(X + i)
+        assert kept.tobytes() == (X + i).tobytes()
+    refused = mg.capture(lambda x: np.copyto(dst=np.zeros(3), src=x))
+    refused(X)
+    with pytest.raises(mg.CaptureError, match=r"np\.copyto writes into an array that the recording does not know"):
+        refused(X)
 
 
 def test_one_hot_labels() -> None:

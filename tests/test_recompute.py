@@ -58,6 +58,27 @@ def test_it_is_recorded_as_one_operation() -> None:
     assert "checkpoint(block)" in repr(out)
 
 
+def test_of_what_has_gone_back_through_its_own_graph() -> None:
+    x = mg.tensor(2.0, requires_grad=True)
+
+    def f(x: mg.Tensor) -> mg.Tensor:
+        loss = x * x
+        loss.backward()
+        return loss
+
+    out = mg.checkpoint(f)(x)
+    assert (out.item(), x.grad.item()) == (4.0, 4.0)  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="already freed"):
+        out.backward()
+
+
+def test_of_what_differentiates_within() -> None:
+    x = mg.tensor(2.0, requires_grad=True)
+    slope = mg.grad(lambda c: c * c * x)
+    mg.checkpoint(lambda x: slope(3.0) * x)(x).backward()  # 6 x^2
+    assert x.grad.item() == 24.0  # type: ignore[union-attr]
+
+
 def test_gradients_of_gradients() -> None:
     def f(x: mg.Tensor, y: mg.Tensor) -> mg.Tensor:
         return mg.exp(mg.sin(x * y)) * mg.tanh(y)

@@ -285,7 +285,7 @@ def call_function(name: str, function: Any, args: Any, kwargs: Any) -> Any:
         return create(name, function, args, kwargs)
     if plain in CREATING_LIKE:
         return recorder().created_like(name.removesuffix("_like"), function, args, kwargs)
-    writes = args[:1] if plain in WRITING else ()
+    writes = (args[:1] or tuple(kwargs[x] for x in ("dst", "a", "arr") if x in kwargs)) if plain in WRITING else ()
     if writes and type(writes[0]) is not RecordedArray:
         raise CaptureError(f"capture: {name} writes into an array that the recording does not know")
     out = kwargs.pop("out", None)

@@ -78,28 +78,32 @@ class Executed:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note what runs in the block."""
+        """Note what runs in the block. A profiler of the program goes on, but for cProfile, up to Python 3.11."""
         self.unrepeated = self._importing = None
         self.ignores_errors = False
         outer: Any = sys.getprofile()
-        paused: Any = None
-        if outer is not None and not callable(outer):  # cProfile's, up to Python 3.11, which C alone can call
-            if not hasattr(outer, "disable"):
-                raise CaptureError(f"capture: begin {outer!r}, which can't be paused, when the step has been recorded")
-            outer, paused = None, outer
-            paused.disable()
+        is_put_aside = outer is not None and not callable(outer)  # C alone can call it
+        if is_put_aside and not hasattr(outer, "enable"):
+            raise CaptureError(
+                f"capture: the profiler {outer!r} can't be put aside while a step is recorded; begin it after the "
+                "first three calls, and after those with new shapes"
+            )
 
         def both(frame: Any, event: Any, argument: Any) -> None:
             self._note(frame, event, argument)
             outer(frame, event, argument)
 
-        sys.setprofile(self._note if outer is None else both)
+        note = self._note if outer is None or is_put_aside else both
         try:
+            sys.setprofile(note)
             yield
         finally:
-            sys.setprofile(outer)
-            if paused is not None:
-                paused.enable()
+            if sys.getprofile() is not note:
+                self.unrepeated = "a profiler"
+            if is_put_aside:
+                outer.enable()  # which returns to what has called it: disable would have ended that in the profile
+            else:
+                sys.setprofile(outer)
             self._generators.clear()
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
