@@ -161,7 +161,7 @@ def backpropagate(
     waiting: list[Any] = [(root.order, root)]
     while waiting:
         node = heappop(waiting)[1]
-        given = grads.pop(node)
+        given = grads.pop(node)  # what the vjps take: g, or what the pullback makes of it
         if node.parent is None:
             raise _freed(node)
         edges = node.parent, node.index, node.saved, node.others
@@ -223,8 +223,9 @@ def backpropagate(
     return found
 
 
-def each(edges: tuple[Any, ...]) -> Iterator[tuple[Any, int, tuple[Any, ...]]]:
-    """Parent, index and saved values of a node's edges, one after the other."""
+def edges_of(node: Node | Leaf) -> Iterator[tuple[Any, int, tuple[Any, ...]]]:
+    """Parent, index and saved values of each edge; none of a node that has been freed."""
+    edges = node.edges or ()
     while edges:
         parent, index, saved, edges = edges
         yield parent, index, saved
@@ -243,7 +244,7 @@ def reachable(root: Node | Leaf, end: Set[Any] = frozenset()) -> set[Any]:
             continue
         if node.edges is None:
             raise _freed(node)
-        for parent, _, _ in each(node.edges):
+        for parent, _, _ in edges_of(node):
             if parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
@@ -262,7 +263,7 @@ def _leading_to(targets: frozenset[Any], root: Node | Leaf) -> set[Any]:
     """The nodes through which a gradient of ``root`` can reach a target; the targets themselves included."""
     needed: set[Any] = set(targets)
     for node in sorted(reachable(root, targets), key=attrgetter("order"), reverse=True):  # oldest first
-        if node not in targets and any(parent in needed for parent, _, _ in each(node.edges)):
+        if node not in targets and any(parent in needed for parent, _, _ in edges_of(node)):
             needed.add(node)
     return needed
 
@@ -307,18 +308,18 @@ def _refuse_changed(node: Node) -> None:
 
 def saved_arrays(node: Node) -> Iterator[Any]:
     """The arrays that a node saved: for its vjps, and in the variables of its pullback."""
-    saved = [value for _, _, values in each(node.edges or ()) for value in values]
+    saved = [value for _, _, values in edges_of(node) for value in values]
     waiting = [*saved, node.pullback]
     seen: set[int] = set()  # the edges of joined arrays save one tuple, of all their shapes
     while waiting:
         value = waiting.pop()
-        if isinstance(value, tuple | list | FunctionType):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
+        if id(value) in seen:
+            continue
         if isinstance(value, tuple | list):
+            seen.add(id(value))
             waiting += value
+        elif isinstance(value, FunctionType):
+            seen.add(id(value))
+            waiting += [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
         elif hasattr(value, "strides"):
             yield value
-        elif isinstance(value, FunctionType):
-            waiting += [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]

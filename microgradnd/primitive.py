@@ -15,7 +15,7 @@ from types import CodeType, FunctionType
 from typing import Any, Concatenate, ParamSpec
 
 from .autocast import autocast_mode, ever
-from .autograd import Node, each, grad_mode
+from .autograd import Node, edges_of, grad_mode
 from .backends import NAMESPACES, as_array, numpy_backend
 from .devices import refuse_several_devices
 from .inplace import next_order
@@ -173,7 +173,7 @@ class Operation:
 
     def parents(self, node: Node) -> dict[Any, Any]:
         """The nodes of a recorded call's arguments, by name; by (name, position) for a ``*star`` argument."""
-        named = ((self.arguments[index], parent, saved) for parent, index, saved in each(node.edges or ()))
+        named = ((self.arguments[index], parent, saved) for parent, index, saved in edges_of(node))
         return {(name, saved[0]) if name == self.star else name: parent for name, parent, saved in named}
 
     def wrapper(self) -> Callable[..., Tensor]:

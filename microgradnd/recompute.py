@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from .autocast import autocast, autocast_mode
-from .autograd import Leaf, Node, backpropagate, each, enable_grad, grad_mode, saved_arrays
+from .autograd import Leaf, Node, backpropagate, edges_of, enable_grad, grad_mode, saved_arrays
 from .backends import NAMESPACES
 from .dtypes import eps
 from .fused import taken
@@ -86,7 +86,7 @@ def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[
     while stack:
         node = stack.pop()
         arrays += [weakref.ref(array) for array in saved_arrays(node) if array.__class__ in NAMESPACES]
-        for parent, _, _ in each(node.edges):
+        for parent, _, _ in edges_of(node):
             if parent in seen:
                 continue
             seen.add(parent)

@@ -12,7 +12,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from microgradnd.autograd import each
+from microgradnd.autograd import edges_of
 from tests.test_ops import assert_close
 
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_it_is_recorded_as_one_operation() -> None:
     x = mg.tensor(X, requires_grad=True)
     out = wrapped(x)
     assert out._node.op.name == "checkpoint(block)"  # type: ignore[union-attr]
-    assert [parent for parent, _, _ in each(out._node.edges)] == [x._node]  # type: ignore[union-attr]
+    assert [parent for parent, _, _ in edges_of(out._node)] == [x._node]  # type: ignore[union-attr]
     assert "checkpoint(block)" in repr(out)
 
 

@@ -285,7 +285,7 @@ def call_function(name: str, function: Any, args: Any, kwargs: Any) -> Any:
         return create(name, function, args, kwargs)
     if plain in CREATING_LIKE:
         return recorder().created_like(name.removesuffix("_like"), function, args, kwargs)
-    writes = (args[:1] or tuple(kwargs[x] for x in ("dst", "a", "arr") if x in kwargs)) if plain in WRITING else ()
+    writes = (args or (kwargs.get(WRITING[plain]),))[:1] if plain in WRITING else ()
     if writes and type(writes[0]) is not RecordedArray:
         raise CaptureError(f"capture: {name} writes into an array that the recording does not know")
     out = kwargs.pop("out", None)
@@ -298,7 +298,10 @@ METHODS = frozenset([
     "sum", "swapaxes", "take", "trace", "transpose", "var", "view",
 ])  # fmt: skip
 CHANGING = frozenset(["fill", "sort"])
-WRITING = frozenset(["copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal"])
+# What these functions call their first argument, into which they write.
+WRITING = {
+    "copyto": "dst", "put": "a", "place": "arr", "putmask": "a", "put_along_axis": "arr", "fill_diagonal": "a",
+}  # fmt: skip
 SAVING = frozenset(["save", "savetxt", "savez", "savez_compressed"])
 DESCRIBING = frozenset(["shape", "ndim", "size", "result_type", "can_cast", "iscomplexobj", "isrealobj"])
 CREATING = frozenset(["empty", "zeros", "ones", "full", "arange", "tri", "eye", "identity", "linspace"])
