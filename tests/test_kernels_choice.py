@@ -170,7 +170,7 @@ def test_without_a_place_for_the_cache() -> None:
 
 def test_the_source_of_what_is_compiled_is_the_kernels_own() -> None:
     """Numba reads it for what it keeps on disk; text of other places, that is no Python, it refuses (from 3.12 on)."""
-    for kernel in (numba_fused.kernels.gelu, numba_heads.attention_kernels.attention):
+    for kernel in (numba_fused.kernels.silu, numba_heads.attention_kernels.attention):
         text = inspect.getsource(kernel.compiled.py_func)
         assert f"\ndef {kernel.__name__}(begin, end, " in text
 
@@ -199,11 +199,19 @@ print(mg.gelu(x).sum().item())
 
 def test_every_compiled_function_is_used() -> None:
     """Kernels that nothing calls would not be tested here."""
-    from microgradnd.kernels import numba_attention, numba_kernels, numba_matmul, numba_optimisers, numba_updates
+    from microgradnd.kernels import (
+        numba_attention,
+        numba_gelu,
+        numba_kernels,
+        numba_matmul,
+        numba_optimisers,
+        numba_updates,
+    )
 
     count = 0
     for module, user, called in (
         (numba_kernels, numba_fused, "kernels"),
+        (numba_gelu, numba_fused, "gelu_kernels"),
         (numba_norms, numba_fused, "norms"),
         (numba_optimisers, numba_updates, "kernels"),
     ):

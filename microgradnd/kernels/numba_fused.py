@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Onto
+from . import numba_gelu as gelu_kernels
 from . import numba_kernels as kernels
 from . import numba_matmul
 from . import numba_norms as norms
@@ -78,7 +79,7 @@ def _elementwise(kernel: Any, gradient: Any) -> Callable[[Any], tuple[Any, Any]]
 
 
 _gelu = {
-    "none": _elementwise(kernels.gelu, kernels.gelu_gradient),
+    "none": _elementwise(gelu_kernels.gelu, gelu_kernels.gelu_gradient),
     "tanh": _elementwise(kernels.gelu_tanh, kernels.gelu_tanh_gradient),
 }
 silu = _elementwise(kernels.silu, kernels.silu_gradient)
@@ -153,8 +154,8 @@ def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, An
     count, n = inner.shape
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out = np.empty_like(inner)
-    kernels.bias_gelu(count, n, inner, bias, out)
-    return out, _with_bias(kernels.bias_gelu_gradient, inner)
+    gelu_kernels.bias_gelu(count, n, inner, bias, out)
+    return out, _with_bias(gelu_kernels.bias_gelu_gradient, inner)
 
 
 def dropped(x: Any, residual: Any, kept: Any, scale: float) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, float64, int64, types, void
 
-from .numba_math import ONE, ZERO, exp, f4, gelu_of, gelu_slope, largest, sigmoid, sigmoid_and_slope
+from .numba_math import ONE, ZERO, exp, f4, largest, sigmoid, sigmoid_and_slope
 from .numba_parts import Kernel
 from .numba_products import element, numbers_at
 
@@ -20,20 +20,6 @@ row = types.Array(float32, 1, "C", readonly=True)
 CUBIC = f4(0.044715)
 COLUMNS = 64  # that one thread adds up at a time
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
-
-
-@Kernel
-def gelu(begin, end, x, out):
-    x, out = x[begin:end], out[begin:end]
-    for i in range(x.size):
-        out[i] = gelu_of(x[i])
-
-
-@Kernel
-def gelu_gradient(begin, end, g, x, out):
-    g, x, out = g[begin:end], x[begin:end], out[begin:end]
-    for i in range(x.size):
-        out[i] = g[i] * gelu_slope(x[i])
 
 
 @Kernel.of(void(int64, int64, written, row))
@@ -51,31 +37,6 @@ def mean(begin, end, x, out):
         for i in range(x.shape[1]):
             total += float64(x[r, i])
         out[r] = f4(total / x.shape[1])
-
-
-@Kernel
-def bias_gelu(begin, end, x, bias, out):
-    """The bias is added in place."""
-    for r in range(begin, end):
-        for i in range(x.shape[1]):
-            z = x[r, i] + bias[i]
-            x[r, i] = z
-            out[r, i] = gelu_of(z)
-
-
-@Kernel
-def bias_gelu_gradient(begin, end, g, x, out, bias_parts):
-    """See layer_norm_gradient for the parts."""
-    rows, n = x.shape
-    parts = len(bias_parts)
-    for part in range(begin, end):
-        for i in range(n):
-            bias_parts[part, i] = ZERO
-        for r in range(part * rows // parts, (part + 1) * rows // parts):
-            for i in range(n):
-                d = g[r, i] * gelu_slope(x[r, i])
-                out[r, i] = d
-                bias_parts[part, i] += d
 
 
 @Kernel

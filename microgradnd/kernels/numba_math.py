@@ -15,7 +15,6 @@ LN_2_HIGH, LN_2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # Cody and Waite, 198
 # a float has its exponent, they are 2^k, or 0 for k = -127.
 ROUND = f4(1.5 * 2**23 + 127)
 ZERO, HALF, ONE = f4(0), f4(0.5), f4(1)
-DENSITY = f4(1 / np.sqrt(2 * np.pi))  # of the normal distribution, at 0
 MINUS_INFINITY = i4(-0x00800000)  # its bits
 
 
@@ -95,58 +94,3 @@ def sigmoid_and_slope(x):
     e = exp(-abs(x))
     s = reciprocal(ONE + e)
     return (e * s if x < ZERO else s), e * s * s
-
-
-INFINITY = f4(np.inf)
-NORMAL_TAIL_END = f4(13)  # where 2^-127 comes, for which normal_tail is 0
-
-
-@inline
-def normal_tail(t):
-    """Phi(-t) for t from 0 to NORMAL_TAIL_END, with Phi the normal distribution function.
-
-    Its binary logarithm is a polynomial, fitted to float64 values. Where the processor fuses products and sums, it is
-    within 1e-6 of Phi(-t), relative, for t <= 3, within 6e-6 for t <= 6, and within 1 percent below 1e-9, subnormal
-    numbers excepted.
-    """
-    q = f4(-4.3104662200699195e-11)
-    q = q * t + f4(2.754520389558479e-09)
-    q = q * t + f4(-7.62320766511948e-08)
-    q = q * t + f4(1.2002759604001767e-06)
-    q = q * t + f4(-1.1813446690212004e-05)
-    q = q * t + f4(7.365621422650293e-05)
-    q = q * t + f4(-0.0002546516770962626)
-    q = q * t + f4(-7.232085772557184e-05)
-    q = q * t + f4(0.007052021101117134)
-    q = q * t + f4(-0.05251976475119591)
-    q = q * t + f4(-0.459193617105484)
-    q = q * t + f4(-1.1511075496673584)
-    q = q * t + f4(-0.9999999403953552)
-    s = q + ROUND
-    f = q - (s - ROUND)  # from -1/2 to 1/2; 2^f is a polynomial too
-    p = f4(0.00015353361959569156)
-    p = p * f + f4(0.0013398873852565885)
-    p = p * f + f4(0.00961843691766262)
-    p = p * f + f4(0.055503323674201965)
-    p = p * f + f4(0.24022647738456726)
-    p = p * f + f4(0.6931471824645996)
-    p = p * f + ONE
-    return p * power_of_two(s)
-
-
-@inline
-def gelu_of(z):
-    """z Phi(z), as max(z, 0) - |z| Phi(-|z|); NaN for -inf, as that product is."""
-    t = abs(z)
-    positive = HALF * z + HALF * t
-    t = NORMAL_TAIL_END if t > NORMAL_TAIL_END else t
-    return positive - t * normal_tail(t)
-
-
-@inline
-def gelu_slope(z):
-    """Phi(z) + z phi(z), phi being the density; NaN for infinities, as that product is."""
-    t = abs(z)
-    t = NORMAL_TAIL_END if NORMAL_TAIL_END < t < INFINITY else t  # of infinity normal_tail is NaN
-    d = normal_tail(t) - t * DENSITY * exp_unclamped(-HALF * t * t)
-    return d if z < ZERO else ONE - d
