@@ -52,6 +52,8 @@ def is_changed_in_place(array: Any) -> bool:
 def owner_of(array: Any) -> Any:
     """The array whose memory ``array`` is, or is a view of."""
     array = getattr(array, "value", array)  # of one that is being recorded, the array itself
-    while hasattr(base := getattr(array, "base", None), "shape"):
-        array = base
+    base = getattr(array, "base", None)
+    while base is not None:  # between an array and its view there may be what is none, as as_strided puts there
+        array = base if hasattr(base, "shape") else array
+        base = getattr(base, "base", None)
     return array

@@ -33,7 +33,7 @@ def test_values_and_gradients(name: str, shape: tuple[int, ...], threads: str) -
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_relative_errors_far_from_zero(name: str) -> None:
-    """The relative error of e^(-u) is that of its argument, which grows with u. See numba_math.normal_tail for gelu."""
+    """The relative error of e^(-u) is that of its argument, which grows with u. See numba_gelu.normal_tail for gelu."""
     x = np.linspace(-6 if name == "gelu" else -13, 13, 4 * LARGE + 3).astype(np.float32)
     z = x.astype(float)
     u = 2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3) if name == "gelu_tanh" else z

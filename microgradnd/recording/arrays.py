@@ -66,6 +66,12 @@ class _Recorded:
     def __repr__(self) -> str:
         return f"<{self.variable.name}, being recorded>"
 
+    def __getattr__(self, name: str) -> Any:
+        """No attribute that what it holds does not have; hasattr is not told that it has none."""
+        if name.startswith("__") or name in _Recorded.__slots__ or not hasattr(self.value, name):
+            raise AttributeError(f"{type(self.value).__name__} has no attribute {name}")
+        raise CaptureError(f"capture: {name} of {self.variable.name} is asked for, which is not recorded")
+
     def __bool__(self) -> bool:
         return bool(recorder().branch(self, bool))
 
@@ -170,6 +176,12 @@ class RecordedNumber(_Recorded):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.asarray(recorder().branch(self), dtype)  # as part of a list of numbers
 
+    def __copy__(self) -> RecordedNumber:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> RecordedNumber:
+        return self
+
 
 class RecordedArray(_Recorded):
     """An array, or one of NumPy's numbers, of a step that is being recorded."""
@@ -186,6 +198,12 @@ class RecordedArray(_Recorded):
     __float__ = __int__ = __index__ = __complex__ = __array__ = item = tolist = tobytes = __format__ = _unknown
 
     T = property(lambda self: recorder().call("attribute", "T", operator.attrgetter("T"), (self,)))
+
+    def __copy__(self) -> Any:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.copy()
 
     def __len__(self) -> int:
         self.variable.root.is_asked = True
@@ -218,7 +236,7 @@ class RecordedArray(_Recorded):
     def __getattr__(self, name: str) -> Any:
         on_device = is_on_device(self.value)
         if name not in METHODS and name not in CHANGING and not (on_device and name == "get"):
-            raise AttributeError(f"capture: arrays of a recorded step have no attribute {name}")
+            return super().__getattr__(name)
 
         def method(*args: Any, out: Any = None, **kwargs: Any) -> Any:
             function = getattr(type(self.value) if on_device or not is_array(self.value) else np.ndarray, name)
@@ -321,6 +339,8 @@ class RecordedGenerator:
     def __init__(self, value: np.random.Generator, variable: Variable) -> None:
         self.value = value
         self.variable = variable
+
+    __class__ = property(lambda self: type(self.value))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("bit_generator", "spawn"):

@@ -150,6 +150,11 @@ class Executed:
             found |= self.strings()
         return found | ({"__match_args__"} if patterns else set())
 
+    def asking_types(self) -> list[dict[str, Any]]:
+        """The global variables of functions that name ``type``."""
+        found = {id(scope): scope for code, scope in self.globals.items() if _names_type(code)}
+        return list(found.values())
+
     def strings(self) -> set[str]:
         """All strings in their text that may be names."""
         return {name for code in self.globals for name in _strings_in(code.co_consts)}
@@ -162,6 +167,10 @@ def _strings_in(constants: tuple[Any, ...]) -> Iterator[str]:
             yield from _strings_in(constant)
         elif isinstance(constant, str):
             yield from (name for name in constant.split(".") if name.isidentifier())
+
+
+def _names_type(code: CodeType) -> bool:
+    return any("type" in part.co_names for part in _with_inner(code))
 
 
 @functools.cache
