@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import float32, int64, types, void
 from numba.extending import intrinsic
 
-from .numba_kernels import read, row, written
+from .numba_kernels import read, row, written, written_row
 from .numba_parts import Kernel
 from .numba_products import SIZE, address
 
@@ -85,7 +85,7 @@ def _dot(begin, end, at, a, b, out):
         sgemm(at, a_by_columns, b_by_columns, m, n, k, address(a), a_row, address(b), b_row, address(out), n)
 
 
-@Kernel.of(void(int64, int64, int64, row, read, types.Array(float32, 1, "C")))
+@Kernel.of(void(int64, int64, int64, row, read, written_row))
 def _vector_dot(begin, end, at, x, a, out):
     if begin < end:
         sgemv(at, len(a), a.shape[1], address(a), address(x), address(out))

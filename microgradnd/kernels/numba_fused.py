@@ -150,7 +150,10 @@ def bias_relu(inner: Any, bias: Any) -> tuple[Any, Any]:
 
 
 def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, Any]:
-    """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias."""
+    """gelu(inner + bias); the sum is left in ``inner``, a matrix.
+
+    And a function of g that gives the gradient of inner and a function for that of the bias.
+    """
     count, n = inner.shape
     bias = np.zeros(n, np.float32) if bias is None else contiguous(bias)
     out = np.empty_like(inner)

@@ -15,7 +15,7 @@ from .numba_products import element, numbers_at
 
 index = types.Array(int64, 1, "C", readonly=True)
 read, written = types.Array(float32, 2, "C", readonly=True), types.Array(float32, 2, "C")
-row = types.Array(float32, 1, "C", readonly=True)
+row, written_row = types.Array(float32, 1, "C", readonly=True), types.Array(float32, 1, "C")
 
 CUBIC = f4(0.044715)
 COLUMNS = 64  # that one thread adds up at a time

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, int64, types, void
+from numba import float32, int64, void
 
 from .numba_compiler import SUMS, inner
-from .numba_kernels import read, row, written
-from .numba_math import ONE, ZERO, centred, f4, times
+from .numba_kernels import read, row, written, written_row
+from .numba_math import INFINITY, ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
 
 FEW = 256  # elements whose mean is the first guess of their row's
 # The variance is mean((x - guess)^2) - (mean - guess)^2. The second term may be this share of it at most, so that the
 # subtraction magnifies rounding at most 1.05 times.
 SLIGHT = f4(0.05)
-INFINITY = f4(np.inf)
 
 in_kernel = inner(fastmath=SUMS, error_model="numpy", forceinline=True)
-numbers = types.Array(float32, 1, "C")
 
 
 @in_kernel
@@ -63,14 +61,14 @@ def normalize(x, r, weight, bias, eps, out, guess, rest, scale):
     guess[r], rest[r], scale[r] = m, left, s
 
 
-@Kernel.of(void(int64, int64, read, row, row, float32, written, numbers, numbers, numbers))
+@Kernel.of(void(int64, int64, read, row, row, float32, written, written_row, written_row, written_row))
 def layer_norm(begin, end, x, weight, bias, eps, out, guess, rest, scale):
     """See normalize."""
     for r in range(begin, end):
         normalize(x, r, weight, bias, eps, out, guess, rest, scale)
 
 
-@Kernel.of(void(int64, int64, read, read, row, row, float32, written, written, numbers, numbers, numbers))
+@Kernel.of(void(int64, int64, read, read, row, row, float32, written, written, written_row, written_row, written_row))
 def layer_norm_of_sum(begin, end, x, residual, weight, bias, eps, sums, out, guess, rest, scale):
     """Of x + residual, which is left in ``sums``."""
     for r in range(begin, end):
@@ -122,14 +120,14 @@ def scale_by_squares(x, r, weight, eps, out, scale):
     scale[r] = s
 
 
-@Kernel.of(void(int64, int64, read, row, float32, written, numbers))
+@Kernel.of(void(int64, int64, read, row, float32, written, written_row))
 def rms_norm(begin, end, x, weight, eps, out, scale):
     """See scale_by_squares."""
     for r in range(begin, end):
         scale_by_squares(x, r, weight, eps, out, scale)
 
 
-@Kernel.of(void(int64, int64, read, read, row, float32, written, written, numbers))
+@Kernel.of(void(int64, int64, read, read, row, float32, written, written, written_row))
 def rms_norm_of_sum(begin, end, x, residual, weight, eps, sums, out, scale):
     """See layer_norm_of_sum."""
     for r in range(begin, end):

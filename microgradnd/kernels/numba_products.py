@@ -29,7 +29,7 @@ if ctypes.c_size_t.from_address(id(_array) + HEAD).value != _array.ctypes.data:
     raise ImportError("an array of NumPy lies in memory otherwise than it does in CPython")
 
 INDEX, LANE, FLOAT, BYTES = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.IntType(8).as_pointer()
-VECTOR_OF_FLOAT = ir.VectorType(FLOAT, VECTOR)
+VECTOR_OF_FLOAT, LANES = ir.VectorType(FLOAT, VECTOR), ir.VectorType(LANE, VECTOR)
 
 
 def _pointer(builder: Any, start: Any) -> Any:
@@ -42,17 +42,28 @@ def _vectors(builder: Any, start: Any, count: int) -> list[Any]:
     return [builder.bitcast(x, VECTOR_OF_FLOAT.as_pointer()) for x in places]
 
 
+def call_llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """Call one of LLVM's own functions, whose result is of this type."""
+    kind = ir.FunctionType(result, [x.type for x in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
 def _prefetch(builder: Any, line: Any) -> None:
     """Fetch a line of memory into the first cache."""
     to_read, into_first, data = (ir.Constant(LANE, x) for x in (0, 3, 1))
-    kind = ir.FunctionType(ir.VoidType(), [BYTES, LANE, LANE, LANE])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.bitcast(line, BYTES), to_read, into_first, data])
+    place = builder.bitcast(line, BYTES)
+    call_llvm(builder, "llvm.prefetch.p0i8", ir.VoidType(), place, to_read, into_first, data)
 
 
 def _lanes(builder: Any, x: Any, y: Any, chosen: list[int]) -> Any:
     """The vector of these lanes of x and, from VECTOR on, of y."""
-    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(LANE, VECTOR), chosen))
+    return builder.shuffle_vector(x, y, ir.Constant(LANES, chosen))
+
+
+def broadcast(builder: Any, x: Any) -> Any:
+    """The vector with x in every lane."""
+    undefined = ir.Constant(ir.VectorType(x.type, VECTOR), ir.Undefined)
+    return _lanes(builder, builder.insert_element(undefined, x, ir.Constant(LANE, 0)), undefined, [0] * VECTOR)
 
 
 def _opaque(builder: Any, x: Any) -> Any:
@@ -75,12 +86,10 @@ def _joined(builder: Any, *origins: tuple[Any, list[Any]]) -> list[Any]:
 
 def _added(builder: Any, sums: list[Any], a: Any, offsets: list[Any], b: Any) -> list[Any]:
     """The sums of a tile with the products of a column of the first matrix and a row of the second."""
-    undefined = ir.Constant(VECTOR_OF_FLOAT, ir.Undefined)
     row = [builder.load(x, align=SIZE) for x in _vectors(builder, b, len(sums) // len(offsets))]
     new: list[Any] = []
     for offset in offsets:
-        x = builder.insert_element(undefined, builder.load(builder.gep(a, [offset])), ir.Constant(LANE, 0))
-        factor = _lanes(builder, x, undefined, [0] * VECTOR)
+        factor = broadcast(builder, builder.load(builder.gep(a, [offset])))
         for y in row:
             product = builder.fmul(factor, y, flags=("contract",))
             new.append(builder.fadd(sums[len(new)], product, flags=("contract",)))

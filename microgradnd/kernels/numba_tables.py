@@ -1,7 +1,8 @@
 """Functions by tables, where the processor has AVX-512: one instruction looks up 16 numbers among 32.
 
-So a function of few arguments that matter is a polynomial of low degree for each of some intervals, all of which take
-the same time. Numba's loops can't say that, so vectors are written in LLVM's language, as in numba_products.
+So a function of which only a short range matters can be another polynomial of low degree on each of 32 intervals: they
+take the time of one, and a look-up for each coefficient. Numba's loops can't say that, so vectors are written in LLVM's
+language, as in numba_products.
 """
 
 from __future__ import annotations
@@ -16,125 +17,122 @@ from numba import int64, void
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .numba_compiler import SUMS, inner
-from .numba_products import INDEX, LANE, SIZE, VECTOR, VECTOR_OF_FLOAT
+from .numba_compiler import inner
+from .numba_products import INDEX, LANE, LANES, SIZE, VECTOR, VECTOR_OF_FLOAT, broadcast, call_llvm
 
-# Intervals of this length lie around its multiples. Of a number to which COUNT_INTERVALS has been added the last bits
-# say in which interval it is.
-INTERVAL, INTERVALS = 0.5, 32
-DEGREE, POINTS = 7, 24
+INTERVAL, INTERVALS = 0.5, 32  # intervals of this length lie around its first multiples, from 0 on
+DEGREE, POINTS = 7, 24  # of each polynomial; to which it is fitted
+# Added to t, it rounds t to a multiple of INTERVAL. The last bits of the sum say to which one: the interval's number.
 COUNT_INTERVALS = 1.5 * 2**23 * INTERVAL
-INDICES = ir.VectorType(LANE, VECTOR)
-VECTOR_NAME = f"v{VECTOR}f32"
-FUSED = ("contract",)
+VECTOR_NAME = f"v{VECTOR}f32"  # in the names of LLVM's functions
 
 
 @functools.cache
-def table(function: Callable[[float], float], size: Callable[[float], float], end: float) -> Any:
-    """A polynomial for each interval, fitted to ``function`` by least squares: rows of coefficients by falling power.
+def table(function: Callable[[float], float], scale: Callable[[float], float], end: float) -> Any:
+    """The coefficients (DEGREE + 1, INTERVALS), by falling power, of polynomials in t less the middle of its interval.
 
-    Errors count by their share of ``size``. Around ``end``, a multiple of INTERVAL below 15.5, the polynomial is 0.
+    They are fitted to ``function`` by least squares of error / ``scale``, both functions of t. From the interval around
+    ``end`` on, a multiple of INTERVAL up to 15.5, they are 0.
     """
     coefficients = np.zeros((DEGREE + 1, INTERVALS), np.float32)
     points = np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS) * INTERVAL / 2  # Chebyshev's: densest at the ends
     powers = np.vander(points, DEGREE + 1)
     for i in range(round(end / INTERVAL)):
-        sizes = np.array([size(INTERVAL * i + x) for x in points])
+        scales = np.array([scale(INTERVAL * i + x) for x in points])
         values = np.array([function(INTERVAL * i + x) for x in points])
-        coefficients[:, i] = np.linalg.lstsq(powers / sizes[:, None], values / sizes)[0]
+        coefficients[:, i] = np.linalg.lstsq(powers / scales[:, None], values / scales)[0]
     return coefficients
 
 
 def constant(values: Any) -> Any:
-    """A vector of these numbers, or of one that they all are."""
+    """The vector of these numbers, or of a single one in every lane."""
     return ir.Constant(VECTOR_OF_FLOAT, [float(x) for x in np.broadcast_to(values, VECTOR)])
 
 
-class Vectors:
-    """Vectors of what lies at some addresses, from number ``start`` on: VECTOR numbers, or only the first ``left``."""
+class VectorBuilder:
+    """Writes instructions for VECTOR numbers at once: in memory, those from number ``start`` on after an address.
+
+    With ``left``, only the first ``left`` of them are read and written.
+    """
 
     def __init__(self, builder: Any, start: Any, left: Any = None) -> None:
         self.builder = builder
         self._offset = builder.mul(start, ir.Constant(INDEX, SIZE))
         self._mask = None
         if left is not None:
-            undefined = ir.Constant(INDICES, ir.Undefined)
-            bound = builder.insert_element(undefined, builder.trunc(left, LANE), ir.Constant(LANE, 0))
-            bound = builder.shuffle_vector(bound, undefined, ir.Constant(INDICES, [0] * VECTOR))
-            self._mask = builder.icmp_signed("<", ir.Constant(INDICES, list(range(VECTOR))), bound)
+            bound = broadcast(builder, builder.trunc(left, LANE))
+            self._mask = builder.icmp_signed("<", ir.Constant(LANES, list(range(VECTOR))), bound)
 
-    def _place(self, address: Any) -> Any:
+    def _pointer(self, address: Any) -> Any:
         return self.builder.inttoptr(self.builder.add(address, self._offset), VECTOR_OF_FLOAT.as_pointer())
 
     def load(self, address: Any) -> Any:
         """The numbers there; 0 for those beyond the first ``left``."""
-        place = self._place(address)
+        pointer = self._pointer(address)
         if self._mask is None:
-            return self.builder.load(place, align=SIZE)
-        arguments = place, ir.Constant(LANE, SIZE), self._mask, constant(0)
-        return self.call(f"llvm.masked.load.{VECTOR_NAME}.p0{VECTOR_NAME}", VECTOR_OF_FLOAT, *arguments)
+            return self.builder.load(pointer, align=SIZE)
+        arguments = pointer, ir.Constant(LANE, SIZE), self._mask, constant(0)
+        return call_llvm(self.builder, f"llvm.masked.load.{VECTOR_NAME}.p0{VECTOR_NAME}", VECTOR_OF_FLOAT, *arguments)
 
     def store(self, x: Any, address: Any) -> None:
-        place = self._place(address)
+        pointer = self._pointer(address)
         if self._mask is None:
-            self.builder.store(x, place, align=SIZE)
+            self.builder.store(x, pointer, align=SIZE)
         else:
-            arguments = x, place, ir.Constant(LANE, SIZE), self._mask
-            self.call(f"llvm.masked.store.{VECTOR_NAME}.p0{VECTOR_NAME}", ir.VoidType(), *arguments)
-
-    def call(self, name: str, result: Any, *arguments: Any) -> Any:
-        """One of LLVM's own functions."""
-        kind = ir.FunctionType(result, [x.type for x in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+            arguments = x, pointer, ir.Constant(LANE, SIZE), self._mask
+            call_llvm(self.builder, f"llvm.masked.store.{VECTOR_NAME}.p0{VECTOR_NAME}", ir.VoidType(), *arguments)
 
     def absolute(self, x: Any) -> Any:
         """|x|."""
-        return self.call(f"llvm.fabs.{VECTOR_NAME}", VECTOR_OF_FLOAT, x)
+        return call_llvm(self.builder, f"llvm.fabs.{VECTOR_NAME}", VECTOR_OF_FLOAT, x)
 
-    def least(self, x: Any, most: float) -> Any:
-        """x where it is less than ``most``, which is what becomes of NaN too."""
+    def minimum(self, x: Any, most: float) -> Any:
+        """The smaller of x and ``most``; ``most`` for NaN."""
         return self.builder.select(self.builder.fcmp_ordered("<", x, constant(most)), x, constant(most))
 
-    def plus(self, x: Any, y: Any, z: Any) -> Any:
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
         """x y + z, rounded once."""
-        return self.builder.fadd(self.builder.fmul(x, y, flags=FUSED), z, flags=FUSED)
+        return call_llvm(self.builder, f"llvm.fma.{VECTOR_NAME}", VECTOR_OF_FLOAT, x, y, z)
 
     def looked_up(self, t: Any, coefficients: Any) -> Any:
-        """What a table has for t, from 0 to its end."""
+        """The value at t, from 0 to a table's end, of the polynomial of its interval."""
         counted = self.builder.fadd(t, constant(COUNT_INTERVALS))
-        interval = self.builder.bitcast(counted, INDICES)
+        interval = self.builder.bitcast(counted, LANES)
         from_middle = self.builder.fsub(t, self.builder.fsub(counted, constant(COUNT_INTERVALS)))
-        chosen = []
+        look_up, chosen = "llvm.x86.avx512.vpermi2var.ps.512", []
         for numbers in coefficients:
             low, high = (constant(half) for half in np.split(numbers, 2))
-            chosen.append(self.call("llvm.x86.avx512.vpermi2var.ps.512", VECTOR_OF_FLOAT, low, interval, high))
-        return functools.reduce(lambda value, x: self.plus(value, from_middle, x), chosen)
+            chosen.append(call_llvm(self.builder, look_up, VECTOR_OF_FLOAT, low, interval, high))
+        return functools.reduce(lambda value, x: self.fma(value, from_middle, x), chosen)
 
 
 def by_vectors(compute: Callable[..., None]) -> Any:
-    """A function for compiled ones: ``f(count, places)`` does ``compute(vectors, *places)`` for so many numbers."""
+    """A function (count, addresses), which compiled ones can call.
+
+    It does for so many numbers from each address on what ``compute(v, *addresses)`` writes for one vector of them.
+    """
 
     def vector(partly: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: tuple[Any, ...]) -> Any:
-            start, left, places = arguments
-            vectors = Vectors(builder, start, left if partly else None)
-            compute(vectors, *cgutils.unpack_tuple(builder, places))
+            start, left, addresses = arguments
+            v = VectorBuilder(builder, start, left if partly else None)
+            compute(v, *cgutils.unpack_tuple(builder, addresses))
             return context.get_dummy_value()
 
         @intrinsic
-        def function(typingctx, start, left, places):
-            return void(int64, int64, places), generate
+        def function(typingctx, start, left, addresses):
+            return void(int64, int64, addresses), generate
 
         return function
 
     whole, last = vector(partly=False), vector(partly=True)
 
-    @inner(fastmath=SUMS, error_model="numpy")
-    def all_of_them(count, places):
+    @inner  # no fastmath: it would let LLVM reorder the sums by which looked_up rounds
+    def all_of_them(count, addresses):
         end = count // VECTOR * VECTOR
         for i in range(0, end, VECTOR):
-            whole(i, VECTOR, places)
+            whole(i, VECTOR, addresses)
         if end < count:
-            last(end, count - end, places)
+            last(end, count - end, addresses)
 
     return all_of_them
