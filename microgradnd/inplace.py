@@ -52,8 +52,10 @@ def is_changed_in_place(array: Any) -> bool:
 def owner_of(array: Any) -> Any:
     """The array whose memory ``array`` is, or is a view of."""
     array = getattr(array, "value", array)  # of one that is being recorded, the array itself
-    base = getattr(array, "base", None)
-    while base is not None:  # between an array and its view there may be what is none, as as_strided puts there
-        array = base if hasattr(base, "shape") else array
-        base = getattr(base, "base", None)
+    while (base := getattr(array, "base", None)) is not None:
+        if not hasattr(base, "shape"):  # as_strided and sliding_window_view put an object of NumPy's in between
+            base = getattr(base, "base", None) if type(base).__module__.startswith("numpy.") else None
+            if not hasattr(base, "shape"):
+                break
+        array = base
     return array

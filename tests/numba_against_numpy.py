@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ SHAPES += [(1, LARGE + 1), (LARGE + 1, 1), (LARGE // 2 + 1, 2), (97, 131), (3, 5
 
 def normal(*shape: int, seed: int = 0, scale: float = 2.0) -> Any:
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def normal_cdf(x: Any) -> Any:
+    """The normal distribution function, in float64."""
+    return np.vectorize(math.erfc)(-np.asarray(x, float) / math.sqrt(2)) / 2
 
 
 def both(f: Callable[..., mg.Tensor], *arrays: Any) -> tuple[list[Any], list[Any]]:

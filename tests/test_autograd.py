@@ -14,6 +14,7 @@ import microgradnd as mg
 import nn
 from microgradnd import autograd
 from microgradnd.backends import NAMESPACES
+from microgradnd.inplace import owner_of
 
 
 def leaf(value: Any = 2.0) -> mg.Tensor:
@@ -422,6 +423,30 @@ def test_an_optimiser_step_before_backward() -> None:
     optimizer.step()  # from now on they change in place
     with pytest.raises(RuntimeError, match="changed in place"):
         gradient(loss)
+
+
+def test_a_change_is_noticed_through_windows() -> None:
+    """Between an array and such a view of it NumPy puts an object that is no array."""
+    parameter = leaf(np.ones(4))
+    optimizer = nn.SGD([parameter], lr=0.1)
+    for _ in range(2):  # the first step makes an array of the optimiser's own
+        windows = np.lib.stride_tricks.sliding_window_view(parameter.data, 2)
+        loss = (leaf(np.ones(2)) * windows).sum()
+        parameter.grad = mg.tensor(np.ones(4))
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+def test_the_owner_of_memory_is_an_array() -> None:
+    class Provider:
+        def __init__(self, array: Any) -> None:
+            self.__array_interface__ = array.__array_interface__
+            self.kept, self.base = array, self
+
+    array = np.asarray(Provider(np.ones(3)))
+    assert owner_of(array[1:]) is array
+    assert owner_of(np.lib.stride_tricks.as_strided(array, (2, 2), (8, 8))[0]) is array
 
 
 def test_an_interior_tensor_changed_in_place() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from tests.training_steps import replays
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
+BY_COLUMNS = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+
 TYPES: dict[str, Callable[[Any, Any], bool]] = {
     "is": lambda x, k: type(x) is np.ndarray,
     "name": lambda x, k: type(x).__name__ == "ndarray",
@@ -23,7 +26,13 @@ TYPES: dict[str, Callable[[Any, Any], bool]] = {
     "as another's": lambda x, k: type(k) is type(2 * 0.5),
     "of types": lambda x, k: type(float) is type and isinstance(float, type) and issubclass(type, object),
     "made": lambda x, k: type("Made", (), {"a": 1}).a == 1,
+    "written": lambda x, k: (
+        type[int] == builtins.type[int] and type.__name__ == "type" and repr(type) == repr(type(int))
+    ),
     "no attribute": lambda x, k: not hasattr(x, "unheard_of") and not hasattr(k, "flat"),
+    "order of a copy": lambda x, k: (
+        copy.copy(BY_COLUMNS).flags.f_contiguous and copy.deepcopy(BY_COLUMNS.T).flags.c_contiguous
+    ),
 }
 
 
@@ -48,6 +57,15 @@ def test_a_step_asks_for_types(asked: str) -> None:
     assert "type" not in globals()
 
 
+def test_a_function_that_runs_first_in_a_recorded_call() -> None:
+    def doubled(x: Any) -> Any:
+        return x * 2 if type(x) is np.ndarray else x * 3
+
+    captured = mg.capture(lambda x, n: doubled(x) if n > 0 else x)
+    for n in range(5):
+        assert captured(np.ones(2), n).tolist() == ([2, 2] if n > 0 else [1, 1])
+
+
 @pytest.mark.parametrize("attribute", ["flat", "real", "ctypes", "put"])
 def test_attributes_that_are_not_recorded_are_refused(attribute: str) -> None:
     captured = mg.capture(different_from_the_fifth_on(lambda x, k: hasattr(x, attribute)))
@@ -64,7 +82,8 @@ def test_methods_of_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("asks", [lambda rng: type(rng) is np.random.Generator,
-                                  lambda rng: isinstance(rng, np.random.Generator)])  # fmt: skip
+                                  lambda rng: isinstance(rng, np.random.Generator),
+                                  lambda rng: hasattr(rng, "normal") and not hasattr(rng, "randn")])  # fmt: skip
 def test_a_step_asks_what_a_generator_is(asks: Callable[[Any], bool]) -> None:
     def make() -> Callable[..., Any]:
         rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.numba_against_numpy import LARGE, normal
+from tests.numba_against_numpy import LARGE, normal, normal_cdf
 
 # After the module above, which skips this one without Numba.
 from microgradnd.kernels import numba_compiler, numba_gelu, numba_tables  # isort: skip
@@ -41,10 +41,6 @@ def by(way: str) -> tuple[Any, Any, Any]:
         gradient(out.size, (address(out), address(g), address(x)))
 
     return values, biased, gradients
-
-
-def normal_cdf(x: Any) -> Any:
-    return np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2
 
 
 def slope(x: Any) -> Any:

@@ -256,6 +256,8 @@ def test_without_compiling_numpy_computes() -> None:
         ("+avx2", 2, False),
         ("+fma", 2, False),
         ("+avx512f", 2, True),
+        ("+avx2,+fma,-avx", 2, False),
+        ("+avx512f,-avx2", 2, False),
     ],
 )
 def test_where_it_is_the_faster_one(features: str, threads: int, faster: bool) -> None:

@@ -23,10 +23,10 @@ if FEATURES is None:
     if "+avx512f" in FEATURES.split(",") and not _imported_by_others:
         FEATURES = numba.config.CPU_FEATURES = f"{FEATURES},-prefer-256-bit"
 _features = set(FEATURES.split(","))
-# To LLVM these are parts of AVX-512: without one of them it has none.
-_parts = ("avx512f", "avx2", "fma", "f16c", "avx", "sse4.2", "sse4.1", "ssse3", "sse3", "sse2", "sse")
-AVX512 = "+avx512f" in _features and not any(f"-{name}" in _features for name in _parts)
-AVX2 = AVX512 or {"+avx2", "+fma"} <= _features  # with fused products and sums
+# LLVM builds AVX2 on what came before, and AVX-512 on that: who turns one of these off turns off what is built on it.
+_parts = {f"-{x}" for x in ("sse", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "avx2", "fma")}
+AVX512 = "+avx512f" in _features and not ({*_parts, "-f16c", "-avx512f"} & _features)
+AVX2 = AVX512 or ({"+avx2", "+fma"} <= _features and not _parts & _features)  # with fused products and sums
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.

@@ -1,6 +1,6 @@
 """GELU and its gradient, elementwise and after a bias: by tables where the processor has AVX-512, else by formulas.
 
-The tables take two thirds of the time, for gradients half of it. They are more accurate, for gradients down to -5.5.
+The tables take three quarters of the time, for gradients half of it, and are more accurate, for these down to -5.5.
 """
 
 from __future__ import annotations

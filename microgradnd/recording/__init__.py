@@ -73,13 +73,16 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
     variables of its own; modules that are found by ``import_module`` or ``sys.modules``; contexts of ``decimal``; what
     C code compares or shows of objects, as ``namespace == other``; what NumPy warns of where the step itself has an
     ``np.errstate`` somewhere; names that are put together at run time (``getattr(o, "a" + "b")`` is seen, of a module
-    it is not; an ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not). While a call is recorded,
-    other threads can't compute with what it reaches.
+    it is not; an ``operator.attrgetter`` made elsewhere and ``"{0.a}".format(o)`` are not); what stands for arrays and
+    numbers while a call is recorded, for who asks by ``type`` under another name (``builtins.type``, ``t=type``), or by
+    ``hasattr`` for ``value``, ``variable`` and special names. While a call is recorded, other threads can't compute
+    with what it reaches.
 
     Raises:
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),
             values that change from call to call (``schedule.step()`` counts: call it after the step), random numbers
-            and arrays that a recording does not see, arguments that require a gradient, kernels for CuPy arrays that
+            and arrays that a recording does not see, attributes of arrays and methods of numbers that are not recorded
+            (``x.real``, ``k.is_integer()``), arguments that require a gradient, kernels for CuPy arrays that
             are not recorded, arrays on another GPU than CuPy's current one, arrays of the step that ``lru_cache`` with
             a limit keeps while a call is recorded.
         TypeError: for what is no function, and for generator and coroutine functions.

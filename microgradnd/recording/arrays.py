@@ -67,7 +67,10 @@ class _Recorded:
         return f"<{self.variable.name}, being recorded>"
 
     def __getattr__(self, name: str) -> Any:
-        """No attribute that what it holds does not have; hasattr is not told that it has none."""
+        """Refused, where what it holds has it: hasattr must not hear that there is none.
+
+        But for special names, which NumPy and copy ask for, to take others where there are none.
+        """
         if name.startswith("__") or name in _Recorded.__slots__ or not hasattr(self.value, name):
             raise AttributeError(f"{type(self.value).__name__} has no attribute {name}")
         raise CaptureError(f"capture: {name} of {self.variable.name} is asked for, which is not recorded")
@@ -200,10 +203,10 @@ class RecordedArray(_Recorded):
     T = property(lambda self: recorder().call("attribute", "T", operator.attrgetter("T"), (self,)))
 
     def __copy__(self) -> Any:
-        return self.copy()
+        return self.copy("K") if is_array(self.value) else self
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self.copy()
+        return self.__copy__()
 
     def __len__(self) -> int:
         self.variable.root.is_asked = True
@@ -343,6 +346,8 @@ class RecordedGenerator:
     __class__ = property(lambda self: type(self.value))
 
     def __getattr__(self, name: str) -> Any:
+        if not hasattr(np.random.Generator, name):
+            raise AttributeError(f"Generator has no attribute {name}")
         if name.startswith("_") or name in ("bit_generator", "spawn"):
             raise CaptureError(f"capture: {name} of a random generator is used in a step, which is not recorded")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 from .arrays import HANDLES
@@ -15,7 +14,7 @@ class _Type(type):
         if len(args) == 1 and builtins.type(args[0]) in HANDLES:
             return builtins.type(args[0].value)
         found = builtins.type(*args, **keywords)
-        return cls if found is builtins.type else found
+        return cls if found is builtins.type or found is _Type else found
 
     def __instancecheck__(cls, x: Any) -> bool:
         return isinstance(x, builtins.type)
@@ -23,26 +22,40 @@ class _Type(type):
     def __subclasscheck__(cls, x: Any) -> bool:
         return issubclass(x, builtins.type)
 
+    def __getitem__(cls, index: Any) -> Any:
+        return builtins.type[index]
+
     def __eq__(cls, other: Any) -> bool:
         return other is cls or other is builtins.type
 
     def __hash__(cls) -> int:
         return hash(builtins.type)
 
+    def __repr__(cls) -> str:
+        return repr(builtins.type)
+
 
 class HeldType(type, metaclass=_Type):
-    """In place of ``type``."""
+    """In place of ``type``: by a function that goes by this name, since no other sees what ``type`` is called for."""
 
 
-@contextmanager
-def held_types(scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
-    """Within the block ``type`` is :class:`HeldType` in these global variables, where it is Python's own."""
-    changed = [scope for scope in scopes if "type" not in scope]
-    for scope in changed:
-        scope["type"] = HeldType
-    try:
-        yield
-    finally:
-        for scope in changed:
+HeldType.__name__ = HeldType.__qualname__ = "type"
+
+
+class HeldTypes:
+    """Global variables of functions in which ``type`` is :class:`HeldType` for a while."""
+
+    def __init__(self) -> None:
+        self._scopes: list[dict[str, Any]] = []
+
+    def put(self, code: CodeType, scope: dict[str, Any]) -> None:
+        """Where a function names ``type``, and that is Python's own."""
+        if "type" in code.co_names and "type" not in scope:
+            scope["type"] = HeldType
+            self._scopes.append(scope)
+
+    def take_away(self) -> None:
+        for scope in self._scopes:
             if scope.get("type") is HeldType:
                 del scope["type"]
+        self._scopes.clear()

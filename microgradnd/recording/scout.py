@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .active import CaptureError
+from .active import CaptureError, is_recording
+from .held_types import HeldTypes
 
 LIBRARIES = frozenset(
     ["builtins", "cupy", "cupy_backends", "cupyx", "fastrlock", "llvmlite", "microgradnd", "nn", "numba", "numpy"]
@@ -75,6 +76,7 @@ class Executed:
         self.ignores_errors = False  # whether the program itself has used np.errstate in the last call
         self._generators: set[Any] = set()  # frames of those that the step has begun
         self._importing: Any = None  # the frame of what an import has called, until it returns
+        self._types = HeldTypes()
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -104,6 +106,7 @@ class Executed:
                 outer.enable()  # which returns to what has called it: disable would have ended that in the profile
             else:
                 sys.setprofile(outer)
+            self._types.take_away()
             self._generators.clear()
 
     def _note(self, frame: Any, event: Any, argument: Any) -> None:
@@ -127,6 +130,8 @@ class Executed:
         module = scope.get("__name__")
         if scope is self.own or is_users(module):
             self.globals.setdefault(frame.f_code, scope)
+            if is_recording():
+                self._types.put(frame.f_code, scope)
             if frame.f_code.co_flags & CO_GENERATOR:
                 if frame.f_lasti < _first_yield(frame.f_code):  # begun, and not gone on with
                     self._generators.add(frame)
@@ -150,11 +155,6 @@ class Executed:
             found |= self.strings()
         return found | ({"__match_args__"} if patterns else set())
 
-    def asking_types(self) -> list[dict[str, Any]]:
-        """The global variables of functions that name ``type``."""
-        found = {id(scope): scope for code, scope in self.globals.items() if _names_type(code)}
-        return list(found.values())
-
     def strings(self) -> set[str]:
         """All strings in their text that may be names."""
         return {name for code in self.globals for name in _strings_in(code.co_consts)}
@@ -167,10 +167,6 @@ def _strings_in(constants: tuple[Any, ...]) -> Iterator[str]:
             yield from _strings_in(constant)
         elif isinstance(constant, str):
             yield from (name for name in constant.split(".") if name.isidentifier())
-
-
-def _names_type(code: CodeType) -> bool:
-    return any("type" in part.co_names for part in _with_inner(code))
 
 
 @functools.cache

@@ -21,7 +21,6 @@ from ..tensor import Tensor, constant
 from .active import CaptureError, active, is_recording, recorder
 from .arrays import HANDLES, RecordedArray, RecordedGenerator, RecordedNumber, to_write
 from .guard import layout, layout_of, leaves, settings
-from .held_types import held_types
 from .instructions import Variable, current_device, is_array
 from .namespace import namespace
 from .notes import notes
@@ -102,7 +101,7 @@ class Session:
             drawn = _random_states(self.reach)
             try:
                 self._replace()
-                with held_types(executed.asking_types()), executed.noted():
+                with executed.noted():
                     result = _explained(function, wrapped, wrapped_kwargs)
                 self._refuse(executed, any(_shape_of(x) != shape for x, shape in containers), drawn)
                 self.structure = mapped(result, self._output)
