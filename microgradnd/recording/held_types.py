@@ -36,7 +36,7 @@ class _Type(type):
 
 
 class HeldType(type, metaclass=_Type):
-    """In place of ``type``: by a function that goes by this name, since no other sees what ``type`` is called for."""
+    """``type``, as a global variable of the program: neither profilers nor handles see that Python's own is called."""
 
 
 HeldType.__name__ = HeldType.__qualname__ = "type"
