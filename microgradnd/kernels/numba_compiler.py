@@ -23,10 +23,11 @@ if FEATURES is None:
     if "+avx512f" in FEATURES.split(",") and not _imported_by_others:
         FEATURES = numba.config.CPU_FEATURES = f"{FEATURES},-prefer-256-bit"
 _features = set(FEATURES.split(","))
-# LLVM builds AVX2 on what came before, and AVX-512 on that: who turns one of these off turns off what is built on it.
-_parts = {f"-{x}" for x in ("sse", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "avx2", "fma")}
-AVX512 = "+avx512f" in _features and not ({*_parts, "-f16c", "-avx512f"} & _features)
-AVX2 = AVX512 or ({"+avx2", "+fma"} <= _features and not _parts & _features)  # with fused products and sums
+_turned_off = {feature[1:] for feature in _features if feature.startswith("-")}
+# What is turned off takes with it what LLVM builds on it: AVX2 on these, with fused products and sums, AVX-512 on more.
+_below_avx2 = {"sse", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "avx2", "fma"}
+AVX512 = "+avx512f" in _features and _turned_off.isdisjoint(_below_avx2 | {"f16c", "avx512f"})
+AVX2 = AVX512 or ({"+avx2", "+fma"} <= _features and _turned_off.isdisjoint(_below_avx2))
 
 # Sums may be added up in any order, as NumPy does, so that they are vectorised; products and sums may be fused.
 # Nothing is assumed of NaN and infinity.

@@ -130,11 +130,13 @@ def _slope(v: VectorBuilder, z: Any) -> Any:
 
 @by_vectors
 def gelu_by_table(v: VectorBuilder, out: Any, x: Any) -> None:
+    """See gelu_by_formula."""
     v.store(_gelu(v, v.load(x)), out)
 
 
 @by_vectors
 def bias_gelu_by_table(v: VectorBuilder, out: Any, x: Any, bias: Any) -> None:
+    """See bias_gelu_by_formula."""
     z = v.builder.fadd(v.load(x), v.load(bias))
     v.store(z, x)
     v.store(_gelu(v, z), out)
@@ -142,6 +144,7 @@ def bias_gelu_by_table(v: VectorBuilder, out: Any, x: Any, bias: Any) -> None:
 
 @by_vectors
 def gradient_by_table(v: VectorBuilder, out: Any, g: Any, x: Any) -> None:
+    """See gradient_by_formula."""
     v.store(v.builder.fmul(v.load(g), _slope(v, v.load(x))), out)
 
 

@@ -71,12 +71,20 @@ class _Recorded:
 
         But for special names, which NumPy and copy ask for, to take others where there are none.
         """
-        if name.startswith("__") or name in _Recorded.__slots__ or not hasattr(self.value, name):
+        if name in _Recorded.__slots__:  # of a handle that has not been given its value
+            raise AttributeError(name)
+        if name.startswith("__") or not hasattr(self.value, name):
             raise AttributeError(f"{type(self.value).__name__} has no attribute {name}")
         raise CaptureError(f"capture: {name} of {self.variable.name} is asked for, which is not recorded")
 
     def __bool__(self) -> bool:
         return bool(recorder().branch(self, bool))
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.__copy__()
 
 
 def _library_of_all(values: Any) -> tuple[str, Any]:
@@ -179,12 +187,6 @@ class RecordedNumber(_Recorded):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.asarray(recorder().branch(self), dtype)  # as part of a list of numbers
 
-    def __copy__(self) -> RecordedNumber:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> RecordedNumber:
-        return self
-
 
 class RecordedArray(_Recorded):
     """An array, or one of NumPy's numbers, of a step that is being recorded."""
@@ -204,9 +206,6 @@ class RecordedArray(_Recorded):
 
     def __copy__(self) -> Any:
         return self.copy("K") if is_array(self.value) else self
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self.__copy__()
 
     def __len__(self) -> int:
         self.variable.root.is_asked = True
@@ -237,9 +236,9 @@ class RecordedArray(_Recorded):
         return device_ufunc(kernel.name, kernel, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        on_device = is_on_device(self.value)
-        if name not in METHODS and name not in CHANGING and not (on_device and name == "get"):
+        if name not in METHODS and name not in CHANGING and not (name == "get" and is_on_device(self.value)):
             return super().__getattr__(name)
+        on_device = is_on_device(self.value)
 
         def method(*args: Any, out: Any = None, **kwargs: Any) -> Any:
             function = getattr(type(self.value) if on_device or not is_array(self.value) else np.ndarray, name)
