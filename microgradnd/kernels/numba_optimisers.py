@@ -35,11 +35,12 @@ def adam_all(begin, end, arrays, edges, decay, shrink, beta1, rest1, beta2, rest
         p, g = numbers_of(arrays[i, 0], start, count), numbers_of(arrays[i, 1], start, count)
         m, v = numbers_of(arrays[i, 2], start, count), numbers_of(arrays[i, 3], start, count)
         for j in range(count):
-            x = p[j] * shrink
-            d = g[j] if decay == ZERO else g[j] + decay * x
-            m[j] = beta1 * m[j] + rest1 * d
-            v[j] = beta2 * v[j] + rest2 * d * d
-            p[j] = x - rate * m[j] / (np.sqrt(v[j]) + eps)
+            x, d, m_j, v_j = p[j] * shrink, g[j], m[j], v[j]  # reads first: 0.8 to 1.0 of the time
+            d = d if decay == ZERO else d + decay * x
+            m_j = beta1 * m_j + rest1 * d
+            v_j = beta2 * v_j + rest2 * d * d
+            x -= rate * m_j / (np.sqrt(v_j) + eps)
+            m[j], v[j], p[j] = m_j, v_j, x
 
 
 @Kernel.of(void(int64, int64, ids, positions, float32, float32, float32))

@@ -21,9 +21,8 @@ def copied(begin, end, x, out):
 def updated(begin, end, p, g, m, v):
     p, g, m, v = p[begin:end], g[begin:end], m[begin:end], v[begin:end]
     for i in range(p.size):
-        m[i] += g[i]
-        v[i] += g[i]
-        p[i] += m[i] + v[i]
+        x, d, m_i, v_i = p[i], g[i], m[i], v[i]  # all are read before any is written
+        m[i], v[i], p[i] = m_i + d, v_i + d, x + d
 
 
 def traffic(workload: str) -> Steps:
