@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, float64, int64, types, void
 
-from .numba_math import ONE, ZERO, exp, f4, largest, sigmoid, sigmoid_and_slope
+from .numba_compiler import SUMS, inner
+from .numba_math import MINUS_INFINITY, ONE, ZERO, exp, f4, i4, larger, largest, sigmoid, sigmoid_and_slope
 from .numba_parts import Kernel
 from .numba_products import element, numbers_at
 
@@ -19,7 +20,10 @@ row, written_row = types.Array(float32, 1, "C", readonly=True), types.Array(floa
 
 CUBIC = f4(0.044715)
 COLUMNS = 64  # that one thread adds up at a time
+FEW, STEP, NEAR = 128, f4(8), f4(64)  # see softmax
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
+
+in_kernel = inner(fastmath=SUMS, error_model="numpy", forceinline=True)
 
 
 @Kernel.of(void(int64, int64, written, row))
@@ -125,19 +129,51 @@ def swiglu_gradient(begin, end, g, gate, x, gate_out, x_out):
         gate_out[i] = g[i] * x[i] * (s + gate[i] * slope)
 
 
+@in_kernel
+def powers(x, r, m, out):
+    """e^(x - m) of row r; returns their sum."""
+    total = ZERO
+    for i in range(x.shape[1]):
+        e = exp(x[r, i] - m)
+        out[r, i] = e
+        total += e
+    return total
+
+
+@in_kernel
+def scale(out, r, factor):
+    for i in range(out.shape[1]):
+        out[r, i] *= factor
+
+
+@in_kernel
+def scale_beside_largest(x, r, out, factor):
+    """The same, and :func:`largest` of row r of x, which costs next to nothing beside what waits for memory."""
+    most = least = MINUS_INFINITY
+    for i in range(x.shape[1]):
+        bits = f4(x[r, i]).view(i4)
+        most = bits if bits > most else most
+        least = bits if bits < least else least
+        out[r, i] *= factor
+    return larger(most, least)
+
+
 @Kernel
 def softmax(begin, end, x, out):
+    """e^(x - m) / sum(e^(x - m)): any m serves that is not too far below the largest x of the row.
+
+    In a wide row that is a guess by the first FEW elements, and the row is done over where it was a bad one. A multiple
+    of STEP is subtracted without rounding from all x of its sign that are larger, so that a good one does no harm.
+    """
     n = x.shape[1]
     for r in range(begin, end):
-        m = largest(x, r, n)
-        total = ZERO
-        for i in range(n):
-            e = exp(x[r, i] - m)
-            out[r, i] = e
-            total += e
-        share = ONE / total
-        for i in range(n):
-            out[r, i] *= share
+        if n <= FEW:
+            scale(out, r, ONE / powers(x, r, largest(x, r, n), out))
+            continue
+        m = STEP * np.rint(largest(x, r, FEW) / STEP)
+        most = scale_beside_largest(x, r, out, ONE / powers(x, r, m, out))
+        if not most - m <= NEAR:  # or NaN: beyond 88 the powers may be anything
+            scale(out, r, ONE / powers(x, r, most, out))
 
 
 @Kernel

@@ -19,6 +19,12 @@ MINUS_INFINITY = i4(-0x00800000)  # its bits
 
 
 @inline
+def larger(most, least):
+    """The larger one of two floats that are given by their bits, the largest and the least of some as integers."""
+    return i4(least if most < 0 else most).view(f4)
+
+
+@inline
 def largest(x, r, n):
     """The largest of the first n elements of row r, -inf of none. With a NaN among them it is that or any other.
 
@@ -31,7 +37,7 @@ def largest(x, r, n):
         bits = f4(x[r, i]).view(i4)
         most = bits if bits > most else most
         least = bits if bits < least else least
-    return i4(least if most < 0 else most).view(f4)
+    return larger(most, least)
 
 
 @inline

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, int64, void
 
-from .numba_compiler import SUMS, inner
-from .numba_kernels import read, row, written, written_row
+from .numba_kernels import in_kernel, read, row, written, written_row
 from .numba_math import INFINITY, ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
 
@@ -14,8 +13,6 @@ FEW = 256  # elements whose mean is the first guess of their row's
 # The variance is mean((x - guess)^2) - (mean - guess)^2. The second term may be this share of it at most, so that the
 # subtraction magnifies rounding at most 1.05 times.
 SLIGHT = f4(0.05)
-
-in_kernel = inner(fastmath=SUMS, error_model="numpy", forceinline=True)
 
 
 @in_kernel
