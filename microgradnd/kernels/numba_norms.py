@@ -95,10 +95,10 @@ def layer_norm_gradient(begin, end, g, x, weight, guess, rest, scale, before, ou
             total /= f4(n)
             along /= f4(n)
             for i in range(n):
+                d, w, w_sum, b_sum = g[r, i], weight[i], weight_parts[part, i], bias_parts[part, i]
                 normal = times(centred(x[r, i], m, left), s)
-                weight_parts[part, i] += g[r, i] * normal
-                bias_parts[part, i] += g[r, i]
-                out[r, i] = s * (g[r, i] * weight[i] - total - normal * along)
+                out[r, i] = s * (d * w - total - normal * along)  # all is read before any is written
+                weight_parts[part, i], bias_parts[part, i] = w_sum + d * normal, b_sum + d
             if before.size > 0:
                 for i in range(n):
                     out[r, i] += before[r, i]
@@ -148,9 +148,10 @@ def rms_norm_gradient(begin, end, g, x, weight, scale, before, out, weight_parts
                 along += g[r, i] * weight[i] * times(x[r, i], s)
             along /= f4(n)
             for i in range(n):
+                d, w, w_sum = g[r, i], weight[i], weight_parts[part, i]
                 normal = times(x[r, i], s)
-                weight_parts[part, i] += g[r, i] * normal
-                out[r, i] = s * (g[r, i] * weight[i] - normal * along)
+                out[r, i] = s * (d * w - normal * along)
+                weight_parts[part, i] = w_sum + d * normal
             if before.size > 0:
                 for i in range(n):
                     out[r, i] += before[r, i]
