@@ -22,6 +22,7 @@ pytest.register_assert_rewrite(
     "tests.against_pytorch",
     "tests.capture_on_cupy",
     "tests.numba_against_numpy",
+    "tests.op_gradients",
     "tests.training_steps",
     "tests.transformer_formulas",
 )

@@ -14,7 +14,7 @@ import microgradnd as mg
 import nn
 from microgradnd.kernels import chunked_attention
 from microgradnd.ops import attention as ops
-from tests.test_ops import assert_close
+from tests.op_gradients import assert_close
 
 MASK = np.random.default_rng(3).random((2, 1, 7, 7)) < 0.6
 OPTIONS: list[dict[str, Any]] = [

@@ -12,8 +12,8 @@ import pytest
 
 import microgradnd as mg
 from tests.conftest import Device
+from tests.op_gradients import drawn, evaluated
 from tests.op_table import BROADCASTING, ELEMENTWISE, OPS, Op
-from tests.test_ops import drawn, evaluated
 
 ULP = 2.0
 # A device's own functions are allowed more: CUDA's guide has up to 4 ulp for powf and 2 for tanhf.

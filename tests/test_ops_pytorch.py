@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import Device
+from tests.op_gradients import assert_close, drawn, gradients, varied, weights
 from tests.op_table import OPS, Op, Sample
-from tests.test_ops import assert_close, drawn, gradients, varied, weights
 
 CASES = [
     pytest.param(op, sample, id=f"{op}-{i}")

@@ -13,7 +13,7 @@ import pytest
 import microgradnd as mg
 import nn
 from microgradnd.autograd import edges_of
-from tests.test_ops import assert_close
+from tests.op_gradients import assert_close
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 4))
