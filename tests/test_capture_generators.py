@@ -1,7 +1,8 @@
-"""mg.capture: random generators as arguments, that are one or several, and branches after numbers were drawn."""
+"""mg.capture: random generators as arguments, that are one or several, branches and errors after numbers were drawn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import replays, warm
+from tests.training_steps import bits, replays, training_step, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -74,3 +75,23 @@ def test_a_generator_is_put_back_where_a_branch_goes_another_way() -> None:
         ours, expected = seeds(i), seeds(i)
         assert captured(X * 100, *ours).item() == step(X * 100, *expected).item()
         assert alike(ours, expected)
+
+
+def test_an_error_after_random_numbers_were_drawn() -> None:
+    def outcome(decorate: Callable[..., Any]) -> list[Any]:
+        model = nn.Sequential(nn.Linear(6, 8, rng=0), nn.Dropout(0.3, 5), nn.Linear(8, 3, rng=1))
+        dropout: Any = list(model.modules())[2]
+        step = decorate(training_step(model, nn.SGD(model.parameters(), 0.1)))
+        rows, labels = np.ones((4, 6), np.float32), np.array([0, 1, 2, 1])
+        found = []
+        for i in range(9):
+            wrong = i in (5, 7)
+            try:
+                step(rows, np.array([0, 1, 9, 1]) if wrong else labels)
+                assert not wrong
+            except IndexError:
+                assert wrong
+            found.append((bits(*[p.data for p in model.parameters()]), dropout.rng.bit_generator.state))
+        return found
+
+    assert outcome(mg.capture) == outcome(lambda step: step)

@@ -176,3 +176,27 @@ def test_the_result_of_a_captured_step_within_another_is_a_constant() -> None:
         return weight.data.tolist()
 
     assert weights_after(mg.capture) == weights_after(lambda step: step)
+
+
+class Once:
+    def __init__(self) -> None:
+        self.weight = mg.tensor(np.ones(3), requires_grad=True)
+
+    @mg.capture
+    def step(self, x: Any) -> Any:
+        return self.weight * x
+
+
+class Twice(Once):
+    @mg.capture
+    def step(self, x: Any) -> Any:
+        return super().step(x) + 1
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_an_object_whose_captured_method_overrides_another(copied: Any) -> None:
+    ours = Twice()
+    warm(ours.step, X)
+    other = copied(ours)
+    for _ in range(4):
+        np.testing.assert_array_equal(other.step(X).data, X + 1)
