@@ -12,7 +12,7 @@ import pytest
 
 import microgradnd as mg
 import nn
-from tests.training_steps import bits, replays
+from tests.training_steps import bits, replays, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -251,3 +251,12 @@ def test_an_interrupt_leaves_an_optimiser_usable(at: str) -> None:
     np.testing.assert_array_equal(weight.data, 1)
     optimizer.step()
     np.testing.assert_array_equal(weight.data, 1 - 0.1)
+
+
+def test_keywords_in_another_order_and_defaults() -> None:
+    step = mg.capture(lambda x, y=1.0, *, z: mg.tensor(x) - y * z)
+    for _ in range(3):
+        warm(lambda: step(x=X, y=0.5, z=2.0))
+        assert step(z=np.ones(3), x=X).numpy().tolist() == (X - 1).tolist()
+        assert step(z=np.ones(3) * 2, y=X, x=X).numpy().tolist() == (-X).tolist()
+        assert step(y=X, x=X, z=np.ones(3) * 2).numpy().tolist() == (-X).tolist()

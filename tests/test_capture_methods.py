@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import threading
 from collections.abc import Callable
@@ -200,3 +201,28 @@ def test_copies_of_an_object_whose_captured_method_overrides_another(copied: Any
     other = copied(ours)
     for _ in range(4):
         np.testing.assert_array_equal(other.step(X).data, X + 1)
+
+
+def test_equal_objects_have_captured_steps_of_their_own() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Model:
+        name: str
+        factor: float = dataclasses.field(compare=False)
+
+        @mg.capture
+        def step(self, x: Any) -> mg.Tensor:
+            return mg.tensor(x) * self.factor
+
+    models = [Model("m", 2.0), Model("m", 5.0)]
+    for _ in range(4):
+        assert [model.step(X).numpy().tolist() for model in models] == [(2 * X).tolist(), (5 * X).tolist()]
+
+    class Slots:
+        __slots__ = ()
+
+        @mg.capture
+        def step(self, x: Any) -> Any:
+            return x
+
+    with pytest.raises(TypeError, match="no attributes"):
+        Slots().step(X)
