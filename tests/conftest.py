@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
+from microgradnd.dtypes import as_dtype
 from tests import cupy_on_cpu
 
 pytest.register_assert_rewrite(
@@ -105,6 +106,14 @@ def numba_products(numba_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None
     from microgradnd.kernels import numba_compiler, numba_matmul  # noqa: F401 (in this order, as they are loaded)
 
     monkeypatch.setattr(numba_matmul, "FASTER", True)
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def low(request: pytest.FixtureRequest) -> Any:
+    """A float of 16 bits."""
+    if request.param == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: it comes with the extra bfloat16")
+    return as_dtype(request.param)
 
 
 class Device:
