@@ -15,6 +15,7 @@ import numpy as np
 from .autograd import Node, backpropagate
 from .dtypes import is_floating, is_narrow
 from .operands import attached
+from .operation_text import wrapper
 from .primitive import Conversion, Operation
 from .tensor import Tensor
 
@@ -38,7 +39,7 @@ def fused(
     """
 
     def decorate(reference: Callable[P, Tensor]) -> Callable[P, Tensor]:
-        return FusedOperation(reference, kernel, differentiated, conversion).wrapper()
+        return wrapper(FusedOperation(reference, kernel, differentiated, conversion))
 
     return decorate
 
