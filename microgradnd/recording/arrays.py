@@ -14,15 +14,7 @@ import numpy as np
 
 from .active import CaptureError, recorder
 from .instructions import Variable, is_array, is_on_device, library_of
-
-OPERATORS = {
-    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "floordiv": "floor_divide",
-    "mod": "remainder", "pow": "power", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or",
-    "xor": "bitwise_xor", "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal",
-    "eq": "equal", "ne": "not_equal", "neg": "negative", "pos": "positive", "abs": "absolute", "invert": "invert",
-}  # fmt: skip
-UNARY = ("neg", "pos", "abs", "invert")
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+from .operators import give_operators, give_operators_in_place
 
 
 class _Recorded:
@@ -127,38 +119,7 @@ def to_write(out: Any) -> Any:
     return out
 
 
-def _operator(name: str) -> Any:
-    function = getattr(operator, f"__{name}__")
-
-    def apply(self: Any, *other: Any) -> Any:
-        if other and getattr(other[0], "__array_ufunc__", self) is None:
-            return NotImplemented  # a tensor's own
-        return recorder().call("operator", name, function, (self, *other))
-
-    return apply
-
-
-def _reflected(name: str) -> Any:
-    function = getattr(operator, f"__{name}__")
-    return lambda self, other: recorder().call("operator", name, function, (other, self))
-
-
-def _in_place(name: str) -> Any:
-    function = getattr(operator, f"i{name}")
-
-    def apply(self: RecordedArray, other: Any) -> Any:
-        if not is_array(self.value):
-            return recorder().call("operator", name, getattr(operator, f"__{name}__"), (self, other))
-        recorder().call("in place", name, function, (self, other), writes=(self,))
-        return self
-
-    return apply
-
-
-for _name in OPERATORS:
-    setattr(_Recorded, f"__{_name}__", _operator(_name))
-    if _name not in UNARY + COMPARISONS:
-        setattr(_Recorded, f"__r{_name}__", _reflected(_name))
+give_operators(_Recorded)
 
 
 class RecordedNumber(_Recorded):
@@ -270,8 +231,7 @@ for _name in ("shape", "size", "nbytes"):
     setattr(RecordedArray, _name, _asking(_name))
 for _name in ("dtype", "ndim", "strides", "flags", "base", "device", "itemsize"):
     setattr(RecordedArray, _name, property(operator.attrgetter(f"value.{_name}")))
-for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    setattr(RecordedArray, f"__i{_name}__", _in_place(_name))
+give_operators_in_place(RecordedArray)
 
 
 def _is_numpys(name: str, function: Any) -> bool:

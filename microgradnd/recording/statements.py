@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .arrays import OPERATORS, UNARY
 from .instructions import Instruction, Variable, bare, variables
 from .literals import literal, slice_text
 from .names import Names
+from .operators import OPERATORS, UNARY
 from .program import Program
 from .writable import SHAPING, may_diverge
 

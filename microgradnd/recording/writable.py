@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from ..dtypes import is_narrow
-from .arrays import OPERATORS
 from .instructions import Instruction, Variable, bare
+from .operators import OPERATORS
 
 ELEMENTWISE = ("ufunc", "operator")  # kinds whose result may take the memory of an argument
 WITH_OUT = frozenset(
