@@ -1,4 +1,4 @@
-"""mg.capture: what can't be done again, such as draws from generators and effects on the world outside, is refused."""
+"""mg.capture: what can't be repeated is refused (random draws, effects on the world outside); NumPy's errors."""
 
 from __future__ import annotations
 

@@ -13,10 +13,13 @@ from tests.numba_against_numpy import normal
 # After the module above, which skips this one without Numba.
 from microgradnd.kernels import numba_kernels  # isort: skip
 
-WIDTHS = [300, numba_kernels.FEW, numba_kernels.FEW + 1, 2048]
+WIDTHS = [300, numba_kernels.LOOKED_AT, numba_kernels.LOOKED_AT + 1, 2048]
 # How far the largest element is above the others: around what the guess may be wrong by, what e^x is computed for, and
 # where the exponent of a float wraps around, once and twice.
 HEIGHTS = [0, 7, 30, 55, 63.5, 65, 80, 87, 89, 100, 128, 180, 270, 1e4, 1e30]
+
+
+ERROR = 5e-7  # relative, of probabilities that are not small
 
 
 def softmax(x: Any) -> Any:
@@ -34,7 +37,7 @@ def reference(x: Any) -> Any:
 @pytest.mark.parametrize("around", [0, -3, 4, -50, 50, 1000, -1e5])
 @pytest.mark.parametrize("n", WIDTHS)
 def test_a_large_element_anywhere(n: int, around: float) -> None:
-    places = [0, numba_kernels.FEW - 1, n // 2, n - 1]
+    places = [0, numba_kernels.LOOKED_AT - 1, n // 2, n - 1]
     x = np.concatenate([normal(len(HEIGHTS), n) + np.float32(around) for _ in places])
     for row, (place, height) in enumerate((place, height) for place in places for height in HEIGHTS):
         x[row, place] = np.float32(around + height)
@@ -44,6 +47,17 @@ def test_a_large_element_anywhere(n: int, around: float) -> None:
         seen = expected > above
         assert (np.abs(p - expected)[seen] / expected[seen]).max() < error
     assert p[expected < 1e-37].max(initial=0) < 2e-37
+
+
+@pytest.mark.parametrize("height", [1, 3.9, 7.5, 12, 29, 61])
+@pytest.mark.parametrize("around", [-160, -63.3, -30.1, -8, -3.7, 0, 4.2, 11.3, 100.7])
+def test_several_large_elements_far_above_the_guess(around: float, height: float) -> None:
+    """Each has a share that the rounding of its distance from the guess, another one for each, would show in."""
+    x = (normal(20, 1000, scale=0.5) + around).astype(np.float32)
+    x[:, 500:510] = around + height + normal(20, 10, seed=1, scale=0.5)
+    p, expected = softmax(x), reference(x)
+    seen = expected > 1e-3
+    assert (np.abs(p - expected)[seen] / expected[seen]).max() < ERROR
 
 
 @pytest.mark.parametrize("n", WIDTHS)

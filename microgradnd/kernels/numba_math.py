@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .numba_compiler import EXACT, inner
+from .numba_compiler import EXACT, SUMS, inner
 
 f4, i4 = np.float32, np.int32
 inline = inner(fastmath=EXACT, error_model="numpy")  # what LLVM inlines by itself
+in_kernel = inner(fastmath=SUMS, error_model="numpy", forceinline=True)  # parts of kernels, compiled as these are
 
 LOG2_E = f4(1.4426950408889634)
 LN_2_HIGH, LN_2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # Cody and Waite, 1980: n LN_2_HIGH is exact

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, int64, void
 
-from .numba_kernels import in_kernel, read, row, written, written_row
-from .numba_math import INFINITY, ONE, ZERO, centred, f4, times
+from .numba_kernels import read, row, written, written_row
+from .numba_math import INFINITY, ONE, ZERO, centred, f4, in_kernel, times
 from .numba_parts import Kernel
 
 FEW = 256  # elements whose mean is the first guess of their row's
@@ -97,7 +97,7 @@ def layer_norm_gradient(begin, end, g, x, weight, guess, rest, scale, before, ou
             for i in range(n):
                 d, w, w_sum, b_sum = g[r, i], weight[i], weight_parts[part, i], bias_parts[part, i]
                 normal = times(centred(x[r, i], m, left), s)
-                out[r, i] = s * (d * w - total - normal * along)  # all is read before any is written
+                out[r, i] = s * (d * w - total - normal * along)  # all is read before any is written: less time
                 weight_parts[part, i], bias_parts[part, i] = w_sum + d * normal, b_sum + d
             if before.size > 0:
                 for i in range(n):
@@ -150,7 +150,7 @@ def rms_norm_gradient(begin, end, g, x, weight, scale, before, out, weight_parts
             for i in range(n):
                 d, w, w_sum = g[r, i], weight[i], weight_parts[part, i]
                 normal = times(x[r, i], s)
-                out[r, i] = s * (d * w - normal * along)
+                out[r, i] = s * (d * w - normal * along)  # all is read before any is written
                 weight_parts[part, i] = w_sum + d * normal
             if before.size > 0:
                 for i in range(n):

@@ -145,8 +145,8 @@ class Exchange:
             self.generators[id(generator)] = RecordedGenerator(generator, variable)
         return self.generators[id(generator)]
 
-    def put_back(self, everything: Callable[[], Reach]) -> None:
-        """Put arrays and numbers where handles are, also where the step has put them, in ``everything`` in reach."""
+    def put_back(self, reach_now: Callable[[], Reach]) -> None:
+        """Put arrays and numbers where handles are, also where the step has put them and ``reach_now`` finds them."""
         for place, handle in self.replaced:
             value = place.look()
             if place.role in ("tuple", "node") and value is handle:
@@ -155,7 +155,7 @@ class Exchange:
                 place.set(value.value)
         expected = [*(place for place, _ in self.replaced), *self._reach.of_role("gradient")]
         known = {(id(place.owner), place.key) for place in expected}
-        reach = everything()
+        reach = reach_now()
         for cache, path in reach.caches:
             if any(without_handles(part) is not part for part in cached_values(cache)):
                 self._put_back_in_cache(cache, path)

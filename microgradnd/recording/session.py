@@ -71,27 +71,23 @@ class Session:
         self.keywords = tuple(kwargs)
         self.in_order = _takes_any_keyword(function)
         self.given = leaves(*args, *kwargs.values())
+        self._merge = merge
         with _one_at_a_time, uncollected():
-            self._run(function, args, kwargs, executed, merge)
+            self._run(function, args, kwargs, executed)
 
     def _run(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        executed: Executed,
-        merge: bool,
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], executed: Executed
     ) -> None:
         known = len(executed.globals)
 
-        def everything() -> Reach:
+        def reach_now() -> Reach:
             return Reach(function, (*args, *kwargs.values()), executed)
 
-        self.reach = everything()
+        self.reach = reach_now()
         if self.reach.refusal is not None:
             raise CaptureError(self.reach.refusal)
         self._recorder = Recorder(notes(function))
-        exchange = Exchange(self._recorder, self.reach, merge)
+        exchange = Exchange(self._recorder, self.reach, self._merge)
         self.short, self.arguments, self.replaced = exchange.short, exchange.arguments, exchange.replaced
         self.met_functions = False
         self.outputs: list[Variable] = []
@@ -109,7 +105,7 @@ class Session:
                 kept = [*(place for place, _ in self.replaced), *self.reach.of_role("gradient")]
                 self.finals = {id(place): _final(place) for place in kept}
             finally:
-                exchange.put_back(everything)
+                exchange.put_back(reach_now)
         if self._recorder.trouble is not None:
             raise self._recorder.trouble
         self.sets = self.reach.changed_plainly()
