@@ -12,7 +12,7 @@ import numpy as np
 from numba import boolean, float32, int64, types, void
 
 from .numba_compiler import inner
-from .numba_math import ONE, ZERO, exp, largest
+from .numba_math import ONE, ZERO, exp, largest, times
 from .numba_parts import Kernel
 from .numba_products import SIZE, VECTOR, address, copy_transposed, element, matrix, numbers_at, padded, tile_adder
 
@@ -164,7 +164,7 @@ def attention(begin, end, q, k, v, scale, causal, out, shift, total):
                 for r in range(count):
                     share, row = ONE / total[a, b, g, i + r], row_of(out, a, b, g, i + r)
                     for d in range(E):
-                        row[d] = o_rows[r, d] * share
+                        row[d] = times(o_rows[r, d], share)
 
 
 @Kernel.of(
@@ -193,7 +193,7 @@ def attention_gradient(begin, end, grad, q, k, v, scale, causal, out, shift, tot
                 for r in range(count):  # the weights are exp(score - largest) / total
                     share = ONE / total[a, b, g, i + r]
                     for d in range(E):
-                        g_rows[r, d] *= share
+                        g_rows[r, d] = times(g_rows[r, d], share)
                 seen = min(S, T, i + BLOCK) if causal else S
                 scores_of_block(p, q_rows, keys, i, count, seen, causal)
                 scores_of_block(dp, g_rows, values, i, count, seen, causal)

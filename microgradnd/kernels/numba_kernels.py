@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, float64, int64, types, void
 
-from .numba_math import MINUS_INFINITY, ONE, ZERO, exp, f4, i4, in_kernel, larger, largest, sigmoid, sigmoid_and_slope
+from .numba_math import ONE, ZERO, exp, f4, largest, sigmoid, sigmoid_and_slope, times
 from .numba_parts import Kernel
 from .numba_products import element, numbers_at
 
@@ -19,7 +19,6 @@ row, written_row = types.Array(float32, 1, "C", readonly=True), types.Array(floa
 
 CUBIC = f4(0.044715)
 COLUMNS = 64  # that one thread adds up at a time
-LOOKED_AT, STEP, NEAR = 128, f4(8), f4(64)  # see softmax
 SLOPE = f4(2 * np.sqrt(2 / np.pi))  # tanh(u) is 2 sigmoid(2 u) - 1
 
 
@@ -126,56 +125,19 @@ def swiglu_gradient(begin, end, g, gate, x, gate_out, x_out):
         gate_out[i] = g[i] * x[i] * (s + gate[i] * slope)
 
 
-@in_kernel
-def powers(x, r, m, out):
-    """e^(x - m) of row r; returns their sum."""
-    total = ZERO
-    for i in range(x.shape[1]):
-        e = exp(x[r, i] - m)
-        out[r, i] = e
-        total += e
-    return total
-
-
-@in_kernel
-def scale(out, r, factor):
-    """Multiply row r."""
-    for i in range(out.shape[1]):
-        out[r, i] *= factor
-
-
-@in_kernel
-def scale_beside_largest(out, r, factor, x):
-    """Multiply row r of ``out``; returns the largest element of row r of x, another array: see largest.
-
-    To look at x, too, costs next to nothing, since the loop waits for memory.
-    """
-    most = least = MINUS_INFINITY
-    for i in range(x.shape[1]):
-        bits = f4(x[r, i]).view(i4)
-        most = bits if bits > most else most
-        least = bits if bits < least else least
-        out[r, i] *= factor
-    return larger(most, least)
-
-
 @Kernel
 def softmax(begin, end, x, out):
-    """e^(x - m) / sum(e^(x - m)), in ``out``, another array than x; any m serves that is near the largest x of the row.
-
-    In a wide row that is a guess by the first LOOKED_AT elements, and the row is done over where it was a bad one. A
-    multiple of STEP, it costs no accuracy where m >= 0: x - m is exact for the x >= m, which matter most. Where m < 0
-    it is rounded, the more the further x is above m; so the guess has to be a better one.
-    """
     n = x.shape[1]
     for r in range(begin, end):
-        if n <= LOOKED_AT:
-            scale(out, r, ONE / powers(x, r, largest(x, r, n), out))
-            continue
-        m = STEP * np.rint(largest(x, r, LOOKED_AT) / STEP)
-        most = scale_beside_largest(out, r, ONE / powers(x, r, m, out), x)
-        if most - m > (STEP if m < ZERO else NEAR):  # beyond 88 the powers may be anything
-            scale(out, r, ONE / powers(x, r, most, out))
+        m = largest(x, r, n)
+        total = ZERO
+        for i in range(n):
+            e = exp(x[r, i] - m)
+            out[r, i] = e
+            total += e
+        share = ONE / total
+        for i in range(n):
+            out[r, i] = times(out[r, i], share)
 
 
 @Kernel
@@ -233,7 +195,7 @@ def cross_entropy_gradient(begin, end, g, x, index, shift, total, out):
     for r in range(begin, end):
         share = g / total[r]
         for i in range(n):
-            out[r, i] = exp(x[r, i] - shift[r]) * share
+            out[r, i] = times(exp(x[r, i] - shift[r]), share)
         out[r, index[r] - r * n] -= g
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .numba_compiler import EXACT, SUMS, inner
+from .numba_compiler import EXACT, inner
 
 f4, i4 = np.float32, np.int32
 inline = inner(fastmath=EXACT, error_model="numpy")  # what LLVM inlines by itself
-in_kernel = inner(fastmath=SUMS, error_model="numpy", forceinline=True)  # parts of kernels, compiled as these are
 
 LOG2_E = f4(1.4426950408889634)
 LN_2_HIGH, LN_2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # Cody and Waite, 1980: n LN_2_HIGH is exact
@@ -17,12 +16,6 @@ LN_2_HIGH, LN_2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # Cody and Waite, 198
 ROUND = f4(1.5 * 2**23 + 127)
 ZERO, HALF, ONE, INFINITY = f4(0), f4(0.5), f4(1), f4(np.inf)
 MINUS_INFINITY = i4(-0x00800000)  # its bits
-
-
-@inline
-def larger(most, least):
-    """The larger one of two floats that are given by their bits, the largest and the least of some as integers."""
-    return i4(least if most < 0 else most).view(f4)
 
 
 @inline
@@ -38,7 +31,7 @@ def largest(x, r, n):
         bits = f4(x[r, i]).view(i4)
         most = bits if bits > most else most
         least = bits if bits < least else least
-    return larger(most, least)
+    return i4(least if most < 0 else most).view(f4)
 
 
 @inline
@@ -77,7 +70,11 @@ def centred(x, guess, rest):
 
 @inline
 def times(x, scale):
-    """The product, before anything else is multiplied with it, which might be too large."""
+    """The product of these two, before anything else is multiplied with it, which might be too large.
+
+    Nor is it made a division: where sums may be added up in any order, LLVM takes x (1 / t) for x / t, and divides each
+    element of a row by the same t.
+    """
     return x * scale
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, int64, void
 
+from .numba_compiler import SUMS, inner
 from .numba_kernels import read, row, written, written_row
-from .numba_math import INFINITY, ONE, ZERO, centred, f4, in_kernel, times
+from .numba_math import INFINITY, ONE, ZERO, centred, f4, times
 from .numba_parts import Kernel
 
 FEW = 256  # elements whose mean is the first guess of their row's
 # The variance is mean((x - guess)^2) - (mean - guess)^2. The second term may be this share of it at most, so that the
 # subtraction magnifies rounding at most 1.05 times.
 SLIGHT = f4(0.05)
+
+in_kernel = inner(fastmath=SUMS, error_model="numpy", forceinline=True)
 
 
 @in_kernel
@@ -97,7 +100,7 @@ def layer_norm_gradient(begin, end, g, x, weight, guess, rest, scale, before, ou
             for i in range(n):
                 d, w, w_sum, b_sum = g[r, i], weight[i], weight_parts[part, i], bias_parts[part, i]
                 normal = times(centred(x[r, i], m, left), s)
-                out[r, i] = s * (d * w - total - normal * along)  # all is read before any is written: less time
+                out[r, i] = s * (d * w - total - times(normal, along))  # all is read before any is written: less time
                 weight_parts[part, i], bias_parts[part, i] = w_sum + d * normal, b_sum + d
             if before.size > 0:
                 for i in range(n):
@@ -150,7 +153,7 @@ def rms_norm_gradient(begin, end, g, x, weight, scale, before, out, weight_parts
             for i in range(n):
                 d, w, w_sum = g[r, i], weight[i], weight_parts[part, i]
                 normal = times(x[r, i], s)
-                out[r, i] = s * (d * w - normal * along)  # all is read before any is written
+                out[r, i] = s * (d * w - times(normal, along))  # all is read before any is written
                 weight_parts[part, i] = w_sum + d * normal
             if before.size > 0:
                 for i in range(n):
