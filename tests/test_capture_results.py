@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import re
+import weakref
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,33 @@ def test_gradients_that_somebody_holds_stay_what_they_are() -> None:
             copies += [np.array(x.numpy() if isinstance(x, mg.Tensor) else x) for x in held[-3:]]
     assert bits(*held) == bits(*copies)
     assert replays(step) >= 9
+
+
+@pytest.mark.parametrize("clears_before", [True, False])
+def test_gradients_and_states_of_earlier_calls_leave_memory(clears_before: bool) -> None:
+    weight = mg.tensor(np.eye(4), requires_grad=True)
+    state = {"hidden": np.ones((3, 4))}
+
+    def step(x: Any) -> None:
+        if clears_before:
+            weight.zero_grad()
+        hidden = mg.tanh(x @ weight + state["hidden"])
+        hidden.sum().backward()
+        state["hidden"] = hidden.detach().data
+        if not clears_before:
+            weight.data -= 0.1 * weight.grad.data  # type: ignore[union-attr]
+            weight.zero_grad()
+
+    step = mg.capture(step)
+    seen: list[Any] = []
+    for i in range(6):
+        step(np.full((3, 4), float(i)))
+        seen.append([weakref.ref(x) for x in (weight._node.grad, state["hidden"]) if x is not None])  # type: ignore[union-attr]
+    gc.collect()
+    assert replays(step) >= 3
+    now = [weight._node.grad, state["hidden"]]  # type: ignore[union-attr]
+    for ref in itertools.chain(*seen):
+        assert ref() is None or any(ref() is x for x in now)
 
 
 @pytest.mark.parametrize("size", [3, 1 << 17])

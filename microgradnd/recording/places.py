@@ -15,6 +15,7 @@ import numpy as np
 
 FIRST = 16  # results of a cache that are looked at
 GONE = object()  # what lies in a place that is there no more
+PRESENT = object()  # stands for a value that would stay in memory
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic)
 
 

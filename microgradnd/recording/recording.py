@@ -31,7 +31,7 @@ from .guard import (
     which_generators,
 )
 from .instructions import Variable, current_device, current_stream, is_array
-from .places import Place
+from .places import PRESENT, Place
 from .program import Program
 from .recorder import flat
 from .results import Output, data_of
@@ -90,7 +90,10 @@ class Recording:
         self._plan(session)
         self._write(session)
         self._prepare(session)
-        self.watch = Watch(self.reach, {id(place) for place, _ in self.effects.assigned})
+        assigned = [place for place, _ in self.effects.assigned]
+        self.watch = Watch(self.reach, set(map(id, assigned)))
+        for place in (*self.effects.leaves, *assigned):  # of which each call has others: what lay there may go
+            place.value = None if place.value is None else PRESENT
 
     def __repr__(self) -> str:
         arrays = [(kind, layout) for kind, layout in self.arguments if kind is Tensor or kind in NAMESPACES]
