@@ -62,6 +62,83 @@ def test_gradients_and_states_of_earlier_calls_leave_memory(clears_before: bool)
         assert ref() is None or any(ref() is x for x in now)
 
 
+def test_a_state_that_shares_memory_with_a_parameter_and_parts_from_it() -> None:
+    def trained(capture: bool) -> list[Any]:
+        base = np.arange(3.0)
+        parameter, state = mg.tensor(np.ones(3)), {"v": base}
+        parameter.data = base
+
+        def step(x: Any) -> None:
+            y = state["v"] * 1.0
+            parameter.data += x
+            state["v"] = y + x
+
+        called = mg.capture(step) if capture else step
+        for i in range(9):
+            called(np.full(3, i + 1.0))
+            if i < 3:
+                state["v"] = base
+        assert not capture or replays(called) >= 3
+        return [parameter, state["v"]]
+
+    assert bits(*trained(True)) == bits(*trained(False))
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_backward_refuses_a_graph_of_what_a_replay_changes_and_takes_away(swaps: bool) -> None:
+    a, b = mg.tensor(np.ones(3)), mg.tensor(np.full(3, 2.0))
+    weight = mg.tensor(np.ones(3), requires_grad=True)
+
+    def step(x: Any) -> None:
+        a.data += x
+        if swaps:
+            a.data, b.data = b.data, a.data
+        else:
+            a.data = a.data * 0.5
+
+    step = mg.capture(step)
+    for i in range(8):
+        loss = (weight * a).sum()
+        step(np.full(3, i + 1.0))
+        with pytest.raises(RuntimeError, match="changed in place"):
+            loss.backward()
+    assert replays(step) >= 4
+
+
+def test_backward_refuses_a_graph_of_what_shared_memory_with_a_state() -> None:
+    base = np.arange(3.0)
+    parameter, weight = mg.tensor(np.ones(3)), mg.tensor(np.ones(3), requires_grad=True)
+    parameter.data, state = base, {"v": base}
+
+    @mg.capture
+    def step(x: Any) -> None:
+        state["v"] = np.zeros(3) + x
+        parameter.data += x
+
+    for i in range(6):
+        loss = (weight * parameter).sum()
+        step(np.full(3, i + 1.0))
+        with pytest.raises(RuntimeError, match="changed in place"):
+            loss.backward()
+        state["v"] = base
+    assert replays(step) >= 3
+
+
+def test_states_that_share_memory_and_change_in_place() -> None:
+    whole = np.ones((3, 4))
+    state = {"whole": whole, "part": whole[1:]}
+
+    @mg.capture
+    def step(x: Any) -> None:
+        state["part"] += x[1:]
+        state["whole"] = state["whole"] + 1
+        state["part"] = state["whole"][1:]
+
+    step(np.ones((3, 4)))
+    with pytest.raises(mg.CaptureError, match="shares memory"):
+        step(np.ones((3, 4)))
+
+
 @pytest.mark.parametrize("size", [3, 1 << 17])
 def test_results_are_nobody_elses(size: int) -> None:
     """Small ones are copied from a buffer, large ones made anew."""

@@ -52,7 +52,7 @@ class Effects:
             if place.role == "array":
                 if type(final) is RecordedArray and final.variable is not handle.variable:
                     self.assigned.append((place, final.variable))
-                    handle.variable.kind, handle.variable.array = "argument", None
+                    handle.variable.kind = "argument"
                     self.loaded.append((place, handle.variable))
             elif place.role == "gradient":
                 handle.variable.kind = "argument"
