@@ -35,7 +35,7 @@ def adam_all(begin, end, arrays, edges, decay, shrink, beta1, rest1, beta2, rest
         p, g = numbers_of(arrays[i, 0], start, count), numbers_of(arrays[i, 1], start, count)
         m, v = numbers_of(arrays[i, 2], start, count), numbers_of(arrays[i, 3], start, count)
         for j in range(count):
-            x, d, m_j, v_j = p[j] * shrink, g[j], m[j], v[j]  # all before any is written: less time
+            x, d, m_j, v_j = p[j] * shrink, g[j], m[j], v[j]  # read before any is written: less time
             d = d if decay == ZERO else d + decay * x
             m_j = beta1 * m_j + rest1 * d
             v_j = beta2 * v_j + rest2 * d * d

@@ -174,8 +174,8 @@ class Recording:
         for place, handle in session.replaced:
             if place.role == "array":
                 self._by_variable.setdefault(handle.variable, []).append(place)
-        # What is taken from one of them, since the step assigns to it, and is expected to lie in the others too.
-        self._parting = [x for v, x in self._by_variable.items() if v.kind == "argument" and len(x) > 1]
+        # Places that held one array when the step was recorded, which a replay takes from one of them.
+        self._loaded_as_one = [x for v, x in self._by_variable.items() if v.kind == "argument" and len(x) > 1]
         self.kept_leaves = [place.owner for place, _ in self.effects.kept]
         kept = set(map(id, self.kept_leaves))
         self.other_leaves = [(x.owner, x.value is None) for x in self.effects.leaves if id(x.owner) not in kept]
@@ -194,21 +194,25 @@ class Recording:
         changed = {v.root for x in self.program.body for v in x.writes}
         self._written = [root for root in changed if root.array is not None and root.kind != "argument"]
         self._changes_arguments = any(v.root in changed for v in session.arguments)
-        left = Counter(v.root for v in self.effects.arrays)
-        assigned = {id(place): v for place, v in self.effects.assigned}
-        for place, handle in session.replaced:
-            if id(place) in assigned and left[assigned[id(place)].root] > 1 and handle.variable.root in changed:
-                raise CaptureError(
-                    f"capture: the step changes {place.path} in place and leaves another array there, which shares "
-                    "memory with one that it leaves elsewhere; replays leave separate arrays. Leave a copy"
-                )
-        taken = [*session.arguments, *(v for _, v in self.effects.loaded)]  # what a replay is called with
-        self._written_anew = [i for i, v in enumerate(taken) if v.kind == "argument" and v.root in changed]
+        self._refuse_shared(session, changed)
+        taken = [*session.arguments, *(v for _, v in self.effects.loaded)]  # the arrays that a replay is called with
+        self._written_positions = [i for i, v in enumerate(taken) if v.kind == "argument" and v.root in changed]
         self._changing = [
             place
             for place, handle in session.replaced
             if any(type(x) is RecordedArray and x.variable.root in changed for x in flat([handle]))
         ]
+
+    def _refuse_shared(self, session: Session, changed: set[Variable]) -> None:
+        """Refuse arrays that the step leaves in one piece of memory and changes in place in the next call."""
+        left = Counter(v.root for v in self.effects.arrays)
+        final = {id(place): v for place, v in self.effects.assigned}
+        for place, handle in session.replaced:
+            if id(place) in final and left[final[id(place)].root] > 1 and handle.variable.root in changed:
+                raise CaptureError(
+                    f"capture: the step changes {place.path} in place and leaves another array there, which shares "
+                    "memory with one that it leaves elsewhere; replays leave separate arrays. Leave a copy"
+                )
 
     def bind(self) -> None:
         """Make the buffers and the function, for the arrays that are there now."""
@@ -223,7 +227,7 @@ class Recording:
         self.buffers = [scope[self._text.names[variable]] for _, variable in self.effects.kept]
         self.records = [record_of(v.array) for v in self._written]
         self.attempt, self._scope_of_attempt, self._unheld = attempt_function(self, step)
-        if self._written_anew or self._parting:  # rare, and looked after by why_not and replay
+        if self._written_positions or self._loaded_as_one:  # seen to by why_not and replay alone: rare
             self.attempt = missed
         self._step = step  # last: it says that all is there
 
@@ -253,7 +257,7 @@ class Recording:
             if type(value) not in NAMESPACES or layout_of(value) != layout_of(place.value):
                 return path
             rebind = True
-        for places in self._by_variable.values() if rebind else self._parting:
+        for places in self._by_variable.values() if rebind else self._loaded_as_one:
             if any(place.get() is not places[0].get() for place in places):
                 return PARTED
         if rebind and not self._chains_hold():
@@ -327,9 +331,9 @@ class Recording:
                 raise
         else:
             out = self._run(arrays)
-        if self.records or self._written_anew:
+        if self.records or self._written_positions:
             order = next_change()
-            for record in (*self.records, *(record_of(arrays[i]) for i in self._written_anew)):
+            for record in (*self.records, *(record_of(arrays[i]) for i in self._written_positions)):
                 record[1] = order
         self.calls += 1
         if self._fills:
