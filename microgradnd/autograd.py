@@ -148,14 +148,13 @@ def backpropagate(
     Raises RuntimeError where the graph was freed before, or where a value saved for the gradient has been
     changed in place since.
     """
-    found: dict[Any, Any] = {}
     if root.__class__ is Leaf if targets is None else root in targets:
         return {root: g}
     if root.__class__ is Leaf:
         return {}  # nothing leads from it to a target
     needed = None if targets is None else _leading_to(targets, root)
     retain_graph = retain_graph or create_graph
-    grads: dict[Any, Any] = {root: g}
+    grads: dict[Any, Any] = {root: g}  # of other nodes until their turn, of results to the end
     del g  # which is not needed any more once the root has had its turn
     allocated: set[Any] = set()  # nodes whose gradient is a sum made here: nobody else holds it
     waiting: list[Any] = [(root.order, root)]
@@ -183,44 +182,41 @@ def backpropagate(
             except Exception as error:
                 error.add_note(f"(in the gradient of {op.name} with respect to {op.arguments[index]})")
                 raise
-            # Results are kept until the end, the gradients of other nodes until their turn.
-            is_result = parent.__class__ is Leaf if targets is None else parent in targets
-            sums = found if is_result else grads
             if shape != parent.shape:
                 if gx.__class__ is Onto:
-                    before = sums.get(parent)
+                    before = grads.get(parent)
                     gx = gx.compute(before)
                     if before is not None:
-                        sums[parent] = gx if gx.dtype == parent.dtype else _cast(gx, parent.dtype, op, index)
+                        grads[parent] = gx if gx.dtype == parent.dtype else _cast(gx, parent.dtype, op, index)
                         allocated.add(parent)
                         continue
                 elif gx.__class__ is Part:
                     if parent in allocated and parent.shape:  # sums of 0-d arrays are numbers
-                        sums[parent][gx.index] += gx.g
+                        grads[parent][gx.index] += gx.g
                         continue
                     gx = gx.whole()
-                    if parent not in sums:
+                    if parent not in grads:
                         allocated.add(parent)
                 else:
                     gx = _sum_to(gx, parent.shape, op, index)
             if gx.dtype is not parent.dtype and gx.dtype != parent.dtype:
                 gx = _cast(gx, parent.dtype, op, index)
-            if parent in sums:
+            if parent in grads:
                 if parent in allocated:
-                    sums[parent] += gx
+                    grads[parent] += gx
                 else:
-                    sums[parent] = sums[parent] + gx
+                    grads[parent] = grads[parent] + gx
                     if not create_graph:
                         allocated.add(parent)
                 continue
-            sums[parent] = gx
-            if not is_result:
+            grads[parent] = gx
+            if parent.__class__ is not Leaf if targets is None else parent not in targets:
                 heappush(waiting, (parent.order, parent))
             elif not create_graph:
                 del gx  # whether a variable counts depends on the release of Python: the dictionary alone holds it
-                if sums[parent].base is not None or getrefcount(sums[parent]) > UNSHARED:
-                    sums[parent] = sums[parent].copy()  # somebody else holds its memory: as g, as a saved value
-    return found
+                if grads[parent].base is not None or getrefcount(grads[parent]) > UNSHARED:
+                    grads[parent] = grads[parent].copy()  # somebody else holds its memory: as g, as a saved value
+    return grads
 
 
 def edges_of(node: Node | Leaf) -> Iterator[tuple[Any, int, tuple[Any, ...]]]:
