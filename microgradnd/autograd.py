@@ -154,7 +154,7 @@ def backpropagate(
         return {}  # nothing leads from it to a target
     needed = None if targets is None else _leading_to(targets, root)
     retain_graph = retain_graph or create_graph
-    grads: dict[Any, Any] = {root: g}  # of other nodes until their turn, of results to the end
+    grads: dict[Any, Any] = {root: g}  # of results to the end, of other nodes until their turn
     del g  # which is not needed any more once the root has had its turn
     allocated: set[Any] = set()  # nodes whose gradient is a sum made here: nobody else holds it
     waiting: list[Any] = [(root.order, root)]
@@ -210,7 +210,8 @@ def backpropagate(
                         allocated.add(parent)
                 continue
             grads[parent] = gx
-            if parent.__class__ is not Leaf if targets is None else parent not in targets:
+            is_result = parent.__class__ is Leaf if targets is None else parent in targets
+            if not is_result:
                 heappush(waiting, (parent.order, parent))
             elif not create_graph:
                 del gx  # whether a variable counts depends on the release of Python: the dictionary alone holds it

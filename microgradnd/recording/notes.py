@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import ops
 
-NAMELESS = ("_giving_arrays", "noted", "taken")  # whose inner functions say nothing of what they do
+NAMELESS = ("computing_in_float32", "noted", "taken")  # whose inner functions say nothing of what they do
 
 
 def notes(function: Any) -> Callable[[], str]:
@@ -18,26 +18,35 @@ def notes(function: Any) -> Callable[[], str]:
     """
     end = getattr(getattr(function, "__func__", function), "__code__", None)
     operations = [x.operation for x in vars(ops).values() if hasattr(x, "operation")]
+    known = {x.name for x in operations}
     gradients = {
         vjp.__code__: x.name for x in operations for vjp in x.vjps if vjp is not None and x.pullback_text == "None"
     }
 
+    latest = ""  # of the gradients: a pullback leaves functions to be called after it, which may be of private ones
+
     def note() -> str:
+        nonlocal latest
         frame: Any = sys._getframe(2)
-        inner = ""
+        name, is_left = "", False
         while frame is not None and frame.f_code is not end:
             code = frame.f_code
             if code.co_filename.startswith("<microgradnd operation"):
                 return str(code.co_name)
             if code.co_name == "backpropagate":
-                return f"gradient of {inner}" if inner else "sum of gradients"
+                latest = name or (latest if is_left else "")
+                return f"gradient of {latest}" if latest else "sum of gradients"
             if code.co_name == "clip_grad_norm":
                 return "clip_grad_norm"
             if code.co_name == "_update":
                 return str(code.co_qualname.partition(".")[0])
             kernel, local, _ = code.co_qualname.partition(".<locals>.")
             if not frame.f_globals.get("__name__", "").startswith(str(__package__)):  # not of the recording itself
-                inner = inner or gradients.get(code) or (kernel if local and kernel not in NAMELESS else "")
+                if kernel.strip("_") in known:
+                    kernel = kernel.strip("_")
+                is_named = local and kernel not in NAMELESS and not kernel.startswith("_")
+                name = gradients.get(code) or (kernel if is_named else name)
+                is_left = is_left or bool(local)
             frame = frame.f_back
         return ""
 

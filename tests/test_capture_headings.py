@@ -1,0 +1,53 @@
+"""The text of a captured step: each part is headed with the operation, gradient or optimiser that it comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+from tests.training_steps import training_step
+
+
+def headings(step: Any) -> list[str]:
+    return [line.strip() for line in step.source.split("\n") if line.strip().startswith("# ")]
+
+
+def captured_headings(model: nn.Module) -> list[str]:
+    step: Any = mg.capture(training_step(model, nn.SGD(model.parameters(), 0.1)))
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        step(rng.standard_normal((300, 40), np.float32), rng.integers(0, 5, 300))
+    return headings(step)
+
+
+def of_operations(activation: Any) -> list[str]:
+    """In the order in which they are computed; what follows under the same heading has none of its own."""
+    if activation is nn.SiLU:
+        layers, gradients = ["linear", "silu"] * 2 + ["linear"], ["linear"] + ["silu", "linear"] * 2
+    else:
+        name = "linear_relu" if activation is nn.ReLU else "linear_gelu"
+        layers, gradients = [name, "linear"], ["linear", name]
+    backward = [f"gradient of {name}" for name in ("cross_entropy", *gradients, "layer_norm")]
+    return [f"# {name}" for name in ("layer_norm", *layers, "cross_entropy", *backward, "SGD")]
+
+
+def model(activation: Any) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(40), *nn.MLP([40, 50, 50, 5], activation, rng=0))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.SiLU])
+def test_parts_are_headed_with_operations_and_their_gradients(activation: Any, numpy_kernels: None) -> None:
+    assert captured_headings(model(activation)) == of_operations(activation)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.SiLU])
+def test_compiled_kernels_have_the_same_headings(activation: Any, request: pytest.FixtureRequest) -> None:
+    """Several in a row are one call, which is headed with the first and the last one."""
+    pytest.importorskip("numba")
+    request.getfixturevalue("numba_kernels")
+    found = [name for heading in captured_headings(model(activation)) for name in heading[2:].split(" to ")]
+    assert {f"# {name}" for name in found} <= set(of_operations(activation))
