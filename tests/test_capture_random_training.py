@@ -14,7 +14,7 @@ import nn
 from tests.training_steps import bits, replays
 
 WIDTH, CLASSES, LENGTH = 8, 11, 4
-SEEDS, CALLS = 10, 14
+SEEDS, CALLS = 6, 14
 
 Seed = np.random.Generator
 
