@@ -12,7 +12,7 @@ from microgradnd.backends import NAMESPACES
 
 from .optim import Optimizer, Params, arrays_of, as_float, for_all
 
-BLOCK = 1 << 16  # elements at a time: what is computed in between is small and stays in the cache
+BLOCK = 1 << 18  # elements at a time: what is computed in between is small and stays in the cache
 
 
 def _blocks(*arrays: Any) -> Iterator[list[Any]]:

@@ -51,3 +51,18 @@ def test_compiled_kernels_have_the_same_headings(activation: Any, request: pytes
     request.getfixturevalue("numba_kernels")
     found = [name for heading in captured_headings(model(activation)) for name in heading[2:].split(" to ")]
     assert {f"# {name}" for name in found} <= set(of_operations(activation))
+
+
+def test_sums_of_gradients_have_a_heading_of_their_own(request: pytest.FixtureRequest) -> None:
+    """Of a layer that is used twice: the sums lie between the parts of one operation's gradient."""
+    pytest.importorskip("numba")
+    request.getfixturevalue("numba_kernels")
+    shared = nn.Linear(40, 40, rng=0)
+    found = captured_headings(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(40, 5, rng=1)))
+    assert found[-5:] == [
+        "# gradient of linear_relu",
+        "# sum of gradients",
+        "# gradient of linear_relu",
+        "# sum of gradients",
+        "# SGD",
+    ]

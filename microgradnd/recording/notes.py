@@ -34,8 +34,8 @@ def notes(function: Any) -> Callable[[], str]:
             if code.co_filename.startswith("<microgradnd operation"):
                 return str(code.co_name)
             if code.co_name == "backpropagate":
-                latest = name or (latest if is_left else "")
-                return f"gradient of {latest}" if latest else "sum of gradients"
+                latest = name or latest
+                return f"gradient of {latest}" if name or is_left else "sum of gradients"
             if code.co_name == "clip_grad_norm":
                 return "clip_grad_norm"
             if code.co_name == "_update":
