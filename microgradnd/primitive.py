@@ -180,6 +180,8 @@ def _giving_arrays(name: str, argument: str, vjp: Vjp) -> Vjp:
             raise TypeError(f"{name}: the gradient with respect to {argument} must be an array, got {found!r}")
         return found
 
+    # By this captured steps head what it does: a vjp may be a lambda.
+    gradient.__code__ = gradient.__code__.replace(co_qualname=f"{name}.<locals>.gradient")
     return gradient
 
 

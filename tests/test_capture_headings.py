@@ -12,6 +12,11 @@ import nn
 from tests.training_steps import training_step
 
 
+@mg.primitive(x=lambda g, x: 3 * g * x * x)
+def cube(xp: Any, x: Any) -> Any:
+    return x * x * x
+
+
 def headings(step: Any) -> list[str]:
     return [line.strip() for line in step.source.split("\n") if line.strip().startswith("# ")]
 
@@ -51,6 +56,13 @@ def test_compiled_kernels_have_the_same_headings(activation: Any, request: pytes
     request.getfixturevalue("numba_kernels")
     found = [name for heading in captured_headings(model(activation)) for name in heading[2:].split(" to ")]
     assert {f"# {name}" for name in found} <= set(of_operations(activation))
+
+
+def test_primitives_from_outside_have_their_names(numpy_kernels: None) -> None:
+    found = captured_headings(nn.Sequential(nn.Linear(40, 30, rng=0), cube, nn.Linear(30, 5, rng=1)))
+    forward = ["linear", "cube", "linear", "cross_entropy"]
+    backward = [f"gradient of {name}" for name in ("cross_entropy", "linear", "cube", "linear")]
+    assert found == [f"# {name}" for name in (*forward, *backward, "SGD")]
 
 
 def test_sums_of_gradients_have_a_heading_of_their_own(request: pytest.FixtureRequest) -> None:

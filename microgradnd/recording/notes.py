@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import ops
 
+KERNELS = f"{str(__package__).rpartition('.')[0]}.kernels."
 NAMELESS = ("computing_in_float32", "noted", "taken")  # whose inner functions say nothing of what they do
 
 
@@ -41,12 +42,13 @@ def notes(function: Any) -> Callable[[], str]:
             if code.co_name == "_update":
                 return str(code.co_qualname.partition(".")[0])
             kernel, local, _ = code.co_qualname.partition(".<locals>.")
-            if not frame.f_globals.get("__name__", "").startswith(str(__package__)):  # not of the recording itself
+            module = frame.f_globals.get("__name__", "")
+            if not module.startswith(str(__package__)):  # not of the recording itself
                 if kernel.strip("_") in known:
                     kernel = kernel.strip("_")
                 is_named = local and kernel not in NAMELESS and not kernel.startswith("_")
                 name = gradients.get(code) or (kernel if is_named else name)
-                is_left = is_left or bool(local)
+                is_left = is_left or (local != "" and module.startswith(KERNELS))
             frame = frame.f_back
         return ""
 
