@@ -11,12 +11,13 @@ import pytest
 
 import microgradnd as mg
 import nn
+from tests import training_steps
 from tests.training_steps import bits, replays
 
 WIDTH, CLASSES, LENGTH = 8, 11, 4
 SEEDS, CALLS = 6, 14
 
-Seed = np.random.Generator
+Generator = np.random.Generator
 
 
 @mg.primitive(x=lambda g, x: 3 * g * x * x)
@@ -36,15 +37,16 @@ class Residual(nn.Module):
 class Twice(nn.Module):
     """One layer's parameters, used two times."""
 
-    def __init__(self, rng: Seed) -> None:
+    def __init__(self, rng: Generator) -> None:
         self.inner = nn.Linear(WIDTH, WIDTH, rng=rng)
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
-        return self.inner(mg.tanh(self.inner(x)))  # type: ignore[no-any-return]
+        out: mg.Tensor = self.inner(mg.tanh(self.inner(x)))
+        return out
 
 
 class Gate(nn.Module):
-    def __init__(self, rng: Seed) -> None:
+    def __init__(self, rng: Generator) -> None:
         self.scale = mg.tensor(rng.standard_normal(WIDTH, np.float32), requires_grad=True)
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
@@ -56,7 +58,8 @@ class Recomputed(nn.Module):
         self.inner = inner
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
-        return mg.checkpoint(self.inner)(x)  # type: ignore[no-any-return]
+        out: mg.Tensor = mg.checkpoint(self.inner)(x)
+        return out
 
 
 def halves(x: mg.Tensor) -> mg.Tensor:
@@ -68,7 +71,7 @@ def centred(x: mg.Tensor) -> mg.Tensor:
     return x - x.mean(axis=-1, keepdims=True) + x.detach().max(axis=-1, keepdims=True)
 
 
-LAYERS: list[Callable[[Seed], Any]] = [
+LAYERS: list[Callable[[Generator], Any]] = [
     lambda rng: nn.Linear(WIDTH, WIDTH, rng=rng),
     lambda rng: nn.ReLU(),
     lambda rng: nn.GELU("tanh" if rng.random() < 0.5 else "none"),
@@ -86,7 +89,7 @@ LAYERS: list[Callable[[Seed], Any]] = [
 ]
 
 
-def layer(rng: Seed) -> Any:
+def layer(rng: Generator) -> Any:
     kind = rng.random()
     if kind < 0.1:
         return Residual(layer(rng))
@@ -96,7 +99,7 @@ def layer(rng: Seed) -> Any:
 
 
 class Model(nn.Module):
-    def __init__(self, rng: Seed) -> None:
+    def __init__(self, rng: Generator) -> None:
         self.embedding = nn.Embedding(CLASSES, WIDTH, rng=rng)
         self.layers = [layer(rng) for _ in range(rng.integers(1, 6))]
         self.head = None if rng.random() < 0.3 else nn.Linear(WIDTH, CLASSES, rng=rng)  # None: the embedding's weight
@@ -110,11 +113,8 @@ class Model(nn.Module):
 
 
 OPTIMIZERS: list[Callable[[Any], nn.Optimizer]] = [
-    lambda params: nn.SGD(params, 0.05),
-    lambda params: nn.SGD(params, 0.05, momentum=0.9, weight_decay=0.01),
-    lambda params: nn.Adam(params, 0.01, weight_decay=0.02),
+    *training_steps.OPTIMIZERS.values(),
     lambda params: nn.AdamW([{"params": params[:2], "lr": 0.02}, {"params": params[2:]}], 0.01),
-    lambda params: nn.RMSprop(params, 0.01, centered=True, momentum=0.5),
 ]
 
 
@@ -191,7 +191,8 @@ def change(training: Training, u: float) -> None:
 
 
 def set_gradient(training: Training, u: float) -> None:
-    training.params[-1].grad = None if u < 0.5 else np.full(training.params[-1].shape, u, np.float32)  # type: ignore[assignment]
+    last = training.params[-1]
+    last.grad = None if u < 0.5 else mg.tensor(np.full(last.shape, u, np.float32))
 
 
 def add_layer(training: Training, u: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import ops
 
-KERNELS = f"{str(__package__).rpartition('.')[0]}.kernels."
+KERNELS = f"{str(__package__).rpartition('.')[0]}.kernels."  # with what the names of their modules begin
 NAMELESS = ("computing_in_float32", "noted", "taken")  # whose inner functions say nothing of what they do
 
 
@@ -24,19 +24,19 @@ def notes(function: Any) -> Callable[[], str]:
         vjp.__code__: x.name for x in operations for vjp in x.vjps if vjp is not None and x.pullback_text == "None"
     }
 
-    latest = ""  # of the gradients: a pullback leaves functions to be called after it, which may be of private ones
+    latest = ""  # the gradient at work: functions that a pullback leaves, to be called after it, may have no name of it
 
     def note() -> str:
         nonlocal latest
         frame: Any = sys._getframe(2)
-        name, is_left = "", False
+        name, is_of_kernel = "", False
         while frame is not None and frame.f_code is not end:
             code = frame.f_code
             if code.co_filename.startswith("<microgradnd operation"):
                 return str(code.co_name)
             if code.co_name == "backpropagate":
                 latest = name or latest
-                return f"gradient of {latest}" if name or is_left else "sum of gradients"
+                return f"gradient of {latest}" if name or is_of_kernel else "sum of gradients"
             if code.co_name == "clip_grad_norm":
                 return "clip_grad_norm"
             if code.co_name == "_update":
@@ -48,7 +48,7 @@ def notes(function: Any) -> Callable[[], str]:
                     kernel = kernel.strip("_")
                 is_named = local and kernel not in NAMELESS and not kernel.startswith("_")
                 name = gradients.get(code) or (kernel if is_named else name)
-                is_left = is_left or (local != "" and module.startswith(KERNELS))
+                is_of_kernel = is_of_kernel or (local != "" and module.startswith(KERNELS))
             frame = frame.f_back
         return ""
 
