@@ -69,9 +69,11 @@ def source(operation: Operation) -> str:
                 x = x._data
             else:
                 x = _array_operand(x, _op, 'x')
+            ...                                             # within autocast x is converted
             xp = _NAMESPACES.get(x.__class__) or _numpy
             ...                                             # errors get the operation's name
                 out = _function(xp, x)
+                ...
             if (_x_node is None) or not _grad_mode.enabled:
                 _node = None
             else:

@@ -208,7 +208,8 @@ class Tensor:
         """Whether gradients flow to this tensor. Can be set on leaves (tensors that no operation made).
 
         Set to False, a leaf forgets its gradient, and graphs that were recorded before lead to it no more. Raises, when
-        set, RuntimeError for results of operations, TypeError for dtypes that are not floating-point.
+        set to False, RuntimeError for results of operations and for arguments of a function that is differentiated;
+        when set to True, TypeError for dtypes that are not floating-point.
         """
         return self._node is not None
 

@@ -16,7 +16,7 @@ BLOCK = 1 << 18  # elements at a time: what is computed in between is small and 
 
 
 def _blocks(*arrays: Any) -> Iterator[list[Any]]:
-    """The same parts of arrays of one shape, in turn; those of the first are views of it."""
+    """The same parts of arrays of one shape, in turn: views of parameters and states, which are contiguous."""
     flat = [x.reshape(-1) for x in arrays]
     size = flat[0].size
     step = BLOCK if isinstance(flat[0], np.ndarray) else max(1, size)  # a device has no such cache
@@ -58,6 +58,7 @@ class Adam(Optimizer):
         lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
         beta1, beta2 = map(as_float, group["betas"])
         fast = for_all([p for p, _, _ in work], self._largest)
+        added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
         batches: list[tuple[Any, list[Any]]] = []  # of parameters in a row with the same number of steps
         for parameter, gradient, state in work:
             t = state["step"] = state.get("step", 0) + 1
@@ -65,7 +66,6 @@ class Adam(Optimizer):
             root = (1 - beta2**t) ** 0.5  # taken out of the quotient: two passes less
             rate = lr / (1 - beta1**t) * root
             if fast is not None:
-                added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
                 settings = added, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, eps * root
                 if not batches or batches[-1][0] != settings:
                     batches.append((settings, []))

@@ -98,7 +98,7 @@ def batches(
     generator in every epoch: a seed gives the same order each time, None a new one.
 
     Raises ValueError, before the first batch, for different numbers of rows and for batch sizes below 1, and TypeError
-    for a ``shuffle`` that is neither True nor False.
+    for a ``shuffle`` that is neither True nor False (1 and 0 are).
     """
     if not isinstance(shuffle, int | np.integer | np.bool_) or shuffle not in (True, False):
         raise TypeError(f"batches: shuffle must be True or False, got {shuffle!r}; a generator is rng=...")

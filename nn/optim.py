@@ -75,7 +75,7 @@ class Optimizer:
             may be changed between steps: ``optimizer.param_groups[0]["lr"] = 0.01``.
 
     Raises:
-        ValueError: for no parameters, a parameter given twice, and values out of range.
+        ValueError: for no parameters (a group may be empty), a parameter given twice, and values out of range.
         TypeError: for parameters that are no tensors or require no gradient, and for unknown settings.
     """
 

@@ -145,7 +145,7 @@ class Transformer(Module):
         Args:
             tokens: the prompt, at least one token; of a longer one than ``max_len`` the end counts.
             temperature: divides the logits; 0 takes the largest one.
-            top_k: sample from the k largest logits only.
+            top_k: sample from the k largest logits only; from all where there are no more than k.
             rng: a ``numpy.random.Generator`` or a seed.
 
         Raises ValueError for an empty prompt and options out of range, TypeError for tokens and numbers that are no

@@ -189,6 +189,8 @@ def test_bad_arguments_are_refused() -> None:
         ((x, x, np.zeros((2, 4, 4))), {}, "scaled_dot_product_attention: .* the same number of keys"),
         ((x, x, np.zeros((3, 3, 4))), {}, "scaled_dot_product_attention: shape mismatch"),
         ((x, x, x), {"attn_mask": np.ones((1, 4), bool)}, r"must broadcast to the shape of the scores, \(2, 3, 3\)"),
+        ((x, x, x), {"attn_mask": np.ones((4, 1, 3, 3))}, r"must broadcast to .* \(1, 2, 3, 3\), got \(4, 1, 3, 3\)"),
+        ((x[0], x[0], x[0]), {"attn_mask": np.ones((4, 3, 3))}, r"must broadcast to .* \(1, 3, 3\), got \(4, 3, 3\)"),
         ((x, x, x), {"dropout_p": 1.0}, "dropout_p must be at least 0 and below 1, got 1.0"),
     ):
         with pytest.raises(ValueError, match=message):

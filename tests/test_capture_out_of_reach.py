@@ -103,8 +103,19 @@ def test_results_put_into_a_queue_are_refused_and_stay_arrays() -> None:
 def test_calls_that_mostly_go_another_way_are_warned_of() -> None:
     rng = np.random.default_rng(0)
     captured = mg.capture(lambda x, rng: mg.tensor(x) * float(rng.beta(1.0, 1.0)))
-    with pytest.warns(RuntimeWarning, match="another way"):
+    with pytest.warns(RuntimeWarning, match="another way") as warned:
         warm(captured, X, rng, count=80)
+    assert warned[0].filename == warm.__code__.co_filename  # the line that calls the step, not one of ours
+
+
+def test_calls_that_go_another_way_after_a_replay_are_warned_of_where_they_are() -> None:
+    captured = mg.capture(lambda x: x * 2 if x.sum() > 0 else -x)
+    x = mg.tensor(X)
+    warm(captured, x, count=4)
+    assert replays(captured) == 2
+    with pytest.warns(RuntimeWarning, match="another way") as warned:
+        assert all(captured(-x).numpy().tolist() == X.tolist() for _ in range(50))
+    assert warned[0].filename == __file__
 
 
 def test_calls_that_are_never_alike_run_without_capture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.usefixtures("numpy_kernels")
         lambda loss: loss.item(),
         float,
         lambda loss: f"{loss:.3f}",
+        repr,
+        lambda loss: f"{loss}",
+        lambda loss: np.array_repr(loss.data),
         lambda loss: np.asarray(loss.detach()),
         lambda loss: loss.numpy().tolist(),
         lambda loss: [1, 2, 3][loss.astype(int)],
@@ -196,12 +200,25 @@ def test_a_decorator_with_settings() -> None:
 def test_what_is_no_function_is_refused() -> None:
     with pytest.raises(TypeError, match="expected a function"):
         mg.capture(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="generator or coroutine"):
-        mg.capture(lambda: (yield))
+
+    class Yielding:
+        def __call__(self) -> Any:
+            yield 1
+
+    for step in (lambda: (yield), functools.partial(lambda x: (yield x), 1), Yielding()):
+        with pytest.raises(TypeError, match="generator or coroutine"):
+            mg.capture(step)
     with pytest.raises(ValueError, match="at least 1"):
         mg.capture(len, max_recordings=0)
-    with pytest.raises(mg.CaptureError, match="nothing has been recorded"):
-        mg.capture(lambda: None).source  # noqa: B018
+    with pytest.raises(TypeError, match=r"max_recordings must be an integer, got 2\.5"):
+        mg.capture(len, max_recordings=2.5)  # type: ignore[call-overload]
+    captured = mg.capture(lambda: mg.tensor(1.0) * 2)
+    for calls in range(2):
+        with pytest.raises(mg.CaptureError, match="nothing has been recorded yet; call the step twice first"):
+            captured.source  # noqa: B018
+        captured()
+        assert len(captured.recordings) == calls
+    assert "def step" in captured.source
 
 
 # Errors

@@ -42,6 +42,14 @@ def test_random_generators_that_get_no_handle(draw: Callable[[], float]) -> None
     assert "draws from a random generator" in refusal(lambda x: mg.tensor(x) if draw() < 2 else -x)
 
 
+def test_a_draw_of_numpys_own_generator_that_was_kept_from_the_last_one() -> None:
+    """It draws normal numbers in pairs: every second one moves nothing but what is kept."""
+    np.random.seed(0)  # noqa: NPY002
+    for before in range(2):
+        np.random.normal(size=before)  # noqa: NPY002
+        assert "draws from a random generator" in refusal(lambda x: (np.random.normal(), x)[1])  # noqa: NPY002
+
+
 def counting() -> Any:
     n = 1.0
     while True:

@@ -8,8 +8,8 @@ them. Measured: a step of a transformer (4 layers, 128 wide, 768 tokens) took 8,
 
 This holds for the whole process: memory that was used once stays with it, up to the limits below. The environment
 variable ``MICROGRADND_KEEP_MEMORY=0``, set before the import, leaves the allocator as it is; so do glibc's own
-settings (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``). Other C libraries are not
-touched.
+settings (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TOP_PAD_``, ``GLIBC_TUNABLES``). Other C
+libraries are not touched.
 """
 
 from __future__ import annotations

@@ -33,13 +33,12 @@ def attention(
     The pullback can be given places for the gradients, arrays with contiguous rows: the compiled kernel writes into
     them, if they are float32, and returns them. All others return arrays of their own.
     """
-    arguments = [x for x in (query, key, value, attn_mask) if x is not None]
-    leading = np.broadcast_shapes(*(x.shape[:-2] for x in arguments))
+    leading = np.broadcast_shapes(*(x.shape[:-2] for x in (query, key, value)))
     shape = (*leading, query.shape[-2], key.shape[-2])
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise ValueError("query and key must have the same width, key and value the same number of keys")
     if attn_mask is not None and any(m not in (1, n) for m, n in zip(attn_mask.shape, shape, strict=True)):
-        raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}")
+        raise ValueError(f"attn_mask must broadcast to the shape of the scores, {shape}, got {attn_mask.shape}")
     if query.__class__.__module__ == "cupy" and not dropout_p and kernels.current != "numpy":
         from . import cupy_attention  # imports CuPy
 

@@ -16,6 +16,8 @@ from .active import CaptureError, recorder
 from .instructions import Variable, is_array, is_on_device, library_of
 from .operators import give_operators, give_operators_in_place
 
+AS_TEXT = np.array2string, np.array_repr, np.array_str
+
 
 class _Recorded:
     """Operators, which arrays and numbers have in common."""
@@ -181,6 +183,8 @@ class RecordedArray(_Recorded):
         name = f"{part}.{function.__name__}" if part else function.__name__
         if not _is_numpys(name, function):
             raise CaptureError(f"capture: {function.__module__}.{function.__name__} is not recorded")
+        if function in AS_TEXT:
+            self._unknown()
         if library is not np:
             try:
                 function = operator.attrgetter(name)(library)

@@ -14,12 +14,13 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numpy as np
 
+from ..arguments import integer
 from ..backends.memory import give_back_freed_memory
 from ..kernels import kernels
 from .active import CaptureError, active, is_recording
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, generators_in, layout, leaves
-from .recording import PARTED, UNEQUAL, Diverged, Recording
+from .recording import ARGUMENTS, PARTED, UNEQUAL, Diverged, Recording
 from .results import detached
 from .saving import save
 from .scout import Executed, uncollected
@@ -46,8 +47,10 @@ class Captured(Generic[P, R]):
     def __init__(self, step: Callable[P, R], max_recordings: int = 8, graph: bool = False) -> None:
         if not callable(step) or isinstance(step, type):
             raise TypeError(f"capture: expected a function, got {step!r}")
-        if any(is_kind(step) for is_kind in (isgeneratorfunction, iscoroutinefunction, isasyncgenfunction)):
-            raise TypeError(f"capture: {step.__name__} is a generator or coroutine function, which runs after the call")
+        kinds = isgeneratorfunction, iscoroutinefunction, isasyncgenfunction
+        if any(is_kind(x) for is_kind in kinds for x in (step, type(step).__call__)):
+            raise TypeError(f"capture: {step!r} is a generator or coroutine function, which runs after the call")
+        max_recordings = integer("capture", "max_recordings", max_recordings)
         if max_recordings < 1:
             raise ValueError(f"capture: max_recordings must be at least 1, got {max_recordings}")
         functools.update_wrapper(self, step)
@@ -70,7 +73,7 @@ class Captured(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if active.recorder is not None and is_recording():  # part of another step; the first half is sooner asked
-            return cast("R", detached(self._step(*args, **kwargs)))
+            return self._itself(args, kwargs)
         with self._lock:
             latest = self._latest
             if (
@@ -83,12 +86,12 @@ class Captured(Generic[P, R]):
                     result = latest.attempt(*values)
                 except Exception as error:
                     if latest.failed_at(error) is not None:  # else other arguments, or something was deleted
-                        return cast("R", self._otherwise(latest, error, args, kwargs))
+                        return self._otherwise(latest, error, args, kwargs, 3)
                 else:
                     if result is not MISSED:
                         return result  # type: ignore[no-any-return]
             if self._is_searching:  # a step that calls itself
-                return cast("R", detached(self._step(*args, **kwargs)))
+                return self._itself(args, kwargs)
             try:
                 self._is_searching = True
                 return self._search(args, kwargs)
@@ -136,7 +139,10 @@ class Captured(Generic[P, R]):
 
     @property
     def source(self) -> str:
-        """The latest recording as Python: buffers, then the function. Raises CaptureError before the first call."""
+        """The latest recording as Python: buffers, then the function.
+
+        Raises CaptureError before anything has been recorded, which the second call does at the earliest.
+        """
         return self._recorded().source
 
     def save(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -174,7 +180,7 @@ class Captured(Generic[P, R]):
 
     def _recorded(self) -> Recording:
         if not self.recordings:
-            raise CaptureError("capture: nothing has been recorded yet; call the step first")
+            raise CaptureError("capture: nothing has been recorded yet; call the step twice first")
         return self._latest or self.recordings[0]
 
     def _search(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
@@ -195,8 +201,8 @@ class Captured(Generic[P, R]):
             elif reason == PARTED and recording.verified and not self._once:
                 # The optimiser copies what was loaded, once: to record that would take 100 times as long as the call.
                 self._once = True
-                return cast("R", detached(self._step(*args, **kwargs)))
-            elif reason != "the arguments":
+                return self._itself(args, kwargs)
+            elif reason != ARGUMENTS:
                 reasons.append(reason)
         if self._runs_without_capture(args, kwargs):
             if not self._warned:
@@ -209,7 +215,7 @@ class Captured(Generic[P, R]):
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            return cast("R", detached(self._step(*args, **kwargs)))
+            return self._itself(args, kwargs)
         if reasons:
             self._reasons.append(reasons[0])
         if len(self._reasons) >= PATIENCE:
@@ -221,7 +227,7 @@ class Captured(Generic[P, R]):
         if self._executed is None:
             self._executed = Executed(self._step)
             with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at
-                return cast("R", detached(self._step(*args, **kwargs)))
+                return self._itself(args, kwargs)
         session = Session(self._step, args, kwargs, self._executed, self._merge)
         if session.once and not self._once:
             self._once = True  # should the next call do it too, that is what the step does
@@ -264,7 +270,7 @@ class Captured(Generic[P, R]):
         except Exception as error:
             if before is not None:
                 before.put_back()
-            return cast("R", self._otherwise(recording, error, args, kwargs, before is not None))
+            return self._otherwise(recording, error, args, kwargs, 5, before is not None)
         recording.set_gradients()
         self._latest = recording
         if before is None:
@@ -274,7 +280,7 @@ class Captured(Generic[P, R]):
         del before, replayed
         recording.release()  # the step takes memory too
         give_back_freed_memory()
-        result = detached(self._step(*args, **kwargs))
+        result = self._itself(args, kwargs)
         if different := list(differences(found, fingerprints(*parts, result))):
             self.recordings.remove(recording)
             self._latest = None
@@ -285,7 +291,11 @@ class Captured(Generic[P, R]):
             )
         recording.verified = True
         give_back_freed_memory()  # replays take less
-        return cast("R", result)
+        return result
+
+    def _itself(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """The result of the step itself, without capture."""
+        return cast("R", detached(self._step(*args, **kwargs)))
 
     def _otherwise(
         self,
@@ -293,8 +303,9 @@ class Captured(Generic[P, R]):
         error: Exception,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        stacklevel: int,
         is_put_back: bool = False,
-    ) -> Any:
+    ) -> R:
         """The step itself, where a replay came to another branch or failed, and all is as it was before."""
         if isinstance(error, Diverged):
             recording.diverged += 1
@@ -304,15 +315,15 @@ class Captured(Generic[P, R]):
                     "branch on a tensor's value, a number asked for by float(), or a shape that depends on values, as "
                     "that of x[mask], is another one nearly every time",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel,
                 )
-            return detached(self._step(*args, **kwargs))
+            return self._itself(args, kwargs)
         line = recording.failed_at(error)
         if line is not None and (is_put_back or not recording.had_changed(line)):
-            result = detached(self._step(*args, **kwargs))  # most likely raises an error that says what is wrong
+            result = self._itself(args, kwargs)  # most likely raises an error that says what is wrong
             self._latest = None
             self.recordings.remove(recording)
-            warnings.warn(f"capture: a replay failed and is recorded anew: {error!r}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"capture: a replay failed and is recorded anew: {error!r}", RuntimeWarning, stacklevel)
             return result
         error.add_note("(in a replay of a captured step, which had changed some of what it changes)")
         raise error

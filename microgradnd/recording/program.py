@@ -96,9 +96,8 @@ class Program:
 
     def is_hoisted(self, instruction: Instruction) -> bool:
         """Whether the instruction is run once, before all replays."""
-        if all(v.root in self.constant for v in (*instruction.results, *instruction.writes)) and (
-            instruction.results or instruction.writes
-        ):
+        touched = (*instruction.results, *instruction.writes)
+        if touched and all(v.root in self.constant for v in touched):
             return True
         return self.is_view(instruction) and all(map(self.is_static, instruction.reads()))
 

@@ -57,7 +57,7 @@ DECORATED = (
     classmethod, staticmethod, property, functools.cached_property, functools.partialmethod,
     functools.singledispatchmethod,
 )  # fmt: skip
-METHODS = ("__call__", "__getattr__")  # that are looked at as those that are called by their names
+METHODS = ("__call__", "__getattr__")  # that are called by no name
 FUNCTIONS = ("__func__", "fget", "fset", "func", "args", "keywords", "dispatcher")
 # What reads or writes attributes whose names are in no text.
 ANY_ATTRIBUTE = frozenset(["__dict__", "asdict", "astuple", "getattr", "replace", "vars"])
@@ -91,14 +91,14 @@ class Reach:
         self.later_looks: list[tuple[Look, Any, Any, str]] = []  # at what need not be looked at in each replay
         self._later: list[tuple[Any, str]] = []
         self._own = executed.own
-        self._names, self._strings, self._executed = executed.names(), executed.strings(), executed.globals
+        self._names, self._strings, self._codes = executed.names(), executed.strings(), executed.globals
         self._function(function, "")
         for code, scope in executed.globals.items():
             self._globals(code, scope)
         for i, x in enumerate(args):
             self._argument(x, f"argument_{i}")
-        # Layers first: their names are the ones that people know their parameters by.
-        self._waiting.sort(key=lambda entry: not hasattr(type(entry[0]), "named_tensors"), reverse=True)
+        # Layers first, from the end: their names are the ones that people know their parameters by.
+        self._waiting.sort(key=lambda entry: hasattr(type(entry[0]), "named_tensors"))
         self._go_on()
         guarded, looks = len(self.places), len(self.looks)
         self._waiting += self._later
@@ -216,7 +216,7 @@ class Reach:
 
     def _has_run(self, method: Any) -> bool:
         """Whether a method that is not called by its name has run in the step."""
-        return getattr(method, "__code__", None) in self._executed
+        return getattr(method, "__code__", None) in self._codes
 
     def _keep(self, owner: Any, key: Any, is_item: bool, path: str) -> None:
         """Note what lies in a place, and go on into it."""

@@ -41,6 +41,7 @@ from .text import Text
 from .watch import Watch
 
 _numbers = itertools.count()  # of recordings, by which tracebacks and errors find their text
+ARGUMENTS = "the arguments"
 PARTED = "one array in several places, such as a parameter and its optimiser,"
 UNEQUAL = "numbers of the optimiser that were equal"
 
@@ -241,7 +242,7 @@ class Recording:
     def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the recording does not hold, or None where it does; arrays in other memory are bound."""
         if layout(args, kwargs) != self.layout or (self.in_order and tuple(kwargs) != self.keywords):
-            return "the arguments"
+            return ARGUMENTS
         if self.which_generators != which_generators(self._leaves_of(args, kwargs), self.known_generators):
             return "which random generators are one"
         if settings() != self.settings:

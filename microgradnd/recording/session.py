@@ -199,7 +199,7 @@ def _random_states(reach: Reach) -> Any:
     legacy = sys.modules.get("numpy.random")
     states: list[Any] = [random.getstate(), *map(random_state, reach.without_place)]
     if legacy is not None:
-        states.append(repr(legacy.get_state(legacy=False)["state"]))
+        states.append(repr(legacy.get_state(legacy=False)))
     return states
 
 
