@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 import microgradnd as mg
-from tests.training_steps import replays, warm
+from tests.training_steps import bits, replays, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
 
@@ -62,6 +63,43 @@ def test_shapes_that_depend_on_values() -> None:
         x[0] = 1.0
         for found, expected in zip(step(x), plain(x), strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda x: np.size(np.flatnonzero(x > 1)),
+        lambda x: np.shape(x[x > 1])[0],
+        lambda x: (x[x > 1] * 2).size,
+        lambda x: len(mg.exp(mg.tensor(x)[x > 1]) + 1),
+        lambda x: sum(1 for _ in x[x > 1] - 1),
+        lambda x: np.concatenate([x[x > 1], x]).nbytes,
+        lambda x: np.outer(x[x > 1], x).sum(axis=1).shape[0],
+        lambda x: np.ones_like(x[x > 1]).sum(),
+        lambda x: mg.zeros_like(mg.tensor(x[x > 1])).size,
+        lambda x: np.full_like(x[x > 1], 2.0).shape[0],
+        lambda x: np.squeeze(x[x > 1]).ndim,
+        lambda x: np.ndim(x[x > 1].squeeze()),
+        lambda x: np.outer(x[x > 1], x).strides[1] + np.outer(x, x[x > 1]).strides[0],
+        lambda x: 1 if np.outer(x[x > 1], x).T.flags.c_contiguous else 2,
+    ],
+)
+def test_shapes_that_depend_on_values_and_are_asked_for_alone(count: Any) -> None:
+    """Where the values themselves are not used: of what is selected, of what is computed from it, in every way."""
+    step = mg.capture(lambda x: x * count(x))
+    for numbers in ((1, 2, 3), (0, 2, 4), (1, 5, 6), (1, 7, 8), (1, 1, 3), (2, 3, 4), (0, 0, 2), (0, 9, 9)):
+        x = np.array(numbers, float)
+        assert bits(step(x)) == bits(x * count(x)), numbers
+    assert replays(step) >= 2
+
+
+@pytest.mark.parametrize("use", [lambda v: math.copysign(1, v), lambda v: len(f"{v}"), lambda v: math.atan2(v, -1.0)])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_of_both_signs_that_are_asked_for(use: Any, zero: float) -> None:
+    step = mg.capture(lambda x, v: x * use(v))
+    for v in (zero, zero, zero, -zero, zero, 1.0):
+        assert bits(step(X, v)) == bits(X * use(v)), v
+    assert replays(step) == 2
 
 
 def test_conditions_joined_by_and() -> None:

@@ -231,9 +231,9 @@ def _asking(name: str) -> Any:
     return property(ask)
 
 
-for _name in ("shape", "size", "nbytes"):
+for _name in ("shape", "size", "nbytes", "ndim", "strides", "flags"):
     setattr(RecordedArray, _name, _asking(_name))
-for _name in ("dtype", "ndim", "strides", "flags", "base", "device", "itemsize"):
+for _name in ("dtype", "base", "device", "itemsize"):
     setattr(RecordedArray, _name, property(operator.attrgetter(f"value.{_name}")))
 give_operators_in_place(RecordedArray)
 
@@ -262,6 +262,7 @@ def call_function(name: str, function: Any, args: Any, kwargs: Any) -> Any:
     if plain in SAVING:
         raise CaptureError(f"capture: {name} writes a file, which a replay would not do again; call it after the step")
     if plain in DESCRIBING:
+        recorder().ask_shapes(args, kwargs)
         real_args, _ = recorder().unwrapped(args)
         real_kwargs, _ = recorder().unwrapped(kwargs)
         return function(*real_args, **real_kwargs)

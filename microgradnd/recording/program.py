@@ -207,9 +207,10 @@ def _size(root: Variable) -> int:
 def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[Instruction]:
     """Those on which an output, an array that was there before, a branch or a generator depends.
 
-    And those whose shape depends on values, if the step has asked for it.
+    And those by whose values the step has gone where it asked for a shape.
     """
     live: set[Variable] = set()
+    decisive = _deciding_shapes(instructions)
 
     def read(found: Iterable[Variable]) -> None:
         for variable in found:
@@ -220,7 +221,7 @@ def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[In
     for x in reversed(instructions):
         if (
             x.kind in ("draw", "branch")
-            or (may_diverge(x) and any(variable.root.is_asked for variable in x.results))
+            or x in decisive
             or any(variable in live for variable in x.results)
             or any(variable.root in live or variable.root.kind in GIVEN for variable in x.writes)
         ):
@@ -228,6 +229,18 @@ def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[In
             read(x.reads())
             read(x.writes)
     return needed[::-1]
+
+
+def _deciding_shapes(instructions: list[Instruction]) -> set[Instruction]:
+    """Those that give shapes by values, where the step has asked for these shapes, or for what follows from them."""
+    behind: dict[Variable, set[Instruction]] = {}  # a root that has axes: what may give it another shape
+    for x in instructions:
+        found = {x} if may_diverge(x) else set()
+        found = found.union(*(behind.get(v.root, ()) for v in x.reads()))
+        for v in x.results:
+            if found and v.shape:
+                behind[v.root] = behind.get(v.root, set()) | found
+    return set().union(*(found for root, found in behind.items() if root.is_asked))
 
 
 def _numbers_alone(instructions: list[Instruction]) -> set[Instruction]:

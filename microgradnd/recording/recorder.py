@@ -210,8 +210,15 @@ class Recorder:
         instruction.results.append(variable)
         return RecordedArray(result, variable)
 
+    def ask_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Somebody looks at the shapes of these arguments."""
+        for x in flat([*args, *kwargs.values()]):
+            if type(x) is RecordedArray:
+                x.variable.root.is_asked = True
+
     def created_like(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """An array of the layout of another one, and of one value: noted without the other one."""
+        self.ask_shapes(args, kwargs)
         result = function(*self.unwrapped(args)[0], **self.unwrapped(kwargs)[0])
         fill = (args[1] if len(args) > 1 else kwargs["fill_value"],) if bare(name) == "full" else ()
         noted = self.unwrapped((result.shape, *fill, result.dtype))[1]

@@ -49,6 +49,8 @@ class Statements:
         args = [self.term(arg) for arg in x.args]
         if x.kind == "branch":
             test = {"branch": f"{args[0]} != {args[1]}", "bool": f"bool({args[0]}) is not {args[1]}"}[x.name]
+            if type(x.args[1]) is float and x.args[1] == 0:  # of which there are two
+                test = f"repr({args[0]}) != {repr(x.args[1])!r}"
             return f"if {test}:\n    raise Diverged"
         if x.kind == "setitem":
             return f"{args[0]}[{self._index(x.args[1])}] = {args[2]}"
