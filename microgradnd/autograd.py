@@ -56,13 +56,14 @@ class Leaf:
     a gradient made with ``create_graph`` holds the graph, and the graph its leaves, until ``zero_grad()``).
     """
 
-    __slots__ = ("assigned", "dtype", "grad", "is_argument", "order", "shape")
+    __slots__ = ("assigned", "dtype", "grad", "is_argument", "order", "shape", "tensor")
     edges = ()
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
         self.is_argument = False  # of a function that is differentiated: no parameter
         self.assigned = 0  # the order of the latest assignment of another array to its tensor
         self.grad: Any = None  # an array, and a tensor once it has been looked at or can be differentiated
+        self.tensor: Callable[[], Any] = lambda: None  # a weak reference, where it is known
         self.order = next_order()
         self.shape = shape
         self.dtype = dtype

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
+from .autocast import autocast
 from .autograd import Node, backpropagate
 from .dtypes import is_floating, is_narrow
 from .operands import attached
@@ -74,14 +75,14 @@ class FusedOperation(Operation):
 
     def line_without_vjp(self, argument: str) -> str:
         nodes = ", ".join(f"{name!r}: _{name}_node" for name in self.arguments)
-        return f"return _op.composed(({', '.join(self.names)},), {{{nodes}}})"
+        return f"return _op.composed(({', '.join(self.names)},), {{{nodes}}}, out.dtype)"
 
-    def composed(self, values: tuple[Any, ...], nodes: dict[str, Any]) -> Tensor:
-        """The result by the definition, for arrays that belong to ``nodes``."""
+    def composed(self, values: tuple[Any, ...], nodes: dict[str, Any], dtype: Any) -> Tensor:
+        """The result by the definition, for arrays that belong to ``nodes``, in the dtype that the kernel gives."""
         tensors = [attached(value, nodes.get(name)) for name, value in zip(self.names, values, strict=True)]
-        return self.defined(dict(zip(self.names, tensors, strict=True)))
+        return self.defined(dict(zip(self.names, tensors, strict=True)), dtype)
 
-    def defined(self, inputs: dict[str, Any]) -> Tensor:
+    def defined(self, inputs: dict[str, Any], dtype: Any) -> Tensor:
         """The result by the definition; of float16 and bfloat16 tensors computed in float32, as kernels do."""
         from .ops import astype
 
@@ -90,7 +91,9 @@ class FusedOperation(Operation):
         if not narrow:
             return self.definition(**inputs)  # type: ignore[no-any-return]
         wide = {name: astype(x, np.float32) if any(x is y for y in narrow) else x for name, x in inputs.items()}
-        return astype(self.definition(**wide), np.result_type(*(x.dtype for x in floats)))
+        with autocast(None):  # which would make them narrow again
+            out = self.definition(**wide)
+        return astype(out, dtype)
 
     def vjp_of_tensors(self, node: Node, index: int, saved: tuple[Any, ...], g: Tensor) -> Any:
         from .ops import alias
@@ -99,7 +102,7 @@ class FusedOperation(Operation):
         parents = self.parents(node)
         inputs = {n: attached(value, parents.get(n)) for n, value in zip(self.names, saved, strict=True)}
         inputs[name] = alias(inputs[name])  # where the definition's gradient is read off
-        out = self.defined(inputs)
+        out = self.defined(inputs, node.dtype)
         target = inputs[name]._node
         assert out._node is not None
         return backpropagate(out._node, g, create_graph=True, targets=frozenset([target]))[target]

@@ -78,7 +78,7 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[Any]]]:
-    """The nodes older than ``start`` that ``root`` was computed from directly, and the arrays saved on the way."""
+    """The nodes older than ``start`` that ``root`` was computed from directly, and the arrays that were used for it."""
     outer: dict[Any, None] = {}
     arrays: list[weakref.ref[Any]] = []
     seen: set[Any] = {root}
@@ -92,6 +92,8 @@ def _outside(root: Node, start: int) -> tuple[tuple[Any, ...], list[weakref.ref[
             seen.add(parent)
             if parent.order > start:
                 outer[parent] = None
+                if isinstance(parent, Leaf) and (tensor := parent.tensor()) is not None:
+                    arrays.append(weakref.ref(tensor._data))  # which f has read, though no gradient may need it
             elif isinstance(parent, Node):  # else a leaf that f itself has made
                 stack.append(parent)
     return tuple(outer), arrays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -231,6 +232,7 @@ class Tensor:
                     "dtype first, for example mg.tensor(data, dtype='float32', requires_grad=True)"
                 )
             self._node = Leaf(self._data.shape, self._data.dtype)
+            self._node.tensor = weakref.ref(self)
 
     @property
     def shape(self) -> tuple[int, ...]:

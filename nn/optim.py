@@ -297,7 +297,8 @@ class SGD(Optimizer):
         if (fast := for_all([p for p, _, _ in work], self._largest)) is not None:
             names = ["momentum_buffer"] if momentum else []  # from zeros: v is d in the first step
             fast.sgd_all(
-                [(p, g, *arrays_of(state, p, *names)) for p, g, state in work], weight_decay, momentum, group["lr"]
+                [(p, g, *arrays_of(state, p, *names)) for p, g, state in work],
+                *map(as_float, (weight_decay, momentum, group["lr"])),
             )
             return
         lr: Any = None

@@ -15,6 +15,7 @@ from microgradnd.autocast import autocast_mode, in_float32, in_low_precision
 from microgradnd.ops import attention
 from tests.conftest import Device
 from tests.low_precision import operands, wide
+from tests.training_steps import bits
 
 PRODUCTS = ("matmul", "linear", "linear_relu", "linear_gelu", "einsum")
 IN_FLOAT32 = (
@@ -174,6 +175,24 @@ def test_attention_by_compiled_kernels_gives_gradients_in_low_precision(low: Any
 
 
 # ---- the setting
+
+
+def test_definitions_compute_in_float32_as_kernels_do() -> None:
+    """A mask with a gradient, and gradients of gradients, go by the definition: its scores are beyond float16."""
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        np.full((20, 64), 60, "f4"),
+        rng.uniform(50, 60, (20, 64)).astype("f4"),
+        rng.standard_normal((20, 8), "f4"),
+    )
+    bias = mg.tensor(np.zeros((20, 20), "f4"), requires_grad=True)
+    x = mg.tensor(v, requires_grad=True)
+    with mg.autocast("float16"):
+        plain = mg.scaled_dot_product_attention(q, k, x, scale=1.0)
+        assert bits(mg.scaled_dot_product_attention(q, k, x, bias, scale=1.0)) == bits(plain)
+        plain.sum().backward(create_graph=True)
+    assert x.grad is not None
+    assert np.isfinite(x.grad.numpy()).all()
 
 
 def test_nesting_decorators_and_exceptions() -> None:

@@ -47,6 +47,15 @@ def test_values_as_python_numbers_are_refused(use: Callable[[Any], Any]) -> None
     assert isinstance(weight.data, np.ndarray)
 
 
+@pytest.mark.parametrize("n", [np.int64(3), np.float32(3)])
+@pytest.mark.parametrize("use", [int, float, round, lambda n: f"{n:.1f}"])
+def test_values_of_numpys_numbers_among_the_arguments_are_refused(n: Any, use: Callable[[Any], Any]) -> None:
+    step = mg.capture(lambda x, n: (x * n, use(n))[0])
+    step(np.ones(2), n)
+    with pytest.raises(mg.CaptureError, match=r"the value of n was asked for, a .* hand over int\(n\) or float\(n\)"):
+        step(np.ones(2), n)
+
+
 def test_an_iterator_is_refused() -> None:
     data = itertools.cycle(np.arange(8.0).reshape(4, 2))
     step = mg.capture(lambda: mg.tensor(next(data)).sum())

@@ -156,6 +156,20 @@ def test_averages_of_nearly_all_steps(beta2: float) -> None:
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("make", [nn.SGD, nn.Adam, nn.RMSprop])
+def test_a_rate_that_is_an_array_of_one_number(make: Any) -> None:
+    found = []
+    for kernels in ("numpy", "numba"):
+        with mg.kernels(kernels):
+            p = mg.tensor(normal(SMALL + 1), requires_grad=True)
+            optimizer = make([p], lr=1.0)
+            optimizer.param_groups[0]["lr"] = np.array(0.1)
+            p.grad = mg.tensor(normal(SMALL + 1, seed=1))
+            optimizer.step()
+            found.append(p.numpy())
+    np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-7)
+
+
 def test_no_decay_of_infinite_parameters() -> None:
     for make in OPTIMIZERS[:1]:
         w = mg.tensor(np.full(10_000, np.inf, np.float32), requires_grad=True)

@@ -147,6 +147,16 @@ def test_embedding_on_a_device_takes_tokens_of_the_host(padding_idx, device):
         np.testing.assert_array_equal(layer(tokens).numpy(), expected)
 
 
+def test_tokens_may_be_changed_after_the_lookup():
+    for tokens in (np.array([1, 2, 2]), mg.tensor([1, 2, 2])):
+        layer = nn.Embedding(4, 2, rng=0)
+        out = layer(tokens).sum()
+        array = tokens.data if isinstance(tokens, mg.Tensor) else tokens
+        array[:] = 0
+        out.backward()
+        assert layer.weight.grad.numpy().tolist() == [[0, 0], [1, 1], [2, 2], [0, 0]]
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint64])
 def test_tokens_of_small_integer_dtypes(dtype):
     embedding = nn.Embedding(300, 4, rng=0, dtype=np.float64)

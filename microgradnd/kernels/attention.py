@@ -33,7 +33,8 @@ def attention(
     The pullback can be given places for the gradients, arrays with contiguous rows: the compiled kernel writes into
     them, if they are float32, and returns them. All others return arrays of their own.
     """
-    leading = np.broadcast_shapes(*(x.shape[:-2] for x in (query, key, value)))
+    arguments = [x for x in (query, key, value, attn_mask) if x is not None]
+    leading = np.broadcast_shapes(*(x.shape[:-2] for x in arguments))
     shape = (*leading, query.shape[-2], key.shape[-2])
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise ValueError("query and key must have the same width, key and value the same number of keys")

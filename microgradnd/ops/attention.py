@@ -47,8 +47,8 @@ def scaled_dot_product_attention(
         query: (..., queries, width).
         key: (..., keys, width). Leading axes broadcast, so heads can share keys and values.
         value: (..., keys, value width).
-        attn_mask: broadcasts to (..., queries, keys): booleans, True where a query may attend to a key, or
-            numbers that are added to the scores.
+        attn_mask: broadcasts to (..., queries, keys), and may have leading axes that the others have not: booleans,
+            True where a query may attend to a key, or numbers that are added to the scores.
         dropout_p: the share of weights that is set to zero, at least 0 and below 1; the others grow by 1 / (1 - p).
         is_causal: query i attends to keys 0 to i only.
         scale: 1 / sqrt(width) where it is None.
@@ -196,7 +196,9 @@ def _scaled_dot_product_attention(
     weights = softmax(where(visible, scores, astype(hidden, scores.dtype)))
     weights = where(visible, weights, 0.0)
     if dropout_p:
-        weights = weights * _dropout_factors(xp, weights.shape, weights.dtype, is_causal, dropout_p, seed)
+        leading = np.broadcast_shapes(weights.shape[:-2], value.shape[:-2])
+        shape = (*leading, *weights.shape[-2:])
+        weights = weights * _dropout_factors(xp, shape, weights.dtype, is_causal, dropout_p, seed)
     return matmul(weights, value)
 
 

@@ -157,13 +157,21 @@ class RecordedArray(_Recorded):
     __slots__ = ()
 
     def _unknown(self, *_: Any, **__: Any) -> NoReturn:
+        if self.variable.kind == "argument" and not is_array(self.value):
+            name = self.variable.name
+            raise CaptureError(
+                f"capture: the value of {name} was asked for, a {type(self.value).__name__}, which replays take anew "
+                f"each time, as they do arrays; hand over int({name}) or float({name})"
+            )
         raise CaptureError(
             "capture: the value of a tensor was asked for, by item, float or print, by a NumPy function that is not "
             "recorded, or as the index of a plain array (of mg.tensor(table) it is recorded); replays do not know it "
             "before it computes: return the tensor from the step instead"
         )
 
-    __float__ = __int__ = __index__ = __complex__ = __array__ = item = tolist = tobytes = __format__ = _unknown
+    __float__ = __int__ = __index__ = __complex__ = __round__ = __array__ = item = tolist = tobytes = __format__ = (
+        _unknown
+    )
 
     T = property(lambda self: recorder().call("attribute", "T", operator.attrgetter("T"), (self,)))
 
