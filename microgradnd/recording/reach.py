@@ -97,7 +97,7 @@ class Reach:
             self._globals(code, scope)
         for i, x in enumerate(args):
             self._argument(x, f"argument_{i}")
-        # Layers first, from the end: their names are the ones that people know their parameters by.
+        # Layers last, which are taken first: their names are the ones that people know their parameters by.
         self._waiting.sort(key=lambda entry: hasattr(type(entry[0]), "named_tensors"))
         self._go_on()
         guarded, looks = len(self.places), len(self.looks)
