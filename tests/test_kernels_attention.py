@@ -146,3 +146,19 @@ def test_keys_that_nobody_sees_do_not_matter() -> None:
     out.sum().backward()
     for x in (out.data, *(t.grad.data for t in tensors)):  # type: ignore[union-attr]
         assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "numba"])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("options", [{}, {"dropout_p": 0.5, "rng": 0}], ids=["whole", "chunks"])
+def test_scores_that_are_all_beyond_the_range_give_nan(options: Any, is_causal: bool, kernels: str) -> None:
+    """As the definition does: that a query saw nothing, and gets zeros, is so with a mask alone."""
+    q, k, v = (np.full((40, 16), x, np.float32) for x in (-1e30, 1e30, 1.0))
+    q[1] = 0
+    with mg.kernels(kernels), np.errstate(invalid="ignore", over="ignore"):
+        x = mg.tensor(v, requires_grad=True)
+        out = mg.scaled_dot_product_attention(q, k, x, is_causal=is_causal, **options)
+        assert np.isnan(out.numpy()).all(axis=1).tolist() == [i != 1 for i in range(40)]
+        out.sum().backward()
+        assert x.grad is not None
+        assert np.isnan(x.grad.numpy()[0]).all()

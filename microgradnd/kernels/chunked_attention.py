@@ -85,7 +85,9 @@ def attention(
     for chunk in all_chunks:
         q, k, s = scores(chunk)
         at, first = (chunk.batch, ..., chunk.rows, slice(None)), chunk.rows.start if is_causal else -1
-        e, largest[at], total[at] = _weights(xp, s) if fast is None else fast.attention_weights(s, first)
+        e, largest[at], sums = _weights(xp, s) if fast is None else fast.attention_weights(s, first)
+        # Without a mask every query sees a key, whose score may be beyond the range; with one it may see none.
+        total[at] = xp.where(sums == 0, xp.full_like(sums, math.nan if attn_mask is None else 1), sums)
         kept = (q, k, e) if len(all_chunks) == 1 else None
         if dropout_p:
             e = e * dropout_factor(xp, chunk.number, e.shape, e.dtype, dropout_p, seed)
@@ -130,7 +132,7 @@ def _weights(xp: Any, s: Any) -> tuple[Any, Any, Any]:
     s -= largest
     e = xp.exp(s, out=s)
     m = xp.sum(e.reshape(-1, e.shape[-1]), axis=1).reshape(m.shape)
-    return e, largest, xp.where(m == 0, xp.ones_like(m), m)  # then its weights are 0 / 1
+    return e, largest, m
 
 
 def _score_gradient(de: Any, e: Any, along: Any) -> Any:

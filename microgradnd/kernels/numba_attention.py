@@ -12,7 +12,7 @@ import numpy as np
 from numba import boolean, float32, int64, types, void
 
 from .numba_compiler import inner
-from .numba_math import ONE, ZERO, exp, largest, times
+from .numba_math import NAN, ONE, ZERO, exp, largest, times
 from .numba_parts import Kernel
 from .numba_products import SIZE, VECTOR, address, copy_transposed, element, matrix, numbers_at, padded, tile_adder
 
@@ -159,7 +159,7 @@ def attention(begin, end, q, k, v, scale, causal, out, shift, total):
                         p[r, j] = e
                         t += e
                     shift[a, b, g, i + r] = m
-                    total[a, b, g, i + r] = ONE if t == ZERO else t
+                    total[a, b, g, i + r] = NAN if t == ZERO else t  # all scores are beyond the range
                 weighted_rows(o_rows, p, values, i, count, seen, causal)
                 for r in range(count):
                     share, row = ONE / total[a, b, g, i + r], row_of(out, a, b, g, i + r)

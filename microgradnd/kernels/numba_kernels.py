@@ -218,7 +218,7 @@ def attention_weights(begin, end, scores, queries, first, shift, total):
         for i in range(seen, keys):
             scores[r, i] = ZERO
         shift[r] = m
-        total[r] = ONE if t == ZERO else t
+        total[r] = t
 
 
 @Kernel

@@ -14,7 +14,7 @@ LN_2_HIGH, LN_2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # Cody and Waite, 198
 # Added to k and subtracted, it rounds k to an integer. In between, the last bits are those of k + 127: shifted to where
 # a float has its exponent, they are 2^k, or 0 for k = -127.
 ROUND = f4(1.5 * 2**23 + 127)
-ZERO, HALF, ONE, INFINITY = f4(0), f4(0.5), f4(1), f4(np.inf)
+ZERO, HALF, ONE, INFINITY, NAN = f4(0), f4(0.5), f4(1), f4(np.inf), f4(np.nan)
 MINUS_INFINITY = i4(-0x00800000)  # its bits
 
 
