@@ -14,6 +14,7 @@ from operator import attrgetter
 from sys import getrefcount
 from types import CellType, FunctionType
 from typing import Any
+from weakref import ref
 
 from .dtypes import cast, is_narrow
 from .inplace import changed_since, changes, next_order
@@ -59,14 +60,14 @@ class Leaf:
     __slots__ = ("assigned", "dtype", "grad", "is_argument", "order", "shape", "tensor")
     edges = ()
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, tensor: Any) -> None:
         self.is_argument = False  # of a function that is differentiated: no parameter
         self.assigned = 0  # the order of the latest assignment of another array to its tensor
         self.grad: Any = None  # an array, and a tensor once it has been looked at or can be differentiated
-        self.tensor: Callable[[], Any] = lambda: None  # a weak reference, where it is known
+        self.tensor = ref(tensor)
         self.order = next_order()
-        self.shape = shape
-        self.dtype = dtype
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
 
 
 class Part:

@@ -66,7 +66,7 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
         out._node = None
         del node  # the graph is freed here, and with it what only the graph held
         operation = Recomputation(name, lambda: f(*args, **kwargs), draws, outer, _sample(out))
-        alive = tuple(array for array in (reference() for reference in arrays) if array is not None)
+        alive = tuple({id(x): x for x in (reference() for reference in arrays) if x is not None}.values())
         edges: tuple[Any, ...] = ()
         for index in reversed(range(len(outer))):
             edges = outer[index], index, (alive,), edges

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -231,8 +230,7 @@ class Tensor:
                     f"requires_grad: {self._data.dtype} values have no gradient; convert to a floating-point "
                     "dtype first, for example mg.tensor(data, dtype='float32', requires_grad=True)"
                 )
-            self._node = Leaf(self._data.shape, self._data.dtype)
-            self._node.tensor = weakref.ref(self)
+            self._node = Leaf(self)
 
     @property
     def shape(self) -> tuple[int, ...]:

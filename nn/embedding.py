@@ -63,8 +63,7 @@ class Embedding(Module):
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
 
     def forward(self, tokens: Any) -> mg.Tensor:
-        given = tokens.data if isinstance(tokens, mg.Tensor) else tokens
-        index = as_array(given)
+        index = as_array(tokens.data if isinstance(tokens, mg.Tensor) else tokens)
         if index.dtype.kind not in "iu":
             raise TypeError(f"Embedding: tokens must be integers, got {index.dtype}")
         on_host = index.__class__ is np.ndarray
@@ -73,7 +72,7 @@ class Embedding(Module):
                 f"Embedding: tokens must lie in 0 to {self.num_embeddings - 1}, got {index.min()} to {index.max()}"
             )
         index = beside(index, self.weight.data)
-        vectors = take_rows(self.weight, index.copy() if index is given else index)
+        vectors = take_rows(self.weight, index.copy() if on_host else index)  # it may be changed before backward
         if self.padding_idx is None:
             return vectors
         return mg.where((index == self.padding_idx)[..., None], vectors.detach(), vectors)

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.usefixtures("numpy_kernels")
         repr,
         lambda loss: f"{loss}",
         lambda loss: np.array_repr(loss.data),
+        lambda loss: str(loss.data),
+        lambda loss: f"{[loss.data]}",
         lambda loss: np.asarray(loss.detach()),
         lambda loss: loss.numpy().tolist(),
         lambda loss: [1, 2, 3][loss.astype(int)],
@@ -54,6 +56,15 @@ def test_values_of_numpys_numbers_among_the_arguments_are_refused(n: Any, use: C
     step(np.ones(2), n)
     with pytest.raises(mg.CaptureError, match=r"the value of n was asked for, a .* hand over int\(n\) or float\(n\)"):
         step(np.ones(2), n)
+
+
+def test_whose_memory_an_array_shares_is_refused() -> None:
+    whole = np.ones(6)
+    part = whole[:3]
+    step = mg.capture(lambda x: x * part.base[4])
+    step(np.ones(2))
+    with pytest.raises(mg.CaptureError, match="base of part is asked for"):
+        step(np.ones(2))
 
 
 def test_an_iterator_is_refused() -> None:

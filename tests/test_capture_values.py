@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import microgradnd as mg
+import nn
 from tests.training_steps import bits, replays, warm
 
 pytestmark = pytest.mark.usefixtures("numpy_kernels")
@@ -93,13 +94,113 @@ def test_shapes_that_depend_on_values_and_are_asked_for_alone(count: Any) -> Non
     assert replays(step) >= 2
 
 
-@pytest.mark.parametrize("use", [lambda v: math.copysign(1, v), lambda v: len(f"{v}"), lambda v: math.atan2(v, -1.0)])
+@pytest.mark.parametrize(
+    "use", [lambda v: math.copysign(1, v), lambda v: len(f"{v}"), lambda v: len(repr(v)), lambda v: math.atan2(v, -1.0)]
+)
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zeros_of_both_signs_that_are_asked_for(use: Any, zero: float) -> None:
     step = mg.capture(lambda x, v: x * use(v))
     for v in (zero, zero, zero, -zero, zero, 1.0):
         assert bits(step(X, v)) == bits(X * use(v)), v
     assert replays(step) == 2
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, n: x.T.reshape(n, -1),
+        lambda x, n: np.reshape(x, (n, -1)).shape[0] * x,
+        lambda x, n: mg.tensor(x.T).reshape(n, -1).max(axis=0).sum(),
+        lambda x, n: x.sum(axis=n - 2),
+        lambda x, n: np.concatenate([x, x], n - 2).shape[0] * x,
+        lambda x, n: np.broadcast_to(x, (n, 3, 4)).shape[0] * x,
+        lambda x, n: x.transpose(n - 2, 3 - n).shape[0] * x,
+        lambda x, n: mg.expand_dims(mg.tensor(x), n - 2).shape[0] * x,
+        lambda x, n: np.eye(n, like=x),
+        lambda x, n: x[n > 2].size * x,
+        lambda x, n: x[np.array_equal(x[0, 0] + n, 2.0)].size * x,
+    ],
+)
+def test_shapes_that_numbers_of_numpys_decide(use: Any) -> None:
+    x = np.arange(12.0).reshape(3, 4)
+    step = mg.capture(lambda x, n: use(x, n))
+    for n in (2, 2, 2, 2, 3, 2, 3, 3):
+        expected, found = (
+            np.asarray(y.numpy() if isinstance(y, mg.Tensor) else y) for y in (use(x, n), step(x, np.int64(n)))
+        )
+        assert found.shape == expected.shape
+        assert bits(found) == bits(expected), n
+
+
+def test_lengths_of_draws_that_values_decide() -> None:
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    step = mg.capture(lambda x, rng: rng.random(x.argmax()).sum() + rng.choice(4, x.argmax()).size)
+    for largest in (2, 2, 2, 2, 1, 3, 2, 2):
+        x = np.eye(4)[largest]
+        expected = rngs[0].random(x.argmax()).sum() + rngs[0].choice(4, x.argmax()).size
+        assert step(x, rngs[1]) == expected
+
+
+def test_metrics_after_an_update_are_recorded() -> None:
+    """Integers that are computed with are no shapes."""
+    w = mg.tensor(np.zeros((3, 2)), requires_grad=True)
+    optimizer = nn.SGD([w], 0.1)
+
+    @mg.capture
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        logits = mg.tensor(x) @ w
+        nn.cross_entropy(logits, y).backward()
+        optimizer.step()
+        correct = (logits.data.argmax(axis=1) == y).sum()
+        return correct / 5, np.where(correct > 1, correct, 0), np.clip(correct, 0, 2), np.mean(correct)
+
+    for i in range(6):
+        step(np.random.default_rng(i).standard_normal((5, 3)), np.arange(5) % 2)
+    assert replays(step) == 4
+
+
+def test_a_selection_of_one_element_that_is_squeezed() -> None:
+    for use in (lambda x: (np.squeeze(x[x > 1]) * 2).ndim, lambda x: mg.exp(mg.squeeze(mg.tensor(x)[x > 1])).ndim):
+        step = mg.capture(lambda x, use=use: x * use(x))
+        for x in (*[[0.0, 0, 2]] * 4, [0, 3, 2], [0, 0, 5]):
+            assert bits(step(np.array(x))) == bits(np.array(x) * use(np.array(x)))
+
+
+def test_arrays_in_several_places_that_become_one() -> None:
+    held = {"a": np.ones(3), "b": np.ones(3)}
+    step = mg.capture(lambda x: x * (2 if held["a"] is held["b"] else 3))
+    warm(step, X)
+    held["b"] = held["a"]
+    assert [step(X).tolist() for _ in range(4)] == [(X * 2).tolist()] * 4
+    held["b"] = np.ones(3)
+    assert [step(X).tolist() for _ in range(4)] == [(X * 3).tolist()] * 4
+
+
+def test_containers_with_ways_of_their_own() -> None:
+    class Of(list[Any]):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__(parts)
+
+    step = mg.capture(
+        lambda x, c: (x * c["a"], collections.Counter(n=len(x)), Of(x, x * 2), np.split(x, 3)[::-1] + [x])
+    )
+    for _ in range(5):
+        product, count, parts, pieces = step(X, collections.Counter("aab"))
+        assert product.tolist() == (X * 2).tolist()
+        assert (count, type(count)) == ({"n": 3}, collections.Counter)
+        assert ([x.tolist() for x in parts], type(parts)) == ([X.tolist(), (X * 2).tolist()], Of)
+        assert [x.tolist() for x in pieces] == [[3.0], [2.0], [1.0], [1.0, 2.0, 3.0]]
+    factories: Any = mg.capture(lambda x, d: x * len(str(d)))
+    for factory in (int, int, int, list, int):
+        d = collections.defaultdict(factory, a=1)
+        assert factories(X, d).tolist() == (X * len(str(d))).tolist()
+
+
+def test_whether_a_value_is_among_others() -> None:
+    step = mg.capture(lambda x: x * 2 if 0.0 in x else x)
+    for x in (np.eye(2), np.ones((2, 2)), np.eye(2), np.eye(2), np.ones((2, 2))):
+        assert step(x).tolist() == (x * 2 if 0.0 in x else x).tolist()
 
 
 def test_conditions_joined_by_and() -> None:

@@ -73,7 +73,7 @@ def test_second_order_equals_complex_step_of_first_order(op: Op, sample: Sample,
         total = 0.0
         tensors = [mg.tensor(x) if isinstance(x, np.ndarray) else x for x in values]
         for i in positions:  # complex leaves are refused to users: here they carry the step
-            tensors[i]._node = Leaf(tensors[i].shape, tensors[i].dtype)
+            tensors[i]._node = Leaf(tensors[i])
         out = evaluated(op, getattr(mg, op.name), tensors, sample.options)
         found = backpropagate(out._node, weights(out.shape).astype(out.dtype))
         for i in positions:

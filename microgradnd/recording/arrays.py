@@ -7,13 +7,14 @@ What would take its value out of the recording (a Python number, an array of Num
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
 
 from .active import CaptureError, recorder
-from .instructions import Variable, is_array, is_on_device, library_of
+from .instructions import Variable, is_array, is_on_device, library_of, root_of
 from .operators import give_operators, give_operators_in_place
 
 AS_TEXT = np.array2string, np.array_repr, np.array_str
@@ -56,9 +57,6 @@ class _Recorded:
             kwargs = {key: value for key, value in kwargs.items() if value is not None or key == "axis"}
             return recorder().call("reduce", f"{name}.reduce", ufunc.reduce, inputs[:1], kwargs, to_write(out))
         return recorder().call("function", f"{name}.{method}", getattr(ufunc, method), inputs, kwargs, to_write(out))
-
-    def __repr__(self) -> str:
-        return f"<{self.variable.name}, being recorded>"
 
     def __getattr__(self, name: str) -> Any:
         """Refused, where what it holds has it: hasattr must not hear that there is none.
@@ -132,8 +130,8 @@ class RecordedNumber(_Recorded):
     def __format__(self, spec: str) -> str:
         return format(recorder().branch(self), spec)
 
-    def __str__(self) -> str:
-        return str(recorder().branch(self))
+    def __repr__(self) -> str:
+        return repr(recorder().branch(self))
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(recorder().branch(self), digits)
@@ -169,9 +167,8 @@ class RecordedArray(_Recorded):
             "before it computes: return the tensor from the step instead"
         )
 
-    __float__ = __int__ = __index__ = __complex__ = __round__ = __array__ = item = tolist = tobytes = __format__ = (
-        _unknown
-    )
+    __float__ = __int__ = __index__ = __complex__ = __round__ = __array__ = _unknown
+    item = tolist = tobytes = __format__ = __repr__ = _unknown
 
     T = property(lambda self: recorder().call("attribute", "T", operator.attrgetter("T"), (self,)))
 
@@ -184,6 +181,17 @@ class RecordedArray(_Recorded):
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
+
+    @property
+    def base(self) -> Any:
+        """Whose memory this is a view of: for ourselves, who ask whether there is such an array and no more."""
+        base = self.value.base
+        if base is not None and root_of(sys._getframe(1).f_globals.get("__name__")) != "microgradnd":
+            raise CaptureError(f"capture: base of {self.variable.name} is asked for, which is not recorded")
+        return base
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         prefix, library = library_of(self.value)
@@ -241,7 +249,7 @@ def _asking(name: str) -> Any:
 
 for _name in ("shape", "size", "nbytes", "ndim", "strides", "flags"):
     setattr(RecordedArray, _name, _asking(_name))
-for _name in ("dtype", "base", "device", "itemsize"):
+for _name in ("dtype", "device", "itemsize"):
     setattr(RecordedArray, _name, property(operator.attrgetter(f"value.{_name}")))
 give_operators_in_place(RecordedArray)
 
@@ -270,7 +278,8 @@ def call_function(name: str, function: Any, args: Any, kwargs: Any) -> Any:
     if plain in SAVING:
         raise CaptureError(f"capture: {name} writes a file, which a replay would not do again; call it after the step")
     if plain in DESCRIBING:
-        recorder().ask_shapes(args, kwargs)
+        if plain in ("shape", "ndim", "size"):
+            recorder().ask_shapes(args, kwargs)
         real_args, _ = recorder().unwrapped(args)
         real_kwargs, _ = recorder().unwrapped(kwargs)
         return function(*real_args, **real_kwargs)

@@ -86,7 +86,7 @@ class Captured(Generic[P, R]):
                     result = latest.attempt(*values)
                 except Exception as error:
                     if latest.failed_at(error) is not None:  # else other arguments, or something was deleted
-                        return self._otherwise(latest, error, args, kwargs, 3)
+                        return self._otherwise(latest, error, args, kwargs, stacklevel=3)
                 else:
                     if result is not MISSED:
                         return result  # type: ignore[no-any-return]
@@ -270,7 +270,7 @@ class Captured(Generic[P, R]):
         except Exception as error:
             if before is not None:
                 before.put_back()
-            return self._otherwise(recording, error, args, kwargs, 5, before is not None)
+            return self._otherwise(recording, error, args, kwargs, before is not None, stacklevel=5)
         recording.set_gradients()
         self._latest = recording
         if before is None:
@@ -303,8 +303,9 @@ class Captured(Generic[P, R]):
         error: Exception,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        stacklevel: int,
         is_put_back: bool = False,
+        *,
+        stacklevel: int,
     ) -> R:
         """The step itself, where a replay came to another branch or failed, and all is as it was before."""
         if isinstance(error, Diverged):

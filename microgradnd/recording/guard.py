@@ -49,7 +49,8 @@ def layout_of(x: Any) -> Any:
     if isinstance(x, tuple | list):
         return kind, [layout_of(part) for part in x], _attributes_of(x)
     if isinstance(x, dict):
-        return kind, [(name, layout_of(part)) for name, part in x.items()], _attributes_of(x)
+        factory = getattr(x, "default_factory", None)
+        return kind, [(name, layout_of(part)) for name, part in x.items()], _attributes_of(x), factory
     return (kind, repr(x)) if isinstance(x, int | str | bytes | complex | NoneType) else _Same(x)
 
 

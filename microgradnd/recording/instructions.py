@@ -42,6 +42,11 @@ def current_stream() -> int:
     return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
 
 
+def root_of(module: str | None) -> str:
+    """The top-level package of a module, by its name; "" for none."""
+    return module.partition(".")[0] if isinstance(module, str) else ""  # Cython's classes have something else
+
+
 def bare(name: str) -> str:
     """A function's name without its library's."""
     return name[3:] if name.startswith(("np.", "cp.")) else name

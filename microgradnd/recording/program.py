@@ -233,14 +233,14 @@ def _needed(instructions: list[Instruction], outputs: list[Variable]) -> list[In
 
 def _deciding_shapes(instructions: list[Instruction]) -> set[Instruction]:
     """Those that give shapes by values, where the step has asked for these shapes, or for what follows from them."""
-    behind: dict[Variable, set[Instruction]] = {}  # a root that has axes: what may give it another shape
-    for x in instructions:
-        found = {x} if may_diverge(x) else set()
-        found = found.union(*(behind.get(v.root, ()) for v in x.reads()))
-        for v in x.results:
-            if found and v.shape:
-                behind[v.root] = behind.get(v.root, set()) | found
-    return set().union(*(found for root, found in behind.items() if root.is_asked))
+    asked = {v.root for x in instructions for v in x.results if v.root.is_asked}
+    found = set()
+    for x in reversed(instructions):
+        if any(v.root in asked for v in x.results):
+            asked.update(v.root for v in x.reads())
+            if may_diverge(x):
+                found.add(x)
+    return found
 
 
 def _numbers_alone(instructions: list[Instruction]) -> set[Instruction]:

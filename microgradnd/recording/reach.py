@@ -29,7 +29,7 @@ from ..primitive import is_operation
 from ..tensor import Tensor
 from .active import CaptureError
 from .arrays import HANDLES, RecordedArray, RecordedGenerator, RecordedNumber
-from .instructions import is_array, is_on_device
+from .instructions import is_array, is_on_device, root_of
 from .places import (
     CACHE,
     KEYS,
@@ -49,7 +49,7 @@ from .places import (
     kind_of,
     snapshot,
 )
-from .scout import Executed, globals_in, is_users, modules_in, root_of
+from .scout import Executed, globals_in, is_users, modules_in
 
 MOST = 100_000  # places that are looked at
 # What decorators in classes make of functions, and where these are then.

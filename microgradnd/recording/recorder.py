@@ -24,6 +24,12 @@ UNCHANGING = ("array", "asarray", "ascontiguousarray", "atleast_1d", "atleast_2d
 # Those that meet large arrays in every step and change none, but for ``out``, which comes back as the result. Arguments
 # of all other functions are copied, and compared afterwards.
 PURE = frozenset([*UNCHANGING, "concatenate", "dot", "einsum", "matmul", "max", "mean", "min", "sum", "vdot", "where"])
+SHAPED_BY = ("create", "draw", "function", "getitem", "method", "reduce")  # kinds of calls by whose arguments shapes go
+# Functions and methods that take numbers after the first argument to compute with.
+BY_VALUE = frozenset([
+    "allclose", "array_equal", "clip", "copyto", "fill", "full", "interp", "isclose", "nan_to_num", "place", "put",
+    "putmask", "searchsorted", "take", "where",
+])  # fmt: skip
 
 
 class Recorder:
@@ -123,6 +129,8 @@ class Recorder:
         if (errors := dict(np.geterr())) != self._errors:
             self._note_errors(errors)
         kwargs = kwargs or {}
+        if kind in SHAPED_BY:
+            args, kwargs = self._agreed_arguments(kind, name, args, kwargs)
         if out is not None:
             kwargs, writes = {**kwargs, "out": out}, (out,)
         real_args, noted_args = self.unwrapped(args)
@@ -195,7 +203,8 @@ class Recorder:
         if isinstance(result, tuple) and hasattr(result, "_fields"):
             return type(result)(*[self._handle(part, instruction) for part in result])
         if isinstance(result, tuple | list):
-            return tuple(self._handle(part, instruction) for part in result)
+            parts = [self._handle(part, instruction) for part in result]
+            return parts if isinstance(result, list) else tuple(parts)
         if isinstance(result, bool | int | float | complex) and not isinstance(result, np.generic):
             variable = Variable(result, "number", instruction.name)
             instruction.results.append(variable)
@@ -209,6 +218,26 @@ class Recorder:
             self._register(result, variable)
         instruction.results.append(variable)
         return RecordedArray(result, variable)
+
+    def _agreed_arguments(self, kind: str, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments, with integers and booleans that may be an axis, a length or a mask as plain ones.
+
+        Shapes may depend on them, so that replays have to agree.
+        """
+        if kind == "getitem":
+            return (args[0], self._agreed(args[1], (bool,))), kwargs
+        first = 0 if kind == "create" else 1  # what is computed with
+        if bare(name) not in BY_VALUE:
+            args = (*args[:first], *(self._agreed(x) for x in args[first:]))
+        return args, {key: x if key in ("initial", "fill_value") else self._agreed(x) for key, x in kwargs.items()}
+
+    def _agreed(self, x: Any, kinds: tuple[type, ...] = (bool, int)) -> Any:
+        if type(x) in (tuple, list):
+            return type(x)([self._agreed(part, kinds) for part in x])
+        if type(x) not in (RecordedArray, RecordedNumber) or is_on_device(x.value) or np.ndim(x.value):
+            return x
+        kind = {"b": bool, "i": int, "u": int}.get(np.asarray(x.value).dtype.kind)
+        return self.branch(x, None if type(x) is RecordedNumber else kind) if kind in kinds else x
 
     def ask_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Somebody looks at the shapes of these arguments."""

@@ -261,6 +261,8 @@ class Recording:
         for places in self._by_variable.values() if rebind else self._loaded_as_one:
             if any(place.get() is not places[0].get() for place in places):
                 return PARTED
+        if rebind and len({id(places[0].get()) for places in self._by_variable.values()}) < len(self._by_variable):
+            return "arrays in several places, which are one now"
         if rebind and not self._chains_hold():
             return "the memory of arrays, which now overlaps"
         for place in self.effects.leaves:

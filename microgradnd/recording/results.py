@@ -24,10 +24,15 @@ def data_of(x: Any) -> Any:
 
 
 def like(container: Any, parts: list[Any]) -> Any:
-    """A tuple, list or dict of the same kind with other parts."""
+    """A tuple, list or dict of the same kind with other parts: without its class's own ways to be made and filled."""
     if isinstance(container, dict):
+        new_one: Any = copy.copy(container)
+        for key, part in zip(container, parts, strict=True):
+            dict.__setitem__(new_one, key, part)
+        return new_one
+    if isinstance(container, list):
         new_one = copy.copy(container)
-        new_one.update(zip(container, parts, strict=True))
+        list.__setitem__(new_one, slice(None), parts)
         return new_one
     return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from .active import CaptureError, is_recording
 from .held_types import HeldTypes
+from .instructions import root_of
 
 LIBRARIES = frozenset(
     ["builtins", "cupy", "cupy_backends", "cupyx", "fastrlock", "llvmlite", "microgradnd", "nn", "numba", "numpy"]
@@ -30,11 +31,6 @@ ENTERING = (getattr(np.errstate.__enter__, "__code__", None),)
 BY_STRINGS = frozenset(["attrgetter", "delattr", "hasattr", "methodcaller", "setattr"])
 IMPORTING = vars(importlib._bootstrap)  # whoever is called from there is imported
 UNREPEATED = (globals, input, next, open, print)  # what a replay does not do
-
-
-def root_of(module: str | None) -> str:
-    """The top-level package of a module, by its name; "" for none."""
-    return module.partition(".")[0] if isinstance(module, str) else ""  # Cython's classes have something else
 
 
 def is_users(module: str | None) -> bool:

@@ -48,7 +48,8 @@ class Statements:
         """One instruction; empty where a buffer is all that it needs."""
         args = [self.term(arg) for arg in x.args]
         if x.kind == "branch":
-            test = {"branch": f"{args[0]} != {args[1]}", "bool": f"bool({args[0]}) is not {args[1]}"}[x.name]
+            tests = {"branch": f"{args[0]} != {args[1]}", "bool": f"bool({args[0]}) is not {args[1]}"}
+            test = tests.get(x.name, f"{x.name}({args[0]}) != {args[1]}")
             if type(x.args[1]) is float and x.args[1] == 0:  # of which there are two
                 test = f"repr({args[0]}) != {repr(x.args[1])!r}"
             return f"if {test}:\n    raise Diverged"

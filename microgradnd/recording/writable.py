@@ -20,6 +20,8 @@ FIXED_SHAPE = WITH_OUT | {
     "array_equal", "atleast_1d", "atleast_2d", "moveaxis", "ravel", "round", "take_along_axis", "trace",
     "where", "einsum", "vdot", "ravel_multi_index", "reshape", "transpose", "swapaxes",
     "broadcast_to", "expand_dims", "squeeze", "argmax", "argmin", "var", "std", "copyto",
+    "column_stack", "cov", "cross", "cumprod", "diff", "dstack", "hstack", "inner", "kron", "linalg.cholesky",
+    "linalg.det", "linalg.inv", "linalg.solve", "median", "percentile", "quantile", "roll", "tensordot", "vstack",
     "lib.stride_tricks.sliding_window_view", "tril", "triu", "outer", "stack", "flip", "argsort", "sort", "linalg.norm",
 }  # fmt: skip
 CREATED = ("empty", "zeros", "ones", "full")
