@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Set
+from copy import copy
 from heapq import heappop, heappush
 from operator import attrgetter
 from sys import getrefcount
@@ -219,6 +220,8 @@ def backpropagate(
                 del gx  # whether a variable counts depends on the release of Python: the dictionary alone holds it
                 if grads[parent].base is not None or getrefcount(grads[parent]) > UNSHARED:
                     grads[parent] = grads[parent].copy()  # somebody else holds its memory: as g, as a saved value
+            elif not gx.requires_grad:
+                grads[parent] = copy(gx)  # the same of a constant, which may be changed in place
     return grads
 
 

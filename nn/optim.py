@@ -322,5 +322,5 @@ class SGD(Optimizer):
                 continue
             if lr is None or lr.dtype is not dtype:
                 # NumPy multiplies by a 0-d array faster than by a number. Narrow floats have no small rates.
-                lr = NAMESPACES[np.ndarray].asarray(group["lr"], np.float32 if is_narrow(dtype) else dtype)
+                lr = NAMESPACES[np.ndarray].asarray(as_float(group["lr"]), np.float32 if is_narrow(dtype) else dtype)
             p -= lr * d

@@ -103,12 +103,15 @@ class Transformer(Module):
     def forward(self, tokens: Any, caches: Sequence[KVCache] | None = None) -> mg.Tensor:
         """Logits (..., T, vocab_size) for the token after each of (..., T) tokens.
 
-        ``caches``, one per block, hold the tokens before: see :meth:`caches`. Raises ValueError for more than
-        ``max_len`` tokens, those in the caches included.
+        ``caches``, one per block, hold the tokens before: see :meth:`caches`. They stay as they are where an error or
+        an interrupt comes in between. Raises ValueError for more than ``max_len`` tokens, those in the caches included.
         """
         if caches is not None and len(caches) != len(self.blocks):
             raise ValueError(f"Transformer: expected a cache for each of {len(self.blocks)} blocks, got {len(caches)}")
-        start = 0 if caches is None else caches[0].length
+        lengths = [0] if caches is None else [cache.length for cache in caches]
+        start = lengths[0]
+        if any(length != start for length in lengths):
+            raise ValueError(f"Transformer: expected caches that hold the same number of tokens, got {lengths}")
         x = self.embedding(tokens)  # (..., T, d_model)
         if x.ndim < 2:
             raise ValueError("Transformer: expected tokens (..., T), got a single one; give it an axis")
@@ -117,11 +120,16 @@ class Transformer(Module):
         if self.positions is not None:
             x = self.positions(x, start)
         x = self.dropout(x)
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache=None if caches is None else caches[i])
-        x = self.norm(x)
-        logits: mg.Tensor = mg.linear(x, self.embedding.weight.T) if self.head is None else self.head(x)
-        return logits
+        try:
+            for i, block in enumerate(self.blocks):
+                x = block(x, cache=None if caches is None else caches[i])
+            x = self.norm(x)
+            logits: mg.Tensor = mg.linear(x, self.embedding.weight.T) if self.head is None else self.head(x)
+            return logits
+        except BaseException:
+            for cache in caches or ():
+                cache.length = start
+            raise
 
     def caches(self) -> list[KVCache]:
         """An empty cache for each block."""

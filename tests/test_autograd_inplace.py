@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,3 +154,40 @@ def test_after_an_unrelated_change_each_node_looks_at_its_own_arrays_once(monkey
     other.data -= 1.0
     y.sum().backward()
     assert len(looked_at) == 100
+
+
+@pytest.mark.parametrize("kind", ["memmap", "array", "range"])
+@pytest.mark.parametrize("at", [lambda i: i, lambda i: (i, 0)])
+def test_indices_that_are_no_plain_arrays_are_copied(kind: str, at: Any) -> None:
+    index: Any = {
+        "memmap": np.array([0, 1]).view(np.memmap),
+        "array": array.array("q", [0, 1]),
+        "range": range(2),
+    }[kind]
+    x = mg.tensor(np.ones((4, 2)), requires_grad=True)
+    taken = x[at(index)]
+    scattered = mg.scatter_add(x[:2, 0] * 1, index, 3)
+    if kind != "range":
+        index[0] = 1
+    taken.sum().backward()
+    assert x.grad is not None
+    assert x.grad.numpy()[:, 0].tolist() == [1, 1, 0, 0]
+    assert scattered.numpy().tolist() == [1, 1, 0]
+    assert x[range(0)].shape == (0, 2)
+
+
+def test_gradients_that_are_constants_share_no_memory() -> None:
+    """With create_graph too: they may be changed in place, by clipping for example."""
+    x, y = (mg.tensor(np.zeros(3), requires_grad=True) for _ in range(2))
+    for create_graph in (False, True):
+        ((x + y) * np.array([1.0, 2, 3])).sum().backward(create_graph=create_graph)
+        assert x.grad is not None
+        assert y.grad is not None
+        x.grad.data *= 10
+        assert y.grad.numpy().tolist() == [1, 2, 3]
+        x.zero_grad()
+        y.zero_grad()
+        x.sum().backward(create_graph=create_graph)
+        x.grad.data *= 2
+        assert x.grad.numpy().tolist() == [2, 2, 2]
+        x.zero_grad()

@@ -200,3 +200,26 @@ def test_training_step_on_each_device(positions, device):
     for name, gradient, other in zip(make().state_dict(), ours, expected, strict=True):
         np.testing.assert_allclose(gradient, other, rtol=0, atol=1e-12 * max(1, np.abs(other).max()), err_msg=name)
     np.testing.assert_array_equal(tokens, their_tokens)
+
+
+def test_caches_stay_as_they_are_where_an_error_comes_in_between():
+    model = nn.Transformer(11, 8, 4, 2, 7, rng=1).eval()
+    caches = model.caches()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with mg.no_grad():
+        model([[1, 2, 3]], caches)
+        model.blocks[1].forward = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            model([[4]], caches)
+        del model.blocks[1].forward
+        assert [cache.length for cache in caches] == [3] * len(caches)
+        logits = model([[4]], caches).numpy()[0, -1]
+        np.testing.assert_allclose(logits, model([[1, 2, 3, 4]]).numpy()[0, -1], rtol=0, atol=1e-6)
+    caches[0].length = 2
+    with pytest.raises(
+        ValueError, match=r"Transformer: expected caches that hold the same number of tokens, got \[2, 4"
+    ):
+        model([[5]], caches)

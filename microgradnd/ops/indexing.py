@@ -117,4 +117,10 @@ def _plain(operation: str, index: Any) -> Any:
         raise TypeError(
             f"{operation}: an index is a masked array, whose mask would be lost; fill it first: index.filled(value)"
         )
-    return index.copy() if index.__class__ in NAMESPACES else index
+    if index.__class__ in NAMESPACES:
+        return index.copy()
+    if index is None or index is ... or isinstance(index, int | np.generic | str):
+        return index
+    if hasattr(index, "__array__"):  # such as a memmap
+        return np.array(index)
+    return np.array(index, dtype=None if len(index) else np.intp) if hasattr(index, "__len__") else index
