@@ -163,7 +163,7 @@ def test_metrics_after_an_update_are_recorded() -> None:
 def test_a_selection_of_one_element_that_is_squeezed() -> None:
     for use in (lambda x: (np.squeeze(x[x > 1]) * 2).ndim, lambda x: mg.exp(mg.squeeze(mg.tensor(x)[x > 1])).ndim):
         step = mg.capture(lambda x, use=use: x * use(x))
-        for x in (*[[0.0, 0, 2]] * 4, [0, 3, 2], [0, 0, 5]):
+        for x in (*[[0.0, 0, 2]] * 4, [0.0, 3, 2], [0.0, 0, 5]):
             assert bits(step(np.array(x))) == bits(np.array(x) * use(np.array(x)))
 
 
