@@ -63,7 +63,8 @@ class Embedding(Module):
         self.weight = mg.tensor(weight, dtype, requires_grad=True)
 
     def forward(self, tokens: Any) -> mg.Tensor:
-        index = as_array(tokens.data if isinstance(tokens, mg.Tensor) else tokens)
+        given = tokens.data if isinstance(tokens, mg.Tensor) else tokens
+        index = as_array(given)
         if index.dtype.kind not in "iu":
             raise TypeError(f"Embedding: tokens must be integers, got {index.dtype}")
         on_host = index.__class__ is np.ndarray
@@ -72,7 +73,8 @@ class Embedding(Module):
                 f"Embedding: tokens must lie in 0 to {self.num_embeddings - 1}, got {index.min()} to {index.max()}"
             )
         index = beside(index, self.weight.data)
-        vectors = take_rows(self.weight, index.copy() if on_host else index)  # it may be changed before backward
+        # It may be changed before backward; on the host others than arrays share their memory too.
+        vectors = take_rows(self.weight, index.copy() if on_host or index is given else index)
         if self.padding_idx is None:
             return vectors
         return mg.where((index == self.padding_idx)[..., None], vectors.detach(), vectors)

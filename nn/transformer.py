@@ -103,8 +103,9 @@ class Transformer(Module):
     def forward(self, tokens: Any, caches: Sequence[KVCache] | None = None) -> mg.Tensor:
         """Logits (..., T, vocab_size) for the token after each of (..., T) tokens.
 
-        ``caches``, one per block, hold the tokens before: see :meth:`caches`. They stay as they are where an error or
-        an interrupt comes in between. Raises ValueError for more than ``max_len`` tokens, those in the caches included.
+        ``caches``, one per block, hold the tokens before: see :meth:`caches`. They hold as many as before where an
+        error or an interrupt comes in between. Raises ValueError for more than ``max_len`` tokens, those in the caches
+        included.
         """
         if caches is not None and len(caches) != len(self.blocks):
             raise ValueError(f"Transformer: expected a cache for each of {len(self.blocks)} blocks, got {len(caches)}")

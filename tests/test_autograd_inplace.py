@@ -176,6 +176,20 @@ def test_indices_that_are_no_plain_arrays_are_copied(kind: str, at: Any) -> None
     assert x[range(0)].shape == (0, 2)
 
 
+def test_an_index_that_is_a_named_tuple() -> None:
+    class At(NamedTuple):
+        row: Any
+        column: Any
+
+    x = mg.tensor(np.arange(12.0).reshape(3, 4))
+    assert x[At(0, 1)].item() == 1.0
+    assert x[At(slice(0, 2), slice(1, 3))].shape == (2, 2)
+    assert mg.scatter_add(mg.tensor(1.0), At(0, 1), (3, 4)).sum().item() == 1.0
+    for index in ({}, frozenset(), 1.0):
+        with pytest.raises(IndexError):
+            x[index]
+
+
 def test_gradients_that_are_constants_share_no_memory() -> None:
     """With create_graph too: they may be changed in place, by clipping for example."""
     x, y = (mg.tensor(np.zeros(3), requires_grad=True) for _ in range(2))

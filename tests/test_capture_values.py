@@ -117,6 +117,8 @@ def test_zeros_of_both_signs_that_are_asked_for(use: Any, zero: float) -> None:
         lambda x, n: x.transpose(n - 2, 3 - n).shape[0] * x,
         lambda x, n: mg.expand_dims(mg.tensor(x), n - 2).shape[0] * x,
         lambda x, n: np.eye(n, like=x),
+        lambda x, n: np.full((n,), 2.0, like=x),
+        lambda x, n: x.take([0, 1], n - 2).shape[0] * x,
         lambda x, n: x[n > 2].size * x,
         lambda x, n: x[np.array_equal(x[0, 0] + n, 2.0)].size * x,
     ],
@@ -139,6 +141,26 @@ def test_lengths_of_draws_that_values_decide() -> None:
         x = np.eye(4)[largest]
         expected = rngs[0].random(x.argmax()).sum() + rngs[0].choice(4, x.argmax()).size
         assert step(x, rngs[1]) == expected
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, n, rng: x * rng.integers(0, n + 1),
+        lambda x, n, rng: x * rng.integers(0, n + 1, 3),
+        lambda x, n, rng: x + rng.poisson(n) + rng.normal(n, 1.0, 3),
+        lambda x, n, rng: np.roll(x, rng.integers(0, 3), axis=0) + np.roll(x, n),
+        lambda x, n, rng: np.dot(x.astype(np.float32), n.astype(np.int8)) + np.percentile(x, n),
+        lambda x, n, rng: np.clip(x, a_min=0, a_max=n) + np.take(x, indices=n) + np.tril(x, n),
+    ],
+)
+def test_integers_that_are_computed_with_stay_free(use: Any) -> None:
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    step = mg.capture(lambda x, n, rng: use(x, n, rng))
+    for i in range(10):
+        n = np.int64(i % 3)
+        assert bits(step(X, n, rngs[0])) == bits(use(X, n, rngs[1])), i
+    assert replays(step) == 8
 
 
 def test_metrics_after_an_update_are_recorded() -> None:
@@ -195,6 +217,20 @@ def test_containers_with_ways_of_their_own() -> None:
     for factory in (int, int, int, list, int):
         d = collections.defaultdict(factory, a=1)
         assert factories(X, d).tolist() == (X * len(str(d))).tolist()
+
+
+def test_containers_that_are_not_to_be_made_anew() -> None:
+    class Closed(list[Any]):
+        def append(self, x: Any) -> None:
+            raise AssertionError
+
+        extend = append  # type: ignore[assignment]
+
+    step = mg.capture(lambda x, d: (Closed([x * 2]), x))
+    for _ in range(6):
+        found, _ = step(X, collections.defaultdict(lambda: 0, a=1))
+        assert [x.tolist() for x in found] == [(X * 2).tolist()]
+    assert replays(step) == 4
 
 
 def test_whether_a_value_is_among_others() -> None:

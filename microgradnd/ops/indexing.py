@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,11 +109,6 @@ def _plain(operation: str, index: Any) -> Any:
         if (start is None or start.__class__ is int) and (stop is None or stop.__class__ is int) and step is None:
             return index
         return slice(*(x if x is None else integer(operation, "a bound of a slice", x) for x in bounds))
-    if isinstance(index, list):
-        try:
-            return np.array(index, dtype=None if index else np.intp)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{operation}: {error}") from None
     if isinstance(index, np.ma.MaskedArray):
         raise TypeError(
             f"{operation}: an index is a masked array, whose mask would be lost; fill it first: index.filled(value)"
@@ -121,6 +117,12 @@ def _plain(operation: str, index: Any) -> Any:
         return index.copy()
     if index is None or index is ... or isinstance(index, int | np.generic | str):
         return index
-    if hasattr(index, "__array__"):  # such as a memmap
-        return np.array(index)
-    return np.array(index, dtype=None if len(index) else np.intp) if hasattr(index, "__len__") else index
+    if isinstance(index, tuple):  # a named one
+        return tuple(_plain(operation, part) for part in index)
+    is_sequence = isinstance(index, Sequence)
+    if not is_sequence and not hasattr(index, "__array__"):
+        return index
+    try:
+        return np.array(index, dtype=np.intp if is_sequence and not len(index) else None)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{operation}: {error}") from None

@@ -50,6 +50,7 @@ def layout_of(x: Any) -> Any:
         return kind, [layout_of(part) for part in x], _attributes_of(x)
     if isinstance(x, dict):
         factory = getattr(x, "default_factory", None)
+        factory = getattr(factory, "__code__", factory)  # a function may be made anew for each call
         return kind, [(name, layout_of(part)) for name, part in x.items()], _attributes_of(x), factory
     return (kind, repr(x)) if isinstance(x, int | str | bytes | complex | NoneType) else _Same(x)
 

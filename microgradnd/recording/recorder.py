@@ -24,11 +24,28 @@ UNCHANGING = ("array", "asarray", "ascontiguousarray", "atleast_1d", "atleast_2d
 # Those that meet large arrays in every step and change none, but for ``out``, which comes back as the result. Arguments
 # of all other functions are copied, and compared afterwards.
 PURE = frozenset([*UNCHANGING, "concatenate", "dot", "einsum", "matmul", "max", "mean", "min", "sum", "vdot", "where"])
-SHAPED_BY = ("create", "draw", "function", "getitem", "method", "reduce")  # kinds of calls by whose arguments shapes go
-# Functions and methods that take numbers after the first argument to compute with.
-BY_VALUE = frozenset([
-    "allclose", "array_equal", "clip", "copyto", "fill", "full", "interp", "isclose", "nan_to_num", "place", "put",
-    "putmask", "searchsorted", "take", "where",
+# Where functions, methods and draws take axes, lengths and shapes, by the positions of their arguments.
+SHAPES_AT: dict[str, slice] = {
+    **dict.fromkeys(["arange", "empty", "eye", "identity", "ones", "tri", "zeros"], slice(None)),
+    **dict.fromkeys(
+        ["all", "amax", "amin", "any", "argmax", "argmin", "argsort", "array_split", "broadcast_to", "concatenate",
+         "cumprod", "cumsum", "diagonal", "expand_dims", "flip", "max", "mean", "median", "min", "moveaxis", "prod",
+         "ptp", "repeat", "reshape", "resize", "sort", "split", "squeeze", "stack", "std", "sum", "swapaxes", "tile",
+         "trace", "transpose", "var"],
+        slice(1, None),
+    ),
+    **dict.fromkeys(["permutation", "random", "standard_exponential", "standard_normal"], slice(1, 2)),
+    **dict.fromkeys(["choice", "chisquare", "exponential", "geometric", "poisson", "rayleigh"], slice(2, 3)),
+    **dict.fromkeys(
+        ["beta", "binomial", "gamma", "gumbel", "integers", "laplace", "logistic", "lognormal", "normal", "uniform"],
+        slice(3, 4),
+    ),
+    "full": slice(0, 1),
+    "take": slice(2, None),
+}  # fmt: skip
+SHAPES_BY = frozenset([
+    "N", "M", "axes", "axis", "axis1", "axis2", "destination", "indices_or_sections", "keepdims", "newshape", "offset",
+    "reps", "shape", "size", "source",
 ])  # fmt: skip
 
 
@@ -110,7 +127,9 @@ class Recorder:
             real, noted = self.unwrapped(tuple(value.values()))
             return dict(zip(value, real, strict=True)), dict(zip(value, noted, strict=True))
         if not isinstance(value, LITERAL) and value is not np:  # as an argument, where np itself is handed on
-            raise CaptureError(f"capture: {value!r} is handed to a function of arrays, which is not recorded")
+            raise CaptureError(
+                f"capture: a {type(value).__name__} is handed to a function of arrays, which is not recorded"
+            )
         return value, value
 
     def call(
@@ -129,7 +148,7 @@ class Recorder:
         if (errors := dict(np.geterr())) != self._errors:
             self._note_errors(errors)
         kwargs = kwargs or {}
-        if kind in SHAPED_BY:
+        if kind not in ("operator", "ufunc"):
             args, kwargs = self._agreed_arguments(kind, name, args, kwargs)
         if out is not None:
             kwargs, writes = {**kwargs, "out": out}, (out,)
@@ -220,16 +239,16 @@ class Recorder:
         return RecordedArray(result, variable)
 
     def _agreed_arguments(self, kind: str, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The arguments, with integers and booleans that may be an axis, a length or a mask as plain ones.
+        """The arguments with plain numbers for the integers and booleans among them that are axes, lengths or masks.
 
-        Shapes may depend on them, so that replays have to agree.
+        Shapes depend on them, so that replays have to agree.
         """
         if kind == "getitem":
             return (args[0], self._agreed(args[1], (bool,))), kwargs
-        first = 0 if kind == "create" else 1  # what is computed with
-        if bare(name) not in BY_VALUE:
-            args = (*args[:first], *(self._agreed(x) for x in args[first:]))
-        return args, {key: x if key in ("initial", "fill_value") else self._agreed(x) for key, x in kwargs.items()}
+        if (at := SHAPES_AT.get(bare(name))) is not None:
+            chosen = range(len(args))[at]
+            args = tuple(self._agreed(x) if i in chosen else x for i, x in enumerate(args))
+        return args, {key: self._agreed(x) if key in SHAPES_BY else x for key, x in kwargs.items()}
 
     def _agreed(self, x: Any, kinds: tuple[type, ...] = (bool, int)) -> Any:
         if type(x) in (tuple, list):

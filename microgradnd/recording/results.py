@@ -24,15 +24,17 @@ def data_of(x: Any) -> Any:
 
 
 def like(container: Any, parts: list[Any]) -> Any:
-    """A tuple, list or dict of the same kind with other parts: without its class's own ways to be made and filled."""
+    """A tuple, list or dict of the same kind with other parts, which a list's or dict's class does not see come."""
     if isinstance(container, dict):
         new_one: Any = copy.copy(container)
         for key, part in zip(container, parts, strict=True):
             dict.__setitem__(new_one, key, part)
         return new_one
     if isinstance(container, list):
-        new_one = copy.copy(container)
-        list.__setitem__(new_one, slice(None), parts)
+        new_one = list.__new__(type(container))
+        list.extend(new_one, parts)
+        if hasattr(container, "__dict__"):
+            new_one.__dict__.update(container.__dict__)
         return new_one
     return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
 
