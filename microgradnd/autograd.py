@@ -65,7 +65,7 @@ class Leaf:
         self.is_argument = False  # of a function that is differentiated: no parameter
         self.assigned = 0  # the order of the latest assignment of another array to its tensor
         self.grad: Any = None  # an array, and a tensor once it has been looked at or can be differentiated
-        self.tensor = ref(tensor)
+        self.tensor = ref(tensor)  # to be called; weak, since the tensor holds the leaf
         self.order = next_order()
         self.shape = tensor.shape
         self.dtype = tensor.dtype

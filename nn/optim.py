@@ -293,12 +293,14 @@ class SGD(Optimizer):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
-        momentum, weight_decay = group["momentum"], group["weight_decay"]
+        momentum, weight_decay, rate = group["momentum"], group["weight_decay"], as_float(group["lr"])
         if (fast := for_all([p for p, _, _ in work], self._largest)) is not None:
             names = ["momentum_buffer"] if momentum else []  # from zeros: v is d in the first step
             fast.sgd_all(
                 [(p, g, *arrays_of(state, p, *names)) for p, g, state in work],
-                *map(as_float, (weight_decay, momentum, group["lr"])),
+                as_float(weight_decay),
+                as_float(momentum),
+                rate,
             )
             return
         lr: Any = None
@@ -318,9 +320,9 @@ class SGD(Optimizer):
                 d = v
             dtype = p.dtype
             if p.__class__ is not np.ndarray:  # to a device an array would be copied, a number is not
-                p -= as_float(group["lr"]) * (d.astype(np.float32) if dtype.char == "e" else d)
+                p -= rate * (d.astype(np.float32) if dtype.char == "e" else d)
                 continue
             if lr is None or lr.dtype is not dtype:
                 # NumPy multiplies by a 0-d array faster than by a number. Narrow floats have no small rates.
-                lr = NAMESPACES[np.ndarray].asarray(as_float(group["lr"]), np.float32 if is_narrow(dtype) else dtype)
+                lr = NAMESPACES[np.ndarray].asarray(rate, np.float32 if is_narrow(dtype) else dtype)
             p -= lr * d

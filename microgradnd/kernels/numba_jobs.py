@@ -120,7 +120,7 @@ def job(typingctx, kernel, arguments):
 
 @intrinsic
 def keep(typingctx, place, function, count, arguments):
-    """Leave a call of a PART at an address, in three numbers, to be done later. Somebody has to hold its arrays."""
+    """Leave a call of a PART, with its count and arguments, at an address, to be done later: arrays have to be held."""
     kinds = arguments.types
 
     def generate(context: Any, builder: Any, signature: Any, values: tuple[Any, ...]) -> Any:

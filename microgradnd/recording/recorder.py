@@ -13,6 +13,7 @@ from ..inplace import owner_of
 from .active import CaptureError, active
 from .arrays import HANDLES, RecordedArray, RecordedNumber, lies_alike
 from .instructions import Instruction, Variable, bare, current_device, is_array, is_on_device, library_of
+from .writable import SHAPE_KEYWORDS, SHAPE_POSITIONS
 
 # What may stand in the text of a program besides variables.
 LITERAL = (bool, int, float, complex, str, bytes, type(None), type(...), slice, type, np.dtype, np.generic)
@@ -24,29 +25,6 @@ UNCHANGING = ("array", "asarray", "ascontiguousarray", "atleast_1d", "atleast_2d
 # Those that meet large arrays in every step and change none, but for ``out``, which comes back as the result. Arguments
 # of all other functions are copied, and compared afterwards.
 PURE = frozenset([*UNCHANGING, "concatenate", "dot", "einsum", "matmul", "max", "mean", "min", "sum", "vdot", "where"])
-# Where functions, methods and draws take axes, lengths and shapes, by the positions of their arguments.
-SHAPES_AT: dict[str, slice] = {
-    **dict.fromkeys(["arange", "empty", "eye", "identity", "ones", "tri", "zeros"], slice(None)),
-    **dict.fromkeys(
-        ["all", "amax", "amin", "any", "argmax", "argmin", "argsort", "array_split", "broadcast_to", "concatenate",
-         "cumprod", "cumsum", "diagonal", "expand_dims", "flip", "max", "mean", "median", "min", "moveaxis", "prod",
-         "ptp", "repeat", "reshape", "resize", "sort", "split", "squeeze", "stack", "std", "sum", "swapaxes", "tile",
-         "trace", "transpose", "var"],
-        slice(1, None),
-    ),
-    **dict.fromkeys(["permutation", "random", "standard_exponential", "standard_normal"], slice(1, 2)),
-    **dict.fromkeys(["choice", "chisquare", "exponential", "geometric", "poisson", "rayleigh"], slice(2, 3)),
-    **dict.fromkeys(
-        ["beta", "binomial", "gamma", "gumbel", "integers", "laplace", "logistic", "lognormal", "normal", "uniform"],
-        slice(3, 4),
-    ),
-    "full": slice(0, 1),
-    "take": slice(2, None),
-}  # fmt: skip
-SHAPES_BY = frozenset([
-    "N", "M", "axes", "axis", "axis1", "axis2", "destination", "indices_or_sections", "keepdims", "newshape", "offset",
-    "reps", "shape", "size", "source",
-])  # fmt: skip
 
 
 class Recorder:
@@ -245,10 +223,10 @@ class Recorder:
         """
         if kind == "getitem":
             return (args[0], self._agreed(args[1], (bool,))), kwargs
-        if (at := SHAPES_AT.get(bare(name))) is not None:
+        if (at := SHAPE_POSITIONS.get(bare(name))) is not None:
             chosen = range(len(args))[at]
             args = tuple(self._agreed(x) if i in chosen else x for i, x in enumerate(args))
-        return args, {key: self._agreed(x) if key in SHAPES_BY else x for key, x in kwargs.items()}
+        return args, {key: self._agreed(x) if key in SHAPE_KEYWORDS else x for key, x in kwargs.items()}
 
     def _agreed(self, x: Any, kinds: tuple[type, ...] = (bool, int)) -> Any:
         if type(x) in (tuple, list):

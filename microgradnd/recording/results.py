@@ -24,7 +24,7 @@ def data_of(x: Any) -> Any:
 
 
 def like(container: Any, parts: list[Any]) -> Any:
-    """A tuple, list or dict of the same kind with other parts, which a list's or dict's class does not see come."""
+    """A tuple, list or dict of the same kind with other parts; its class does not fill it in its own way."""
     if isinstance(container, dict):
         new_one: Any = copy.copy(container)
         for key, part in zip(container, parts, strict=True):

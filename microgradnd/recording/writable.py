@@ -1,4 +1,4 @@
-"""Which instructions can put their result into memory that is there, and which may give another shape next time."""
+"""Which instructions can put their result into memory that is there, and what their results' shapes depend on."""
 
 from __future__ import annotations
 
@@ -24,6 +24,29 @@ FIXED_SHAPE = WITH_OUT | {
     "linalg.det", "linalg.inv", "linalg.solve", "median", "percentile", "quantile", "roll", "tensordot", "vstack",
     "lib.stride_tricks.sliding_window_view", "tril", "triu", "outer", "stack", "flip", "argsort", "sort", "linalg.norm",
 }  # fmt: skip
+# Where functions, methods and draws take axes, lengths and shapes, by the positions of arguments and by keywords.
+SHAPE_POSITIONS: dict[str, slice] = {
+    **dict.fromkeys(["arange", "empty", "eye", "identity", "ones", "tri", "zeros"], slice(None)),
+    **dict.fromkeys(
+        ["all", "amax", "amin", "any", "argmax", "argmin", "argsort", "array_split", "broadcast_to", "concatenate",
+         "cumprod", "cumsum", "diagonal", "expand_dims", "flip", "max", "mean", "median", "min", "moveaxis", "prod",
+         "ptp", "repeat", "reshape", "resize", "sort", "split", "squeeze", "stack", "std", "sum", "swapaxes", "tile",
+         "trace", "transpose", "var"],
+        slice(1, None),
+    ),
+    **dict.fromkeys(["permutation", "random", "standard_exponential", "standard_normal"], slice(1, 2)),
+    **dict.fromkeys(["choice", "chisquare", "exponential", "geometric", "poisson", "rayleigh"], slice(2, 3)),
+    **dict.fromkeys(
+        ["beta", "binomial", "gamma", "gumbel", "integers", "laplace", "logistic", "lognormal", "normal", "uniform"],
+        slice(3, 4),
+    ),
+    "full": slice(0, 1),
+    "take": slice(2, None),
+}  # fmt: skip
+SHAPE_KEYWORDS = frozenset([
+    "N", "M", "axes", "axis", "axis1", "axis2", "destination", "indices_or_sections", "keepdims", "newshape", "offset",
+    "reps", "shape", "size", "source",
+])  # fmt: skip
 CREATED = ("empty", "zeros", "ones", "full")
 
 
