@@ -191,6 +191,19 @@ def test_huge_scores() -> None:
     np.testing.assert_allclose(ours(arrays, None, True, 1e4)[0], expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_scores_that_are_all_beyond_the_range_give_nan(is_causal: bool) -> None:
+    """As the definition does: a query that sees nothing, and gets zeros, there is with a mask alone."""
+    arrays = inputs((2,), 40, 70, 8, 8)
+    arrays[0][:] = -1e30
+    arrays[1][:] = 1e30
+    arrays[0][:, 1] = 0
+    out, dq, _, dv = ours(arrays, None, is_causal)
+    for x in (out, dq):
+        assert np.isnan(x).all(axis=-1)[0].tolist() == [i != 1 for i in range(40)]
+    assert np.isnan(dv[:, 0]).all()
+
+
 def test_nan_and_infinity_stay_with_the_queries_that_see_them() -> None:
     arrays = inputs((2,), 70, 70, 8, 8)
     q, k, v, _ = arrays

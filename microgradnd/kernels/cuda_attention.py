@@ -60,6 +60,11 @@ template <class A> __device__ __forceinline__ A added(A score, const bool *mask)
 }
 template <class A, class M> __device__ __forceinline__ A added(A score, const M *mask) { return score + (A)*mask; }
 
+// 1 / the sum of a query's weights where it is 0: with a mask the query may see no key, and then its weights are zeros.
+// Without one it sees a key, so that its scores are beyond the range: NaN.
+template <class A> __device__ __forceinline__ A share_of_nothing(const NoMask *) { return (A)__int_as_float(0x7fc00000); }
+template <class A, class M> __device__ __forceinline__ A share_of_nothing(const M *) { return 1; }
+
 // The score of query i and key j with the mask; minus infinity where the key is hidden or there is none.
 template <bool CAUSAL, class A, class M>
 __device__ __forceinline__ A masked(A score, const M *mask, const Problem &p, int i, int j)
@@ -233,7 +238,7 @@ forward(const T *q, const T *k, const T *v, const M *mask, T *out, typename Accu
     for (int r = 0; r < R; r++) {
         const int i = first + ty + TY * r;
         const A sum = sum_of_row<TX>(total[r]);
-        total[r] = sum == 0 ? (A)1 : 1 / sum;
+        total[r] = sum == 0 ? share_of_nothing<A>(mask) : 1 / sum;
         if (tx == 0 && i < p.queries) {
             largest_scores[(long long)head * p.queries + i] = sum == 0 ? (A)0 : largest[r];
             shares[(long long)head * p.queries + i] = total[r];
