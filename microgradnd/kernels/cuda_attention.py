@@ -62,7 +62,10 @@ template <class A, class M> __device__ __forceinline__ A added(A score, const M 
 
 // 1 / the sum of a query's weights where it is 0: with a mask the query may see no key, and then its weights are zeros.
 // Without one it sees a key, so that its scores are beyond the range: NaN.
-template <class A> __device__ __forceinline__ A share_of_nothing(const NoMask *) { return (A)__int_as_float(0x7fc00000); }
+template <class A> __device__ __forceinline__ A share_of_nothing(const NoMask *)
+{
+    return (A)__int_as_float(0x7fc00000);
+}
 template <class A, class M> __device__ __forceinline__ A share_of_nothing(const M *) { return 1; }
 
 // The score of query i and key j with the mask; minus infinity where the key is hidden or there is none.
