@@ -136,6 +136,57 @@ def test_einsum_refuses_what_numpy_does() -> None:
     assert mg.einsum("...i,i->", np.ones(3), np.ones(3)).item() == 3  # it stands for no axes
 
 
+@pytest.mark.parametrize("dtype", ["?", "u1", "i1", "i4", "e"])
+@pytest.mark.parametrize("subscripts", ["aij,a->a", "aij,ab->ab", "aij,b->", "a,aij->a", "aij,a,a->a"])
+def test_einsum_sums_in_the_dtype_of_the_result(subscripts: str, dtype: str) -> None:
+    """NumPy, looking for the best order, would sum over i and j first: "or" of booleans, uint8 that wrap around."""
+    lengths = {"a": 3, "b": 2, "i": 40, "j": 50}
+    shapes = {term: tuple(lengths[c] for c in term) for term in subscripts.partition("->")[0].split(",")}
+    narrow = np.full(shapes["aij"], 100).astype(dtype)
+    results = []
+    for first, create_graph in ((narrow, False), (narrow, True), (narrow.astype(np.float64), False)):
+        x = {term: mg.tensor(np.arange(1.0, 1 + np.prod(shape)).reshape(shape), requires_grad=True)
+             for term, shape in shapes.items() if term != "aij"}  # fmt: skip
+        terms = subscripts.partition("->")[0].split(",")
+        out = mg.einsum(subscripts, *(x.get(term, first) for term in terms))
+        (out * out).sum().backward(create_graph=create_graph)
+        results.append([out.data, *(t.grad.data for t in x.values())])
+    for found in results[:2]:
+        for ours, exact in zip(found, results[2], strict=True):
+            np.testing.assert_allclose(ours, exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i2", "i8", "e"])
+def test_bfloat16_beside_other_dtypes(dtype: str) -> None:
+    bfloat16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    x, w = np.ones((2, 3), dtype), mg.tensor(np.full((3, 4), 0.5).astype(bfloat16), requires_grad=True)
+    functions = (mg.matmul, mg.linear, mg.linear_relu, mg.linear_gelu, lambda x, w: mg.einsum("ij,jk->ik", x, w))
+    for function in functions:
+        for create_graph in (False, True):
+            w.zero_grad()
+            out = function(x, w)
+            assert out.dtype in (bfloat16, np.float32, np.float64)
+            exact = function(np.ones((2, 3)), np.full((3, 4), 0.5)).data
+            np.testing.assert_allclose(out.astype(np.float64).data, exact, rtol=1e-2)
+            out.sum().backward(create_graph=create_graph)
+            assert w.grad.dtype == bfloat16
+    assert (w.T @ np.ones((3, 2), dtype)).astype(np.float64).data.tolist() == [[1.5, 1.5]] * 4
+
+
+@pytest.mark.parametrize("norm", [mg.layer_norm, mg.rms_norm])
+@pytest.mark.parametrize("dtype", ["?", "u1", "i1"])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_norms_of_small_integers_have_one_gradient(has_residual: bool, dtype: str, norm: Any) -> None:
+    x = np.array([[100, 90, 3, 0]]).astype(dtype)
+    gradients = []
+    for create_graph in (False, True):
+        w = mg.tensor(np.ones(4), requires_grad=True)
+        out = norm(x, w, residual=x if has_residual else None)
+        (out * [1.0, 2.0, 3.0, 4.0]).sum().backward(create_graph=create_graph)
+        gradients.append(w.grad.data)
+    np.testing.assert_allclose(*gradients, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["?", "u1", "u4", "u8", "i1", "i2", "i8"])
 def test_integers_in_exponents_do_not_wrap_around(dtype: str) -> None:
     for x in (np.array([0, 1]), np.array([100, 27]), np.array([0, 120])):

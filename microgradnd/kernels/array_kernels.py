@@ -50,8 +50,8 @@ def product(xp: Any, x: Any, y: Any, bias: Any = None) -> Any:
         out = fast.product(x, y, bias)
         if out is not None:
             return out
-    # dot is found sooner than matmul, but sums floats of 16 bits in their own precision.
-    out = xp.matmul(x, y) if x.itemsize == 2 else x.dot(y)
+    # dot is found sooner than matmul, but sums floats of 16 bits in their own precision, or as objects.
+    out = xp.matmul(x, y) if x.itemsize == 2 or y.itemsize == 2 else x.dot(y)
     return _plus_bias(xp, out, bias)
 
 

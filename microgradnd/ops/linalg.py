@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,15 @@ def _spelled_out(subscripts, shapes):
     return inputs, output.replace("...", "".join(spare))
 
 
+def _promoted(*operands):
+    """The operands in the dtype of their product: NumPy may sum over axes of one alone first, in that one's dtype."""
+    dtypes = [x.dtype for x in operands if hasattr(x, "dtype")]
+    if all(dtype == dtypes[0] for dtype in dtypes):
+        return operands
+    dtype = functools.reduce(lambda a, b: np.multiply.resolve_dtypes((a, b, None))[-1], dtypes)
+    return [x.astype(dtype) if hasattr(x, "dtype") else x for x in operands]
+
+
 def _einsum(g, i, xp, subscripts, operands, operands_shape):
     inputs, output = _spelled_out(subscripts, operands_shape)
     sizes: dict[str, int] = {}
@@ -118,7 +128,8 @@ def _einsum(g, i, xp, subscripts, operands, operands_shape):
     known = output + "".join(inputs[j] for j in others)
     reachable = "".join(c for c in mine if c in known)
     gx = xp.einsum(
-        f"{','.join([output, *(inputs[j] for j in others)])}->{reachable}", g, *(operands[j] for j in others)
+        f"{','.join([output, *(inputs[j] for j in others)])}->{reachable}",
+        *_promoted(g, *(operands[j] for j in others)),
     )
     # A letter of this operand alone was summed over: the same gradient along all of it.
     lengths = dict(zip(reachable, gx.shape, strict=True))
@@ -145,4 +156,4 @@ def einsum(xp: Any, subscripts: str, *operands: Operand) -> Any:
         for term, x in zip(terms.split(","), operands, strict=False):
             if "..." in term and np.ndim(x) > len(term) - 3:
                 raise ValueError(f"{subscripts}: the output has no ..., for which an operand has axes")
-    return xp.einsum(subscripts, *operands, optimize=len(operands) > 1)
+    return xp.einsum(subscripts, *_promoted(*operands), optimize=len(operands) > 1)

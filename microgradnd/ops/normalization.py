@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..autocast import in_float32
 from ..fused import fused
 from ..kernels import array_norms
 from ..tensor import Tensor
 from .elementwise import sqrt
 from .reductions import mean
+from .shaping import astype
 
 if TYPE_CHECKING:
     from ..tensor import Operand
+
+
+def _sum(x: Any, residual: Any) -> Any:
+    """x + residual; integers as floats, since sums and squares of small ones wrap around."""
+    x, residual = (astype(t, np.float64) if t is not None and t.dtype.kind in "biu" else t for t in (x, residual))
+    return x if residual is None else x + residual
 
 
 @fused(array_norms.layer_norm, "x", "weight", "bias", "residual", conversion=in_float32)
@@ -29,12 +38,11 @@ def layer_norm(
     ``residual``, of the shape of x, that of x + residual; one kernel computes both where Numba's are used.
     Raises ValueError for other shapes.
     """
-    x = x if residual is None else x + residual
+    x = _sum(x, residual)
     deviation: Any = x - mean(x, axis=-1, keepdims=True)
     out: Any = deviation / sqrt(mean(deviation * deviation, axis=-1, keepdims=True) + eps)
     out = out if weight is None else out * weight
-    out = out if bias is None else out + bias
-    return out
+    return out if bias is None else out + bias
 
 
 @fused(array_norms.rms_norm, "x", "weight", "residual", conversion=in_float32)
@@ -45,7 +53,6 @@ def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6, resid
     of the shape of x, that of x + residual; one kernel computes both where Numba's are used. Raises ValueError for
     other shapes.
     """
-    x = x if residual is None else x + residual
+    x = _sum(x, residual)
     out: Any = x / sqrt(mean(x * x, axis=-1, keepdims=True) + eps)
-    out = out if weight is None else out * weight
-    return out
+    return out if weight is None else out * weight
