@@ -162,6 +162,25 @@ def test_results_are_nobody_elses(size: int) -> None:
     assert ("copy()" in step.source) is (size == 3)
 
 
+@pytest.mark.parametrize("size", [5, 300])
+def test_results_lie_in_memory_as_those_of_the_step(size: int) -> None:
+    """What is computed from them next, such as a sum, may depend on it in its last bits."""
+    constant = np.asfortranarray(np.random.default_rng(0).standard_normal((3, 2)))
+
+    def results(x: Any) -> list[Any]:
+        y = mg.tanh(x)
+        return [y.T, y[:, ::-1].T, np.zeros_like(x.data.T), np.full_like(x.data.T, 3.0) * x.data[0, 0], y, y[1:, 1:],
+                mg.transpose(y[None], (2, 0, 1)), constant]  # fmt: skip
+
+    captured = mg.capture(results)
+    for seed in range(4):
+        x = mg.tensor(np.random.default_rng(seed).standard_normal((size, size + 1)).astype(np.float32))
+        for found, expected in zip(captured(x), results(x), strict=True):
+            a, b = (t.data if isinstance(t, mg.Tensor) else t for t in (found, expected))
+            assert bits(a.sum(axis=0), a.ravel("K")) == bits(b.sum(axis=0), b.ravel("K"))
+    assert replays(captured) == 2
+
+
 @pytest.mark.parametrize("size", [4, 1 << 17])
 def test_results_of_one_call_share_no_memory(size: int) -> None:
     def results(x: Any) -> Any:

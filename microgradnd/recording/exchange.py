@@ -196,7 +196,7 @@ def without_handles(value: Any) -> Any:
     """A value without handles, in lists, tuples and dicts too; tensors get their arrays back."""
     kind = type(value)
     if kind is RecordedArray and value.variable.root.kind == "constant":
-        return value.value.copy()  # that of the recording stays what it is
+        return value.value.copy("K")  # that of the recording stays what it is
     if kind in HANDLES:
         return value.value
     if kind is Tensor:

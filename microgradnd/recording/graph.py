@@ -60,7 +60,7 @@ def graphed(program: Callable[..., Any], arguments: list[Variable]) -> Callable[
         for x, array in zip(inputs, arrays, strict=True):
             x[...] = array
         graph.launch()
-        return tuple([x.copy() for x in out]) if type(out) is tuple else out if out is None else out.copy()
+        return tuple([x.copy("K") for x in out]) if type(out) is tuple else out if out is None else out.copy("K")
 
     return run
 

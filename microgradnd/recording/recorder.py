@@ -248,7 +248,9 @@ class Recorder:
         result = function(*self.unwrapped(args)[0], **self.unwrapped(kwargs)[0])
         fill = (args[1] if len(args) > 1 else kwargs["fill_value"],) if bare(name) == "full" else ()
         noted = self.unwrapped((result.shape, *fill, result.dtype))[1]
-        instruction = Instruction("create", name, getattr(library_of(result)[1], bare(name)), noted, {}, self._note())
+        order = {"order": "F"} if result.flags.f_contiguous and not result.flags.c_contiguous else {}
+        creator = getattr(library_of(result)[1], bare(name))
+        instruction = Instruction("create", name, creator, noted, order, self._note())
         self.instructions.append(instruction)
         return self._result(result, instruction)
 

@@ -150,7 +150,7 @@ class Session:
         kind = type(result)
         if kind is Tensor or kind in NAMESPACES:
             data = result._data if kind is Tensor else result
-            result = data if type(data) is RecordedArray else recorder().given(data.copy(), "constant", "constant")
+            result = data if type(data) is RecordedArray else recorder().given(data.copy("K"), "constant", "constant")
         if type(result) in (RecordedArray, RecordedNumber):
             self.outputs.append(result.variable)
             return Output(kind is Tensor)

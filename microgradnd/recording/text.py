@@ -263,6 +263,12 @@ class Text:
         if root.kind == "made" and not root.is_on_device:
             is_ours = is_ours or root in given or not fills_root(variable)
         if is_ours:
-            return f"{name}.copy()"
+            return f"{name}.copy()" if _is_in_rows(variable) else f'{name}.copy("K")'
         given.add(root)
         return name
+
+
+def _is_in_rows(variable: Variable) -> bool:
+    """Whether a copy has its axes in the order of this array, the last one innermost, without being asked for it."""
+    strides = [abs(stride) for stride, length in zip(variable.strides, variable.shape, strict=True) if length > 1]
+    return strides == sorted(strides, reverse=True)
