@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -78,3 +79,41 @@ def test_sums_of_gradients_have_a_heading_of_their_own(request: pytest.FixtureRe
         "# sum of gradients",
         "# SGD",
     ]
+
+
+def test_gradients_are_named_after_their_parameters_where_names_clash() -> None:
+    a, b = nn.Linear(3, 3, rng=0), nn.Linear(3, 3, rng=1)
+    a_weight = mg.tensor(np.ones((3, 3), np.float32), requires_grad=True)
+    optimizer = nn.SGD([*a.parameters(), *b.parameters(), a_weight], 0.1)
+
+    @mg.capture
+    def step(x: Any) -> None:
+        optimizer.zero_grad()
+        mg.tanh(b(a(x)) @ a_weight).sum().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step(np.ones((2, 3), np.float32))
+    updates = re.findall(r"np\.multiply\(\w+, d_(\w+), (\w+)\).*\n +np\.subtract\((\w+), (\w+), \w+\)", step.source)
+    assert len(updates) == 5
+    for gradient, change, parameter, subtracted in updates:
+        assert gradient == parameter
+        assert change == subtracted
+
+
+weights = {name: mg.tensor(np.ones(3, np.float32), requires_grad=True) for name in ("w1", "w2")}
+optimizer = nn.SGD(list(weights.values()), 0.1)  # sorted before them, and named after them in the step
+
+
+def test_parameters_are_named_as_the_program_names_them_and_not_by_the_optimiser() -> None:
+    @mg.capture
+    def step(x: Any) -> None:
+        for weight in weights.values():
+            x = mg.tanh(x * weight)
+        optimizer.zero_grad()
+        x.sum().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step(np.ones(3, np.float32))
+    assert {"w1", "w2", "d_w1", "d_w2"} <= set(re.findall(r"\w+", step.source))

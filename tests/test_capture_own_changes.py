@@ -193,7 +193,7 @@ def test_a_learning_rate_of_another_kind_that_the_step_itself_reads(rate: Any, m
     def train(capture: Any) -> list[Any]:
         w = mg.tensor(np.ones(3, np.float32), requires_grad=True)
         optimizer = make([w], 0.5)
-        group = optimizer.param_groups[0]
+        group = settings = optimizer.param_groups[0]  # found before the optimiser, or after it
 
         @capture
         def step(x: Any) -> Any:
@@ -201,7 +201,7 @@ def test_a_learning_rate_of_another_kind_that_the_step_itself_reads(rate: Any, m
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            group["lr"] = group["lr"] * 0.5 if isinstance(group["lr"], float | np.floating) else group["lr"]
+            group["lr"] = settings["lr"] * 0.5 if isinstance(group["lr"], float | np.floating) else group["lr"]
             return loss, group["lr"]
 
         found = []

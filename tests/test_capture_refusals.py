@@ -153,6 +153,27 @@ def test_a_counter_is_refused_by_its_name() -> None:
     assert count == 9
 
 
+@pytest.mark.parametrize("change", ["eval", "freeze", "replace"])
+def test_one_change_is_no_reason_to_refuse_calls_of_many_kinds(change: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4, rng=0), nn.Dropout(0.1, rng=1), nn.Linear(4, 1, rng=2))
+    model.scale = 1.0
+    step = mg.capture(lambda x: model(x).sum() * model.scale, max_recordings=12)
+    kinds = [np.ones((n, 3), np.float32) for n in range(2, 14)]
+    for turn in range(8):
+        if turn == 4:
+            model.eval()
+            if change == "freeze":
+                model.layers[0].weight.requires_grad = False
+            elif change == "replace":
+                model.scale = np.ones(())
+        for x in kinds:
+            found = step(x)
+            if turn > 3:
+                assert found.item() == (model(x).sum() * model.scale).item()
+    assert all(recording.calls > 1 for recording in step.recordings)
+    assert len(step.recordings) == 12
+
+
 def test_results_put_into_a_list_are_refused_by_its_name() -> None:
     losses: list[Any] = []
 

@@ -192,6 +192,26 @@ def test_what_was_loaded_after_the_last_call_is_saved(tmp_path: Path) -> None:
     assert bits(module.step(data[0][0])) == bits(model(data[0][0]))
 
 
+def test_a_saved_step_refuses_arguments_of_other_shapes_and_dtypes(tmp_path: Path) -> None:
+    """They might broadcast to the buffers: the captured step records anew, a module can't."""
+    model = mlp()
+    step = mg.capture(training_step(model, nn.SGD(model.parameters(), lr=0.1)))
+    for X, y in batches(4):
+        step(X, y)
+    module = saved(step, tmp_path, "checked_step")
+    arrays = {name: x.copy() for name, x in vars(module).items() if isinstance(x, np.ndarray)}
+    for arguments, message in (
+        ((X[:1], y), rf"step: X must be an array of float32 \({len(X)}, {X.shape[1]}\), got float32 \(1, "),
+        ((X, y[:1]), r"step: y must be an array of int64 .*, got int64 \(1,\)"),
+        ((X.astype(np.float64), y), r"step: X must be an array of float32 .*, got float64"),
+        ((X.tolist(), y), r"step: X must be an array of float32 .*, got list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.step(*arguments)
+    assert all(bits(arrays[name]) == bits(getattr(module, name)) for name in arrays)
+    module.step(X, y)
+
+
 def test_saving_is_refused_where_the_step_would_be_another_one(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(6, 3, rng=0), nn.Dropout(0.5, 0))
     step = mg.capture(lambda x: model(x))

@@ -59,7 +59,9 @@ class Captured(Generic[P, R]):
         self.graph = graph
         self._step = step
         self._latest: Recording | None = None  # verified, and what held for the last call
-        self._reasons: list[str] = []  # why the last recordings did not hold for the next call
+        # Why the last recordings did not hold for the next call of their kind, and that kind: what changes once leaves
+        # a reason for each kind of calls.
+        self._reasons: list[tuple[Any, str]] = []
         self._lock = threading.RLock()  # buffers serve one call at a time
         self._executed: Executed | None = None  # what of the program it runs, once it has run
         self._once = False  # whether the last call was expected to do what the next one does not
@@ -149,7 +151,8 @@ class Captured(Generic[P, R]):
         """Write the latest recording as a module, ``path``, that needs NumPy alone, and its arrays to ``.npz`` beside.
 
         The module's ``step`` goes on from the parameters, optimiser state and random generators of this moment, takes
-        the arguments of this one, of lists and dicts what is in them, one by one, and returns arrays. Where the
+        the arguments of this one, of lists and dicts what is in them, one by one, refuses arrays of another shape or
+        dtype (ValueError), and returns arrays. Where the
         recording calls compiled kernels, hand over the arguments of a call too, under the same settings: the step runs
         with them three times, to be recorded with NumPy's functions, and what it changes is put back; else they are not
         looked at. Raises CaptureError without them, and where the call is unlike the recorded one.
@@ -186,13 +189,13 @@ class Captured(Generic[P, R]):
     def _search(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         """The result by the recording that holds, by a new one where none does."""
         self._latest = None
-        reasons = []
+        reasons, kind = [], layout(args, kwargs)
         for recording in self.recordings:
             reason = recording.why_not(args, kwargs)
             if reason is None:
                 self.recordings.remove(recording)
                 self.recordings.insert(0, recording)
-                self._reasons.clear()
+                self._reasons = [entry for entry in self._reasons if entry[0] != kind]
                 self._once = False
                 with uncollected():  # or what replay and step are compared by might change in between
                     return self._first_replay(recording, args, kwargs)
@@ -204,7 +207,7 @@ class Captured(Generic[P, R]):
                 return self._itself(args, kwargs)
             elif reason != ARGUMENTS:
                 reasons.append(reason)
-        if self._runs_without_capture(args, kwargs):
+        if self._runs_without_capture(kind):
             if not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -217,12 +220,13 @@ class Captured(Generic[P, R]):
                 )
             return self._itself(args, kwargs)
         if reasons:
-            self._reasons.append(reasons[0])
-        if len(self._reasons) >= PATIENCE:
-            reason = self._reasons.pop()
+            self._reasons.append((kind, reasons[0]))
+        if sum(entry[0] == kind for entry in self._reasons) >= PATIENCE:
+            reason = self._reasons.pop()[1]
             raise CaptureError(
                 f"capture: {reason} changes from call to call, so that no recording holds for the next one. Let it be "
-                "an argument, or change it outside of the step; state that is a tensor can be kept by t.data = ..."
+                "an argument, or change it where the step does not look at it; state that is a tensor can be kept by "
+                "t.data = ..."
             )
         if self._executed is None:
             self._executed = Executed(self._step)
@@ -232,7 +236,7 @@ class Captured(Generic[P, R]):
         if session.once and not self._once:
             self._once = True  # should the next call do it too, that is what the step does
         elif session.left_at is not None:  # an optimiser's first step, or what is never repeated
-            self._reasons.append(session.left_at)
+            self._reasons.append((kind, session.left_at))
         elif not session.met_functions:
             self._once = False
             self.recordings.insert(0, Recording(session, self.graph))
@@ -242,7 +246,7 @@ class Captured(Generic[P, R]):
             del self.recordings[self.max_recordings :]
         return cast("R", detached(session.result))
 
-    def _runs_without_capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _runs_without_capture(self, kind: Any) -> bool:
         """Whether another recording would not pay: it costs as much as some 100 calls, and drops one that may be used.
 
         One is made in any case for the third call in a row of one kind.
@@ -250,7 +254,7 @@ class Captured(Generic[P, R]):
         replayed = self._dropped_calls + sum(recording.calls for recording in self.recordings)
         if len(self.recordings) < self.max_recordings or self._dropped < self.max_recordings + replayed // PAYS:
             return False
-        call = layout(args, kwargs), replayed  # in a row: nothing was replayed in between
+        call = kind, replayed  # in a row: nothing was replayed in between
         self._steady = self._steady + 1 if call == self._latest_call else 0
         self._latest_call = call
         return self._steady < 2

@@ -37,16 +37,16 @@ class Names:
 
     Args:
         taken: what can't be had.
-        wishes: what some variables should be called.
+        gradients: of which variables, or of what else, some others are the gradients.
 
     Attributes:
         of_variables: those that have been given.
     """
 
-    def __init__(self, program: Program, taken: set[str], wishes: dict[Variable, str]) -> None:
+    def __init__(self, program: Program, taken: set[str], gradients: dict[Variable, Variable | str]) -> None:
         self.of_variables: dict[Variable, str] = {}
         self._program = program
-        self._wishes = wishes
+        self._gradients = gradients
         self._taken = set(RESERVED) | set(keyword.kwlist) | taken
         self._numbers: Counter[str] = Counter()  # the last one that was tried with each name
         self._own: dict[Any, str] = {}  # what functions of ours are called
@@ -90,8 +90,9 @@ class Names:
 
     def _wish(self, x: Instruction, variable: Variable) -> str:
         """What a result is called: by the operation that it belongs to."""
-        if variable in self._wishes:
-            return self._wishes[variable]
+        if variable in self._gradients:
+            of = self._gradients[variable]
+            return f"d_{of if isinstance(of, str) else self.variable(of)}"
         if x.kind == "create" and variable.root in self._program.constant:
             return bare(x.name)
         if x.name == "copy" and not x.note:

@@ -97,8 +97,11 @@ class Reach:
             self._globals(code, scope)
         for i, x in enumerate(args):
             self._argument(x, f"argument_{i}")
-        # Layers last, which are taken first: their names are the ones that people know their parameters by.
-        self._waiting.sort(key=lambda entry: hasattr(type(entry[0]), "named_tensors"))
+        # What comes last is taken first: layers, by whose names people know their parameters; optimisers when all else
+        # has a name, but their numbers are known before, since a step may name the group where they lie.
+        for value, _ in self._waiting:
+            self._live_numbers(value)
+        self._waiting.sort(key=lambda x: hasattr(type(x[0]), "named_tensors") - hasattr(type(x[0]), "live_numbers"))
         self._go_on()
         guarded, looks = len(self.places), len(self.looks)
         self._waiting += self._later
@@ -370,9 +373,7 @@ class Reach:
             return
         parameter = getattr(value, "parameter", None) if hasattr(type(value), "parameter") else None
         path = self._paths.get(id(parameter), path) if isinstance(parameter, Tensor) else path  # an optimiser's slot
-        if hasattr(type(value), "live_numbers"):
-            for mapping, key in value.live_numbers():
-                self._numbers.add((id(mapping), key))
+        self._live_numbers(value)
         attributes, unwatched = getattr(value, "__dict__", None), getattr(type(value), "unwatched", ())
         # Of objects that the library knows nothing of, only what the program's functions name can matter.
         named = None if self._are_read_by_others(type(value).__mro__) else self._names
@@ -390,6 +391,11 @@ class Reach:
                     mangled = name.startswith("__") and not name.endswith("__")
                     name = f"_{kind.__name__.lstrip('_')}{name}" if mangled else name
                     self._keep(value, name, False, f"{path}.{name}")
+
+    def _live_numbers(self, value: Any) -> None:
+        if hasattr(type(value), "live_numbers"):
+            for mapping, key in value.live_numbers():
+                self._numbers.add((id(mapping), key))
 
     def _attributes(
         self, attributes: dict[str, Any], path: str, named: set[str] | None, kind: type | None = None

@@ -144,7 +144,8 @@ class Recording:
                 numbers[variable] = text_of(exact[0]) if exact else f"float({text_of(places[0])})"
         written = {text_of(place): number for place, number in (*effects.written, *effects.fixed)}
         self.merged = [places for places in effects.numbers.values() if len(places) > 1]
-        wishes = {v: f"d_{session.short(place.path)}" for place, v in effects.gradients}
+        arrays = {place.path: handle.variable for place, handle in session.replaced if place.role == "array"}
+        gradients = {v: arrays.get(place.path, session.short(place.path)) for place, v in effects.gradients}
         text = Text(
             program,
             [*session.arguments, *extra],
@@ -153,13 +154,14 @@ class Recording:
             effects.returned(),
             session.name,
             set(self._scope),
-            wishes,
+            gradients,
         )
         self.source, self._text = text.source, text
         self._arguments = session.arguments
         self._inputs = [(name, v) for v, name in text.names.items() if v.kind in ("input", "constant")]
         self.functions = text.functions
         self.parameters = [text.names[v] for v in session.arguments]
+        self.array_parameters = {text.names[v]: (v.shape, v.dtype) for v in session.arguments if v.shape is not None}
         self._scope |= text.functions
         for variable, word in text.names.items():
             if variable.kind == "generator":

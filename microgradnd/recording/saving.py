@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import re
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from ..inplace import owner_of
 from .active import CaptureError
+from .literals import literal
 from .scout import globals_in
 
 if TYPE_CHECKING:
@@ -33,6 +35,13 @@ import numpy as np
 with np.load(Path(__file__).with_name({arrays!r})) as file:
     arrays = dict(file)
 '''
+
+# What a module's step asks of its arguments: arrays of other lengths might broadcast to those of the buffers.
+CHECK = '''def check_argument(name, array, shape, dtype):
+    """Refuse arrays for which the step was not recorded."""
+    if getattr(array, "shape", None) != shape or array.dtype != dtype:
+        found = f"{array.dtype} {array.shape}" if hasattr(array, "shape") else type(array).__name__
+        raise ValueError(f"step: {name} must be an array of {dtype} {shape}, got {found}")'''
 
 # What stands for functions that look for compiled kernels.
 WITHOUT_KERNELS = {"kernels_for": "def kernels_for(*arrays):\n    return None", "small": "def small():\n    return 0"}
@@ -104,16 +113,29 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
             'class Diverged(Exception):\n    """The step goes another way than in the recording."""'
         )
     source, returned = recording.source, len(recording.effects.results)
+    if recording.array_parameters:
+        check = _unused("check_argument", source)
+        definitions[check] = CHECK.replace("check_argument", check, 1)
+        head, title, body = re.split(r"(?<=\ndef step\()(.*\n.*\n)", source, maxsplit=1)
+        checks = [
+            f"    {check}({name!r}, {name}, {literal(shape)}, {str(dtype)!r})\n"
+            for name, (shape, dtype) in recording.array_parameters.items()
+        ]
+        source = "".join([head, title, *checks, body])
     if recording.effects.given:  # gradients in arrays of their own: of a module nobody asks for them
         parameters = ", ".join(recording.parameters)
-        name = "step_and_gradients"
-        while name in source:
-            name += "_"
+        name = _unused("step_and_gradients", source)
         source = source.replace("\ndef step(", f"\ndef {name}(", 1)
         call = f"{name}({parameters})"
         body = {0: call, 1: f"return {call}[0]"}.get(returned, f"return {call}[:{returned}]")
         source += f"\n\ndef step({parameters}):\n    {body}\n"
     return "\n".join([*lines, *(f"\n\n{text}" for text in definitions.values()), "", "", source])
+
+
+def _unused(name: str, source: str) -> str:
+    while name in source:
+        name += "_"
+    return name
 
 
 def _state(state: Any) -> str:

@@ -38,10 +38,10 @@ class Text:
         returned: list[Variable],
         title: str,
         taken: set[str],
-        wishes: dict[Variable, str],
+        gradients: dict[Variable, Variable | str],
     ) -> None:
         self.program = program
-        self._names = Names(program, taken, wishes)
+        self._names = Names(program, taken, gradients)
         self.names = self._names.of_variables
         self._statements = Statements(program, self._names)
         self.functions = self._statements.functions
