@@ -51,11 +51,12 @@ class Tensor:
     methods are the same functions.
     """
 
-    __slots__ = ("__weakref__", "_data", "_node")
+    __slots__ = ("__weakref__", "_data", "_is_frozen", "_node")
     __array_ufunc__ = None  # NumPy's and CuPy's operators leave `array * tensor` to Tensor.__rmul__
 
     _data: Any
     _node: Node | Leaf | None
+    _is_frozen: bool  # set where requires_grad was turned off: layers still count the tensor among their parameters
 
     if TYPE_CHECKING:  # bound in ops, to the functions of the same names
         T: Tensor
@@ -223,6 +224,7 @@ class Tensor:
                 raise RuntimeError(
                     "requires_grad: the argument of a function that is differentiated needs its gradient"
                 )
+            self._is_frozen = is_parameter(self)
             self._node = None
         elif self._node is None:
             if not is_floating(self._data.dtype):
@@ -349,6 +351,7 @@ class Tensor:
         if isinstance(self._node, Node):
             raise RuntimeError("copy, deepcopy: only leaves can be copied; use detach() first")
         copy = Tensor(self._data.copy(), requires_grad=self.requires_grad)
+        copy._is_frozen = is_parameter(self)
         memo[id(self)] = copy
         return copy
 
@@ -360,7 +363,7 @@ class Tensor:
         """Pickling gives a leaf or constant of its own, without a gradient or a graph."""
         if isinstance(self._node, Node):
             raise RuntimeError("pickle: only leaves can be copied; use detach() first")
-        return Tensor, (self._data, None, self.requires_grad)
+        return Tensor, (self._data, None, self.requires_grad), (None, {"_is_frozen": is_parameter(self)})
 
     def __init_subclass__(cls) -> None:
         raise TypeError("Tensor can't be subclassed; hold a tensor as an attribute instead")
@@ -405,6 +408,11 @@ class Tensor:
 
     def __index__(self) -> int:
         return operator.index(self.item())
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    """Whether it is a leaf that requires a gradient, or did until that was turned off."""
+    return isinstance(tensor._node, Leaf) or getattr(tensor, "_is_frozen", False)
 
 
 def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:

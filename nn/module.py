@@ -13,17 +13,18 @@ import microgradnd as mg
 from microgradnd import Tensor
 from microgradnd.autograd import Node
 from microgradnd.devices import placed, resolved
-from microgradnd.tensor import replace
+from microgradnd.tensor import is_parameter, replace
 
 
 class Module:
     """A layer or model: an object whose attributes hold its parameters, and a ``forward`` that uses them.
 
-    Parameters are the tensors with ``requires_grad`` among the attributes, including those of modules
-    and those inside lists, tuples and dicts, in the order in which the attributes were set; one that
-    appears twice counts once, under its first name. Subclasses define ``forward``; no ``super().__init__()``
-    is needed. Other tensors among the attributes, without a graph, are state too: ``state_dict`` has them. What
-    ``forward`` keeps to be looked at should be an array, ``self.hidden = h.numpy()``, which is none.
+    Parameters are the tensors among the attributes that were made with ``requires_grad=True``, including those of
+    modules and those inside lists, tuples and dicts, in the order in which the attributes were set; one that
+    appears twice counts once, under its first name. They stay parameters where ``requires_grad`` is turned off.
+    Subclasses define ``forward``; no ``super().__init__()`` is needed. Other tensors among the attributes, without a
+    graph, are state too: ``state_dict`` has them. What ``forward`` keeps to be looked at should be an array,
+    ``self.hidden = h.numpy()``, which is none.
 
     >>> class Scale(nn.Module):
     ...     def __init__(self):
@@ -49,12 +50,18 @@ class Module:
         return ((name, tensor) for name, tensor in found if not isinstance(tensor._node, Node))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that require a gradient, with their names."""
-        return ((name, tensor) for name, tensor in self.named_tensors() if tensor.requires_grad)
+        """The parameters with their names."""
+        return ((name, tensor) for name, tensor in self.named_tensors() if is_parameter(tensor))
 
     def parameters(self) -> list[Tensor]:
-        """The tensors that require a gradient: what an optimiser takes."""
+        """The tensors that were made to require a gradient, frozen ones too: what an optimiser takes."""
         return [tensor for _, tensor in self.named_parameters()]
+
+    def requires_grad_(self, requires_grad: bool = True) -> Module:
+        """Freeze all parameters, with False, or train them again; returns self. Optimisers leave frozen ones alone."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
 
     def modules(self) -> Iterator[Module]:
         """This module and all those in it."""

@@ -10,13 +10,13 @@ import numpy as np
 
 from microgradnd import Tensor
 from microgradnd.arguments import number
-from microgradnd.autograd import Leaf
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import beside
 from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
 from microgradnd.kernels import kernels_for_all
 from microgradnd.noting import hook
+from microgradnd.tensor import is_parameter
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -66,8 +66,9 @@ class Optimizer:
     an array which the parameter was made of, or which two parameters share, never changes behind your back.
 
     Args:
-        params: tensors that require a gradient, each once; or groups of them, mappings such as
-            ``{"params": [...], "lr": 0.1}`` with settings of their own.
+        params: tensors made with ``requires_grad=True``, each once; or groups of them, mappings such as
+            ``{"params": [...], "lr": 0.1}`` with settings of their own. Those that have no gradient, such as frozen
+            ones, a step leaves as they are.
         settings: of all groups that do not say otherwise.
 
     Attributes:
@@ -76,7 +77,7 @@ class Optimizer:
 
     Raises:
         ValueError: for no parameters (a group may be empty), a parameter given twice, and values out of range.
-        TypeError: for parameters that are no tensors or require no gradient, and for unknown settings.
+        TypeError: for parameters that are no tensors or never required a gradient, and for unknown settings.
     """
 
     # What mg.capture does not look into, and what it looks at only where another attribute has changed.
@@ -118,7 +119,7 @@ class Optimizer:
         tensors = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         known = {id(slot.parameter) for slots in self._slots for slot in slots}
         for position, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor) or not isinstance(tensor._node, Leaf):
+            if not isinstance(tensor, Tensor) or not is_parameter(tensor):
                 raise TypeError(
                     f"{self._name}: parameter {position} must be a tensor made with requires_grad=True, got {tensor!r}"
                 )

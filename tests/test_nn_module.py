@@ -63,11 +63,41 @@ def test_cycles_end():
     assert list(child.modules()) == [child, root]
 
 
-def test_freezing_removes_a_tensor_from_the_parameters_but_not_from_the_state():
+@pytest.mark.parametrize(
+    "copied", [lambda model: model, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+def test_frozen_tensors_stay_parameters(copied):
+    """Else loops over the parameters, to train them again or to follow another model, would go over nothing."""
     model = Scale()
     model.factor.requires_grad = False
-    assert model.parameters() == []
-    assert list(model.state_dict()) == ["factor"]
+    model.table = mg.tensor([1.0])  # state that is none
+    model = copied(model)
+    assert [name for name, _ in model.named_parameters()] == ["factor"]
+    assert list(model.state_dict()) == ["factor", "table"]
+    assert not model.factor.requires_grad
+    assert model.requires_grad_() is model
+    assert model.factor.requires_grad
+    assert not model.table.requires_grad
+    assert not copied(model.requires_grad_(False)).factor.requires_grad
+
+
+def test_optimisers_leave_frozen_parameters_alone_until_they_are_trained_again():
+    model = nn.Sequential(nn.Linear(2, 2, rng=0), nn.Linear(2, 1, rng=1))
+    backbone = model.layers[0].requires_grad_(False)
+    optimizer = nn.Adam(model.parameters(), lr=0.1)
+    before = model.state_dict()
+    for frozen in (True, False):
+        backbone.requires_grad_(not frozen)
+        for _ in range(2):
+            model.zero_grad()
+            optimizer.zero_grad()
+            model(np.ones((3, 2), np.float32)).sum().backward()
+            nn.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+        changed = [name for name, x in model.state_dict().items() if (x != before[name]).any()]
+        assert changed == [name for name in before if not frozen or name.startswith("layers.1")]
+    with pytest.raises(TypeError, match="parameter 0 must be a tensor made with requires_grad=True"):
+        nn.SGD([mg.tensor([1.0])], lr=0.1)
 
 
 def test_forward_is_what_a_call_does():
