@@ -51,12 +51,12 @@ class Tensor:
     methods are the same functions.
     """
 
-    __slots__ = ("__weakref__", "_data", "_is_frozen", "_node")
+    __slots__ = ("__weakref__", "_data", "_is_parameter", "_node")
     __array_ufunc__ = None  # NumPy's and CuPy's operators leave `array * tensor` to Tensor.__rmul__
 
     _data: Any
     _node: Node | Leaf | None
-    _is_frozen: bool  # set where requires_grad was turned off: layers still count the tensor among their parameters
+    _is_parameter: bool  # set where requires_grad is turned off, and in copies: layers count frozen parameters too
 
     if TYPE_CHECKING:  # bound in ops, to the functions of the same names
         T: Tensor
@@ -224,7 +224,7 @@ class Tensor:
                 raise RuntimeError(
                     "requires_grad: the argument of a function that is differentiated needs its gradient"
                 )
-            self._is_frozen = is_parameter(self)
+            self._is_parameter = is_parameter(self)
             self._node = None
         elif self._node is None:
             if not is_floating(self._data.dtype):
@@ -280,6 +280,8 @@ class Tensor:
 
     def backward(self, grad: Operand | None = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Add the gradient of this tensor to ``.grad`` of every leaf that it was computed from.
+
+        Threads may do so at one time where their graphs share no leaf: of two that add to one, one may be lost.
 
         Args:
             grad: gradient with respect to this tensor, of its shape; may be left out for one element (1.0).
@@ -351,7 +353,7 @@ class Tensor:
         if isinstance(self._node, Node):
             raise RuntimeError("copy, deepcopy: only leaves can be copied; use detach() first")
         copy = Tensor(self._data.copy(), requires_grad=self.requires_grad)
-        copy._is_frozen = is_parameter(self)
+        copy._is_parameter = is_parameter(self)
         memo[id(self)] = copy
         return copy
 
@@ -363,7 +365,7 @@ class Tensor:
         """Pickling gives a leaf or constant of its own, without a gradient or a graph."""
         if isinstance(self._node, Node):
             raise RuntimeError("pickle: only leaves can be copied; use detach() first")
-        return Tensor, (self._data, None, self.requires_grad), (None, {"_is_frozen": is_parameter(self)})
+        return Tensor, (self._data, None, self.requires_grad), (None, {"_is_parameter": is_parameter(self)})
 
     def __init_subclass__(cls) -> None:
         raise TypeError("Tensor can't be subclassed; hold a tensor as an attribute instead")
@@ -412,7 +414,7 @@ class Tensor:
 
 def is_parameter(tensor: Tensor) -> bool:
     """Whether it is a leaf that requires a gradient, or did until that was turned off."""
-    return isinstance(tensor._node, Leaf) or getattr(tensor, "_is_frozen", False)
+    return isinstance(tensor._node, Leaf) or getattr(tensor, "_is_parameter", False)
 
 
 def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:

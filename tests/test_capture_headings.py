@@ -102,7 +102,7 @@ def test_gradients_are_named_after_their_parameters_where_names_clash() -> None:
 
 
 weights = {name: mg.tensor(np.ones(3, np.float32), requires_grad=True) for name in ("w1", "w2")}
-optimizer = nn.SGD(list(weights.values()), 0.1)  # sorted before them, and named after them in the step
+optimizer = nn.SGD(list(weights.values()), 0.1)  # a step that names it after them finds it before them
 
 
 def test_parameters_are_named_as_the_program_names_them_and_not_by_the_optimiser() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..tensor import Operand
 
 
-def _sum(x: Any, residual: Any) -> Any:
+def _with_residual(x: Any, residual: Any) -> Any:
     """x + residual; integers as floats, since sums and squares of small ones wrap around."""
     x, residual = (astype(t, np.float64) if t is not None and t.dtype.kind in "biu" else t for t in (x, residual))
     return x if residual is None else x + residual
@@ -38,7 +38,7 @@ def layer_norm(
     ``residual``, of the shape of x, that of x + residual; one kernel computes both where Numba's are used.
     Raises ValueError for other shapes.
     """
-    x = _sum(x, residual)
+    x = _with_residual(x, residual)
     deviation: Any = x - mean(x, axis=-1, keepdims=True)
     out: Any = deviation / sqrt(mean(deviation * deviation, axis=-1, keepdims=True) + eps)
     out = out if weight is None else out * weight
@@ -53,6 +53,6 @@ def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6, resid
     of the shape of x, that of x + residual; one kernel computes both where Numba's are used. Raises ValueError for
     other shapes.
     """
-    x = _sum(x, residual)
+    x = _with_residual(x, residual)
     out: Any = x / sqrt(mean(x * x, axis=-1, keepdims=True) + eps)
     return out if weight is None else out * weight

@@ -152,10 +152,10 @@ class Captured(Generic[P, R]):
 
         The module's ``step`` goes on from the parameters, optimiser state and random generators of this moment, takes
         the arguments of this one, of lists and dicts what is in them, one by one, refuses arrays of another shape or
-        dtype (ValueError), and returns arrays. Where the
-        recording calls compiled kernels, hand over the arguments of a call too, under the same settings: the step runs
-        with them three times, to be recorded with NumPy's functions, and what it changes is put back; else they are not
-        looked at. Raises CaptureError without them, and where the call is unlike the recorded one.
+        dtype (ValueError), and returns arrays. Where the recording calls compiled kernels, hand over the arguments of a
+        call too, under the same settings: the step runs with them three times, to be recorded with NumPy's functions,
+        and what it changes is put back; else they are not looked at. Raises CaptureError without them, and where the
+        call is unlike the recorded one.
         """
         recording = self._recorded()
         if recording.kernels and (args or kwargs or not recording.parameters):

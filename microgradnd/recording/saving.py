@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-import re
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -116,12 +115,12 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
     if recording.array_parameters:
         check = _unused("check_argument", source)
         definitions[check] = CHECK.replace("check_argument", check, 1)
-        head, title, body = re.split(r"(?<=\ndef step\()(.*\n.*\n)", source, maxsplit=1)
         checks = [
             f"    {check}({name!r}, {name}, {literal(shape)}, {str(dtype)!r})\n"
             for name, (shape, dtype) in recording.array_parameters.items()
         ]
-        source = "".join([head, title, *checks, body])
+        end_of_title = '"""\n'
+        source = source.replace(end_of_title, end_of_title + "".join(checks), 1)
     if recording.effects.given:  # gradients in arrays of their own: of a module nobody asks for them
         parameters = ", ".join(recording.parameters)
         name = _unused("step_and_gradients", source)
@@ -133,6 +132,7 @@ def _text(recording: Recording, module: str, arrays: str) -> str:
 
 
 def _unused(name: str, source: str) -> str:
+    """The name, with underscores behind it as long as the text has it."""
     while name in source:
         name += "_"
     return name
