@@ -44,7 +44,9 @@ _recording = _Recording()
 def generator(rng: Rng) -> np.random.Generator:
     """``rng`` itself, or a generator of its own for a seed or None. Operations that draw numbers get theirs here."""
     if rng is None and _recording.repeating is not None:
-        found = next(_recording.repeating)
+        found = next(_recording.repeating, None)
+        if found is None:
+            raise RuntimeError("a function that is repeated draws more random numbers than the first time")
     elif wrapping.wrap is not None and (rng.__class__ is np.random.Generator or hasattr(rng, "variable")):
         return wrapping.wrap(rng)  # type: ignore[no-any-return]
     else:

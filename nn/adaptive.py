@@ -135,6 +135,7 @@ class RMSprop(Optimizer):
     """
 
     needed: ClassVar = ("square_avg",)
+    optional: ClassVar = ("grad_avg", "momentum_buffer")
     limits: ClassVar = {
         "lr": math.inf, "alpha": 1, "eps": math.inf, "weight_decay": math.inf, "momentum": 1, "centered": bool,
     }  # fmt: skip

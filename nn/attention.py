@@ -50,20 +50,22 @@ class KVCache:
     def append(self, keys: mg.Tensor, values: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
         """Take (..., T, width) keys and values of T more tokens; returns those of all tokens.
 
-        Raises ValueError where they are more than ``capacity`` or unlike those before, in batch, width or dtype, and
-        RuntimeError for tensors with a gradient.
+        Raises ValueError where they are more than ``capacity``, not as many keys as values, or unlike those before, in
+        batch, width or dtype (an empty cache takes any), and RuntimeError for tensors with a gradient.
         """
         if keys.requires_grad or values.requires_grad:
             raise RuntimeError("KVCache: keys and values lose their gradients in a cache; use it within mg.no_grad()")
         stop = self.length + keys.shape[-2]
         if stop > self.capacity:
             raise ValueError(f"KVCache: there is room for {self.capacity} tokens, got {stop}")
-        for held, new in ((self._keys, keys), (self._values, values)):
-            if held is not None and _apart_from_tokens(held) != _apart_from_tokens(new):
-                raise ValueError(
-                    f"KVCache: {new.dtype} {new.shape} do not fit to the {held.dtype} {held.shape} that it holds"
-                )
-        if self._keys is None:
+        if keys.shape[-2] != values.shape[-2]:
+            raise ValueError(f"KVCache: there must be as many keys as values, got shapes {keys.shape}, {values.shape}")
+        pairs = [(self._keys, keys), (self._values, values)]
+        unlike = [(held, x) for held, x in pairs if held is None or _apart_from_tokens(held) != _apart_from_tokens(x)]
+        if unlike and self.length:
+            held, x = unlike[0]
+            raise ValueError(f"KVCache: {x.dtype} {x.shape} do not fit to the {held.dtype} {held.shape} that it holds")
+        if unlike:
             xp = NAMESPACES[keys.data.__class__]
             self._keys, self._values = (
                 xp.empty((*x.shape[:-2], self.capacity, x.shape[-1]), x.dtype) for x in (keys, values)
@@ -182,21 +184,23 @@ class MultiHeadAttention(Module):
         mask = self._mask(key_padding_mask, attn_mask, q.shape[-2], (*k.shape[:-3], start + k.shape[-2]))
         if cache is not None:
             k, v = cache.append(k, v)
-        attend = functools.partial(mg.scaled_dot_product_attention, is_causal=is_causal and not start, enable_gqa=True)
         try:
+            attend = functools.partial(
+                mg.scaled_dot_product_attention, is_causal=is_causal and not start, enable_gqa=True
+            )
             if is_causal and start:  # the queries are the last tokens: what comes before is seen by all of them
                 seen = np.tri(q.shape[-2], k.shape[-2], start, dtype=bool)
                 mask = _both(mask, as_array(seen, like=q.data))
             heads = attend(q, k, v, mask, dropout, rng=self.rng)
-        except ValueError:
+            out = self.out_proj(join_heads(heads, heads.ndim - 1))
+            if not need_weights:
+                return out
+            identity = NAMESPACES[k.data.__class__].eye(k.shape[-2], dtype=k.dtype)  # as values it gives the weights
+            return out, attend(q, k, mg.tensor(identity), mask)
+        except BaseException:
             if cache is not None:
-                cache.length = start  # the call can be done again with another mask
+                cache.length = start  # the call can be done again, with another mask for example
             raise
-        out = self.out_proj(join_heads(heads, heads.ndim - 1))
-        if not need_weights:
-            return out
-        identity = NAMESPACES[k.data.__class__].eye(k.shape[-2], dtype=k.dtype)  # as values it gives the weights
-        return out, attend(q, k, mg.tensor(identity), mask)
 
     def _projected(self, query: mg.Tensor, key: mg.Tensor, value: mg.Tensor) -> list[mg.Tensor]:
         """Queries, keys and values, heads side by side in the last axis."""

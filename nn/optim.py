@@ -85,6 +85,7 @@ class Optimizer:
     looked_at_later: ClassVar = ("_slots",)
     limits: ClassVar[dict[str, Any]] = {}  # of each setting: at least 0 and below this; a tuple of such; or bool
     needed: ClassVar[tuple[str, ...]] = ()  # what the state of each parameter has after a step
+    optional: ClassVar[tuple[str, ...]] = ()  # arrays that it has after a step with some settings
 
     def __init__(self, params: Params, **settings: Any) -> None:
         self.defaults = settings
@@ -257,7 +258,7 @@ class Optimizer:
                     )
                 value = beside(as_array(value), parameter.data)
                 value = NAMESPACES[parameter.data.__class__].array(value, parameter.dtype.newbyteorder("="), order="C")
-            elif name in self.needed and name != "step":
+            elif name in (*self.needed, *self.optional) and name != "step":
                 raise ValueError(f"load_state_dict: {name} must be an array, got {value!r}")
             loaded[name] = value
         return loaded
@@ -289,6 +290,7 @@ class SGD(Optimizer):
     """
 
     limits: ClassVar = {"lr": math.inf, "momentum": 1, "weight_decay": math.inf}
+    optional: ClassVar = ("momentum_buffer",)
 
     def __init__(self, params: Params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)

@@ -116,7 +116,7 @@ class GradScaler:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(p.dtype.char == "e" for p in parameters):
             raise ValueError("unscale_: a gradient is float16; parameters must be float32, mg.autocast converts them")
-        factor = np.float32(1 / self._live["scale"])
+        factor = 1 / self._live["scale"]  # of Python's, which changes no array's dtype
         finite = []
         for parameter in parameters:
             g = parameter.grad.data * factor

@@ -226,6 +226,16 @@ def test_a_group_gets_all_of_its_saved_settings_in_the_dict_that_it_is():
     assert (group["note"], group["lr"], group["params"]) == ("warm", 0.1, (p,))
 
 
+@pytest.mark.parametrize("make", [nn.SGD, nn.RMSprop])
+def test_a_number_is_no_momentum(make):
+    optimizer = make([parameter([1.0, 2.0])], lr=0.1, momentum=0.9)
+    optimizer.param_groups[0]["params"][0].grad = np.ones(2)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    with pytest.raises(ValueError, match="load_state_dict: momentum_buffer must be an array, got 3"):
+        optimizer.load_state_dict({**saved, "state": [{**saved["state"][0], "momentum_buffer": 3}]})
+
+
 def test_what_is_no_state_is_refused_and_changes_nothing():
     p = parameter([1.0, 2.0])
     optimizer = nn.Adam([p], 0.1)

@@ -111,6 +111,14 @@ def test_steps_are_those_without_scaling(device: Device) -> None:
     np.testing.assert_array_equal(*found)
 
 
+def test_gradients_of_float64_keep_their_digits(device: Device) -> None:
+    p = mg.tensor(device.array(np.linspace(-1, 1, 7)), requires_grad=True)
+    scaler = nn.GradScaler(init_scale=3.0)
+    scaler.scale((p * p).sum()).backward()
+    scaler.unscale_(nn.SGD([p], lr=0.1))
+    np.testing.assert_allclose(host(p.grad), 2 * host(p), rtol=1e-15)
+
+
 def test_small_gradients_survive_float16(device: Device) -> None:
     """1e-4 * 1e-5 is below float16's smallest number, 6e-8."""
     weight = np.full((2, 2), 1e-4, np.float32)

@@ -1,6 +1,7 @@
 """Transformers and their layers say what they expected of arguments that do not fit."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +133,33 @@ def test_a_call_that_was_refused_leaves_no_tokens_in_the_cache() -> None:
             assert cache.length == 3
         both = layer(np.concatenate([x, x], axis=1), is_causal=True).data
         np.testing.assert_allclose(layer(x, cache=cache, is_causal=True).data, both[:, 3:], rtol=1e-5, atol=1e-6)
+
+
+def test_as_many_values_as_keys_are_cached() -> None:
+    """One would be broadcast over the others."""
+    x = mg.tensor(np.zeros((2, 3, 4)))
+    cache = nn.KVCache(8)
+    for values in (x[:, :1], x[:, :2]):
+        with pytest.raises(ValueError, match=r"KVCache: there must be as many keys as values, got .*\(2, 3, 4\)"):
+            cache.append(x, values)
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_cache_is_empty_after_a_first_call_that_failed(error: type[BaseException], monkeypatch: Any) -> None:
+    layer, cache = nn.MultiHeadAttention(4, 2, rng=0), nn.KVCache(8)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
+
+    def fail(_: Any) -> Any:
+        raise error
+
+    with mg.no_grad():
+        monkeypatch.setattr(layer.out_proj, "forward", fail)
+        with pytest.raises(error):
+            layer(x, cache=cache)
+        monkeypatch.undo()
+        assert cache.length == 0
+        np.testing.assert_allclose(layer(x[:1], cache=cache).data, layer(x[:1]).data, rtol=1e-5)  # of another batch
 
 
 def test_lists_are_taken() -> None:

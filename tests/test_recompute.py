@@ -224,6 +224,22 @@ def test_a_repetition_that_does_not_use_an_argument_is_refused() -> None:
         out.sum().backward()
 
 
+def test_a_repetition_that_draws_more_is_refused() -> None:
+    """By no StopIteration: map, and other iterators, would take it for their end."""
+    drawn = [1]
+    x = mg.tensor(np.ones(4), requires_grad=True)
+
+    def function(x: mg.Tensor) -> mg.Tensor:
+        for _ in range(drawn[0]):
+            x = mg.dropout(x, 0.5)
+        return x
+
+    out = mg.checkpoint(function)(x).sum()
+    drawn[0] = 2
+    with pytest.raises(RuntimeError, match="draws more random numbers than the first time"):
+        list(map(mg.Tensor.backward, [out]))
+
+
 def test_without_recording_a_tensor_is_expected_too() -> None:
     with mg.no_grad(), pytest.raises(TypeError, match="must return a tensor"):
         mg.checkpoint(lambda x: (x, x))(mg.tensor(1.0))  # type: ignore[arg-type,return-value]
