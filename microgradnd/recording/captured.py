@@ -232,6 +232,7 @@ class Captured(Generic[P, R]):
             self._executed = Executed(self._step)
             with uncollected(), self._executed.noted():  # not recorded: it is not known yet what it may look at
                 return self._itself(args, kwargs)
+        give_back_freed_memory()  # freed parts of other sizes lie between those that this call needs
         session = Session(self._step, args, kwargs, self._executed, self._merge)
         if session.once and not self._once:
             self._once = True  # should the next call do it too, that is what the step does
