@@ -20,9 +20,10 @@ from .linear import Linear
 from .losses import cross_entropy, mse_loss
 from .module import Module
 from .normalization import LayerNorm, RMSNorm
-from .optim import SGD, Optimizer
+from .optim import Optimizer
 from .scaling import GradScaler
 from .schedules import LRScheduler, OneCycleLR, StepLR, WarmupCosineLR
+from .sgd import SGD
 from .transformer import Transformer
 from .transformer_block import FeedForward, TransformerBlock
 

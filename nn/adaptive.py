@@ -10,7 +10,7 @@ import numpy as np
 
 from microgradnd.backends import NAMESPACES
 
-from .optim import Optimizer, Params, arrays_of, as_float, for_all
+from .optim import Optimizer, Params, arrays_of, for_all
 
 BLOCK = 1 << 18  # elements at a time: what is computed in between is small and stays in the cache
 
@@ -55,8 +55,8 @@ class Adam(Optimizer):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
-        lr, eps, decay = (as_float(group[name]) for name in ("lr", "eps", "weight_decay"))
-        beta1, beta2 = map(as_float, group["betas"])
+        lr, eps, decay = group["lr"], group["eps"], group["weight_decay"]
+        beta1, beta2 = group["betas"]
         fast = for_all([p for p, _, _ in work], self._largest)
         added, shrink = (0.0, 1 - lr * decay) if self.decoupled else (decay, 1.0)
         batches: list[tuple[Any, list[Any]]] = []  # of parameters in a row with the same number of steps
@@ -155,9 +155,7 @@ class RMSprop(Optimizer):
         )
 
     def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
-        lr, alpha, eps, decay, momentum = (
-            as_float(group[name]) for name in ("lr", "alpha", "eps", "weight_decay", "momentum")
-        )
+        lr, alpha, eps, decay, momentum = map(group.__getitem__, ("lr", "alpha", "eps", "weight_decay", "momentum"))
         centered = group["centered"]
         names = ["square_avg", *(["grad_avg"] if centered else []), *(["momentum_buffer"] if momentum else [])]
         for parameter, gradient, state in work:

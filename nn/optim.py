@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from microgradnd import Tensor
-from microgradnd.arguments import number
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import beside
-from microgradnd.dtypes import is_narrow
 from microgradnd.inplace import next_change, record_of
 from microgradnd.kernels import kernels_for_all
 from microgradnd.noting import hook
 from microgradnd.tensor import is_parameter
 
+from .param_groups import ParamGroup, checked
+
 Params: TypeAlias = Iterable[Tensor] | Iterable[Mapping[str, Any]]
-
-
-def as_float(x: Any) -> Any:
-    """A setting as Python's float, which changes no array's dtype; a number that is being recorded stays what it is."""
-    return x if hasattr(x, "variable") else float(x)
 
 
 def arrays_of(state: dict[str, Any], p: Any, *names: str) -> list[Any]:
@@ -73,7 +67,7 @@ class Optimizer:
 
     Attributes:
         param_groups: a tuple of a dict for each group, with its parameters under ``"params"`` and its settings, which
-            may be changed between steps: ``optimizer.param_groups[0]["lr"] = 0.01``.
+            may be changed between steps, ``optimizer.param_groups[0]["lr"] = 0.01``, and are checked then too.
 
     Raises:
         ValueError: for no parameters (a group may be empty), a parameter given twice, and values out of range.
@@ -89,7 +83,7 @@ class Optimizer:
 
     def __init__(self, params: Params, **settings: Any) -> None:
         self.defaults = settings
-        self.param_groups: tuple[dict[str, Any], ...] = ()
+        self.param_groups: tuple[ParamGroup, ...] = ()
         self._slots: list[list[_Slot]] = []  # of each group
         self._name = type(self).__name__
         self._loaded = np.empty(0)  # another array after each load_state_dict: mg.capture looks at the states again
@@ -116,7 +110,9 @@ class Optimizer:
             raise TypeError(
                 f"{self._name}: a group has params and any of {', '.join(self.defaults)}, got {', '.join(group)}"
             )
-        settings = {name: self._checked(name, group.get(name, default)) for name, default in self.defaults.items()}
+        settings = {
+            name: checked(type(self), name, group.get(name, default)) for name, default in self.defaults.items()
+        }
         tensors = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         known = {id(slot.parameter) for slots in self._slots for slot in slots}
         for position, tensor in enumerate(tensors):
@@ -130,27 +126,8 @@ class Optimizer:
         self._slots.append([_Slot(tensor) for tensor in tensors])
         self._largest = max(self._largest, *(tensor.size for tensor in tensors), 0)
         # Tuples: to what is appended there the optimiser would pay no attention.
-        self.param_groups = (*self.param_groups, {"params": tuple(tensors), **settings})
-
-    def _checked(self, name: str, value: Any) -> Any:
-        """The setting, as Python floats: a NumPy float64 would turn float32 gradients into float64 ones."""
-        if name not in self.limits:
-            raise TypeError(f"{self._name} defines no limits for {name}")
-        return self._within(self.limits[name], name, value)
-
-    def _within(self, limit: Any, name: str, value: Any) -> Any:
-        if limit is bool:
-            if not isinstance(value, bool):
-                raise TypeError(f"{self._name}: {name} must be True or False, got {value!r}")
-            return value
-        if isinstance(limit, tuple):
-            if not isinstance(value, tuple | list) or len(value) != len(limit):
-                raise ValueError(f"{self._name}: {name} must be {len(limit)} numbers, got {value!r}")
-            return tuple(self._within(part, name, x) for part, x in zip(limit, value, strict=True))
-        value = number(self._name, name, value)
-        if not 0 <= value < limit:
-            raise ValueError(f"{self._name}: {name} must be at least 0 and below {limit}, got {value}")
-        return value
+        group = ParamGroup(type(self), {"params": tuple(tensors), **settings})
+        self.param_groups = (*self.param_groups, group)
 
     def __repr__(self) -> str:
         groups = []
@@ -222,14 +199,16 @@ class Optimizer:
         for part in (saved_groups, saved_state):
             if not isinstance(part, list | tuple) or not all(isinstance(x, Mapping) for x in part):
                 raise ValueError(f"load_state_dict: expected a list of what {self._name} keeps, got {part!r:.200}")
-        if [len(group.get("params", ())) for group in saved_groups] != sizes or len(saved_state) != sum(sizes):
+        numbers = [group.get("params") for group in saved_groups]
+        counts = [len(x) if isinstance(x, list | tuple) else None for x in numbers]
+        if counts != sizes or len(saved_state) != sum(sizes):
             raise ValueError(f"load_state_dict: expected groups of {sizes} parameters for this {self._name}")
         loaded_groups: list[dict[str, Any]] = []
         for saved, group in zip(saved_groups, self.param_groups, strict=True):
             if set(saved) != set(group):
                 raise ValueError(f"load_state_dict: this is no state of {self._name}: it has {', '.join(saved)}")
-            checked = {name: self._checked(name, saved[name]) for name in self.defaults}
-            loaded_groups.append({**saved, **checked, "params": group["params"]})
+            settings = {name: checked(type(self), name, saved[name]) for name in self.defaults}
+            loaded_groups.append({name: x for name, x in {**saved, **settings}.items() if name != "params"})
         all_slots = [slot for slots in self._slots for slot in slots]
         states = [self._copied(x, slot.parameter) for x, slot in zip(saved_state, all_slots, strict=True)]
         # In the same dicts, where a captured step looks for them.
@@ -273,59 +252,3 @@ class Optimizer:
 
 def _summary(state: Any) -> str:
     return f"a mapping with {', '.join(map(str, state)) or 'nothing'}" if isinstance(state, Mapping) else repr(state)
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent with momentum (Robbins and Monro, 1951; Polyak, 1964), as in PyTorch.
-
-        d = grad + weight_decay * p
-        v = momentum * v + d          (v = d in the first step)
-        p = p - lr * v                (p - lr * d without momentum)
-
-    Args:
-        params: see :class:`Optimizer`.
-        lr: learning rate, at least 0.
-        momentum: at least 0 and below 1.
-        weight_decay: at least 0.
-    """
-
-    limits: ClassVar = {"lr": math.inf, "momentum": 1, "weight_decay": math.inf}
-    optional: ClassVar = ("momentum_buffer",)
-
-    def __init__(self, params: Params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-    def _update(self, group: dict[str, Any], work: list[tuple[Any, Any, dict[str, Any]]]) -> None:
-        momentum, weight_decay, rate = group["momentum"], group["weight_decay"], as_float(group["lr"])
-        if (fast := for_all([p for p, _, _ in work], self._largest)) is not None:
-            names = ["momentum_buffer"] if momentum else []  # from zeros: v is d in the first step
-            fast.sgd_all(
-                [(p, g, *arrays_of(state, p, *names)) for p, g, state in work],
-                as_float(weight_decay),
-                as_float(momentum),
-                rate,
-            )
-            return
-        lr: Any = None
-        for p, d, state in work:
-            if weight_decay:
-                d = d + as_float(weight_decay) * p
-                if d.dtype != p.dtype:  # of bfloat16 and a number NumPy makes float32
-                    d = d.astype(p.dtype)
-            if momentum:
-                v = state.get("momentum_buffer")
-                if v is None:
-                    # An array for a number too, and one that can be gone through as if it were flat.
-                    v = state["momentum_buffer"] = NAMESPACES[p.__class__].array(d, order="C")
-                else:
-                    v *= momentum
-                    v += d
-                d = v
-            dtype = p.dtype
-            if p.__class__ is not np.ndarray:  # to a device an array would be copied, a number is not
-                p -= rate * (d.astype(np.float32) if dtype.char == "e" else d)
-                continue
-            if lr is None or lr.dtype is not dtype:
-                # NumPy multiplies by a 0-d array faster than by a number. Narrow floats have no small rates.
-                lr = NAMESPACES[np.ndarray].asarray(rate, np.float32 if is_narrow(dtype) else dtype)
-            p -= lr * d

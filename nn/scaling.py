@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from microgradnd import Tensor
-from microgradnd.arguments import integer
+from microgradnd.arguments import integer, number
 from microgradnd.autocast import in_float32
 from microgradnd.backends import NAMESPACES
 from microgradnd.recording.active import CaptureError, is_recording
 
-from .optim import Optimizer, as_float
+from .optim import Optimizer
 
 LARGEST = float(np.finfo(np.float32).max)
 LEAST = 2.0**-126
@@ -69,12 +69,12 @@ class GradScaler:
         enabled: bool = True,
     ) -> None:
         self._live = {"scale": _positive("init_scale", init_scale)}
-        self.growth_factor = growth_factor
-        self.backoff_factor = backoff_factor
+        self.growth_factor = number("GradScaler", "growth_factor", growth_factor)
+        self.backoff_factor = number("GradScaler", "backoff_factor", backoff_factor)
         self.growth_interval = integer("GradScaler", "growth_interval", growth_interval)
-        if not growth_factor > 1:
+        if not self.growth_factor > 1:
             raise ValueError(f"GradScaler: growth_factor must be above 1, got {growth_factor}")
-        if not 0 < backoff_factor < 1:
+        if not 0 < self.backoff_factor < 1:
             raise ValueError(f"GradScaler: backoff_factor must lie between 0 and 1, got {backoff_factor}")
         if self.growth_interval < 1:
             raise ValueError(f"GradScaler: growth_interval must be at least 1, got {growth_interval}")
@@ -94,7 +94,7 @@ class GradScaler:
         if not self.enabled:
             return outputs
         (outputs,) = in_float32(outputs)
-        return outputs * as_float(self._live["scale"])
+        return outputs * self._live["scale"]
 
     def live_numbers(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Where the scale lies: ``mg.capture`` reads it anew each time."""
@@ -228,7 +228,7 @@ def _refuse_recording(method: str) -> None:
 
 def _positive(name: str, value: float) -> float:
     """A scale, as float32 has it."""
-    scale = float(value)
+    scale = number("GradScaler", name, value)
     if not 0 < scale <= LARGEST:
         raise ValueError(f"GradScaler: {name} must be above 0 and finite in float32, got {value}")
     return float(np.float32(scale))

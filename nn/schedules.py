@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from microgradnd.arguments import integer
+from microgradnd.arguments import integer, number
 
 from .optim import Optimizer
 
@@ -75,6 +75,8 @@ class LRScheduler:
             not isinstance(state, dict)
             or set(state) != {"schedule", "base_lrs", "last_step"}
             or state["schedule"] != name
+            or not isinstance(state["base_lrs"], list | tuple)
+            or not all(isinstance(lr, int | float | np.number) for lr in state["base_lrs"])
             or not len(self.base_lrs) <= len(state["base_lrs"]) <= len(groups)
             or not isinstance(state["last_step"], int | np.integer)
             or state["last_step"] < 0
@@ -91,13 +93,15 @@ class LRScheduler:
 class StepLR(LRScheduler):
     """The rate times ``gamma`` after every ``step_size`` steps, as in PyTorch: lr * gamma^(step // step_size).
 
-    Raises ValueError for a ``step_size`` below 1, TypeError for one that is no integer.
+    Raises ValueError for a ``step_size`` below 1 or a ``gamma`` below 0, TypeError for what is no integer or number.
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size, self.gamma = integer("StepLR", "step_size", step_size), gamma
+        self.step_size, self.gamma = integer("StepLR", "step_size", step_size), number("StepLR", "gamma", gamma)
         if self.step_size < 1:
             raise ValueError(f"StepLR: step_size must be at least 1, got {step_size}")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"StepLR: gamma must be at least 0 and finite, got {gamma}")
         super().__init__(optimizer)
 
     def rate(self, base_lr: float, step: int) -> float:
@@ -111,15 +115,17 @@ class WarmupCosineLR(LRScheduler):
         eta_min + (lr - eta_min) * (1 + cos(pi * x)) / 2               x from 0 at warmup_steps to 1 at total_steps
         eta_min                                                        from total_steps on
 
-    Raises ValueError unless 0 <= warmup_steps < total_steps.
+    Raises ValueError unless 0 <= warmup_steps < total_steps, TypeError for steps that are no integers.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, eta_min: float = 0.0) -> None:
-        if not 0 <= warmup_steps < total_steps:
+        self.warmup_steps = integer("WarmupCosineLR", "warmup_steps", warmup_steps)
+        self.total_steps = integer("WarmupCosineLR", "total_steps", total_steps)
+        self.eta_min = number("WarmupCosineLR", "eta_min", eta_min)
+        if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(
                 f"WarmupCosineLR: expected 0 <= warmup_steps < total_steps, got {warmup_steps} and {total_steps}"
             )
-        self.warmup_steps, self.total_steps, self.eta_min = warmup_steps, total_steps, eta_min
         super().__init__(optimizer)
 
     def rate(self, base_lr: float, step: int) -> float:
@@ -136,8 +142,8 @@ class OneCycleLR(LRScheduler):
     steps, then to max_lr / div_factor / final_div_factor in step total_steps - 1. The optimiser's own rate does
     not matter.
 
-    Raises ValueError for options out of range, and in ``step()`` when it is called more than total_steps times. The
-    last of these calls, after the cycle, leaves the rate where it is.
+    Raises TypeError for options of other types, ValueError for those out of range, and in ``step()`` when it is called
+    more than total_steps times. The last of these calls, after the cycle, leaves the rate where it is.
     """
 
     def __init__(
@@ -150,18 +156,22 @@ class OneCycleLR(LRScheduler):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        if not 0 < pct_start < 1 or total_steps < 2 or anneal_strategy not in ("cos", "linear"):
+        self.max_lr = number("OneCycleLR", "max_lr", max_lr)
+        self.total_steps = integer("OneCycleLR", "total_steps", total_steps)
+        self.pct_start = number("OneCycleLR", "pct_start", pct_start)
+        self.anneal_strategy = anneal_strategy
+        self.div_factor = number("OneCycleLR", "div_factor", div_factor)
+        self.final_div_factor = number("OneCycleLR", "final_div_factor", final_div_factor)
+        if not 0 < self.pct_start < 1 or self.total_steps < 2 or anneal_strategy not in ("cos", "linear"):
             raise ValueError(
                 "OneCycleLR: expected 0 < pct_start < 1, total_steps of at least 2, and anneal_strategy 'cos' or "
                 f"'linear', got {pct_start}, {total_steps} and {anneal_strategy!r}"
             )
-        if not (max_lr > 0 and div_factor > 0 and final_div_factor > 0):
+        if not (self.max_lr > 0 and self.div_factor > 0 and self.final_div_factor > 0):
             raise ValueError(
                 "OneCycleLR: expected a positive max_lr, div_factor and final_div_factor, got "
                 f"{max_lr}, {div_factor} and {final_div_factor}"
             )
-        self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
-        self.anneal_strategy, self.div_factor, self.final_div_factor = anneal_strategy, div_factor, final_div_factor
         super().__init__(optimizer)
 
     def rate(self, base_lr: float, step: int) -> float:

@@ -338,15 +338,3 @@ def test_an_optimiser_can_be_pickled_with_its_parameters():
         one.param_groups[0]["params"][0].grad = np.ones(2)
         one.step()
     np.testing.assert_array_equal(again.param_groups[0]["params"][0].data, p.data)
-
-
-@pytest.mark.parametrize("make", [nn.SGD, nn.Adam, nn.AdamW, nn.RMSprop])
-@pytest.mark.parametrize("lr", [None, np.array([0.1, 0.2])])
-def test_a_rate_that_is_no_number_changes_no_parameter(make, lr):
-    w = mg.tensor(np.ones(2), requires_grad=True)
-    optimizer = make([w], lr=0.1)
-    optimizer.param_groups[0]["lr"] = lr
-    w.grad = np.ones(2)
-    with pytest.raises(TypeError):
-        optimizer.step()
-    assert w.numpy().tolist() == [1, 1]

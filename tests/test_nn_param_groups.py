@@ -1,0 +1,150 @@
+"""Settings that are assigned between steps, schedules, and what of them is refused."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import microgradnd as mg
+import nn
+
+OPTIMIZERS = [nn.SGD, nn.Adam, nn.AdamW, nn.RMSprop]
+
+
+def two_groups(make):
+    first, second = (mg.tensor(np.ones(2), requires_grad=True) for _ in range(2))
+    return make([{"params": [first]}, {"params": [second]}], lr=0.1)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize("lr", [None, "0.1", np.array([0.1, 0.2])])
+def test_a_rate_that_is_no_number_is_refused_where_it_is_assigned(make, lr):
+    optimizer = two_groups(make)
+    with pytest.raises(TypeError, match=f"^{make.__name__}: lr must be a number, got "):
+        optimizer.param_groups[1]["lr"] = lr
+    assert optimizer.param_groups[1]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("lr", [-0.1, np.nan, np.inf])
+def test_a_rate_out_of_range_is_refused_where_it_is_assigned(lr):
+    optimizer = two_groups(nn.Adam)
+    group = optimizer.param_groups[1]
+    with pytest.raises(ValueError, match=r"^Adam: lr must be at least 0 and below inf, got "):
+        group["lr"] = lr
+    with pytest.raises(ValueError, match=r"^Adam: lr must be at least 0"):
+        group.update(weight_decay=0.5, lr=lr)
+    with pytest.raises(ValueError, match=r"^Adam: lr must be at least 0"):
+        group |= {"weight_decay": 0.5, "lr": lr}
+    assert (group["lr"], group["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "error"),
+    [
+        (nn.Adam, "betas", 0.9, "betas must be 2 numbers, got 0.9"),
+        (nn.Adam, "betas", (0.9, 1.0), "betas must be at least 0 and below 1, got 1.0"),
+        (nn.Adam, "eps", -1, "eps must be at least 0"),
+        (nn.SGD, "momentum", 1, "momentum must be at least 0 and below 1, got 1.0"),
+        (nn.RMSprop, "centered", 1, "centered must be True or False, got 1"),
+    ],
+)
+def test_other_settings_are_checked_too(make, name, value, error):
+    (group, _) = two_groups(make).param_groups
+    before = dict(group)
+    with pytest.raises((TypeError, ValueError), match=f"^{make.__name__}: {error}"):
+        group[name] = value
+    assert group == before
+
+
+def test_a_setting_is_a_number_of_pythons():
+    (group, _) = two_groups(nn.Adam).param_groups
+    group["lr"], group["betas"] = np.float64(0.5), [np.float32(0.5), mg.tensor(0.25)]
+    assert [type(x) for x in (group["lr"], *group["betas"])] == [float] * 3
+    assert (group["lr"], group["betas"]) == (0.5, (0.5, 0.25))
+
+
+def test_parameters_and_settings_stay_and_notes_come_and_go():
+    (group, _) = two_groups(nn.SGD).param_groups
+    before = dict(group)
+    with pytest.raises(TypeError, match=r"^SGD: a group keeps its parameters; add others by add_param_group"):
+        group["params"] = []
+    for remove in (lambda: group.pop("lr"), lambda: group.__delitem__("params"), group.clear, group.popitem):
+        with pytest.raises(TypeError, match=r"^SGD: "):
+            remove()
+    assert group == before
+    group["note"] = "warm"
+    assert group.pop("note") == "warm"
+    assert group.pop("note", None) is None
+    assert group == before
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_optimisers_check_too(again):
+    optimizer = two_groups(nn.Adam)
+    optimizer.param_groups[0]["lr"] = 0.5
+    other = again(optimizer)
+    assert [group["lr"] for group in other.param_groups] == [0.5, 0.1]
+    with pytest.raises(ValueError, match=r"^Adam: lr must be at least 0"):
+        other.param_groups[0]["lr"] = -1
+    assert type(other.param_groups[0].copy()) is dict
+
+
+def test_a_captured_step_sets_a_rate():
+    def train(capture):
+        w = mg.tensor(np.ones(3), requires_grad=True)
+        optimizer = nn.SGD([w], 0.1)
+
+        def step(x):
+            optimizer.zero_grad()
+            (w * x).sum().backward()
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] * 0.5
+
+        run = mg.capture(step) if capture else step
+        for i in range(8):
+            run(np.full(3, i + 1.0))
+        return w.numpy().tolist(), dict(optimizer.param_groups[0])["lr"]
+
+    assert train(capture=True) == train(capture=False)
+
+
+@pytest.mark.parametrize("params", [3, None, "a"])
+def test_a_state_with_other_numbers_of_parameters_is_refused(params):
+    optimizer = two_groups(nn.SGD)
+    state = optimizer.state_dict()
+    state["param_groups"][1]["params"] = params
+    with pytest.raises(ValueError, match=r"^load_state_dict: expected groups of \[1, 1\] parameters"):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda o: nn.StepLR(o, 10, "0.1"), "StepLR: gamma must be a number, got '0.1'"),
+        (lambda o: nn.StepLR(o, 10, np.nan), "StepLR: gamma must be at least 0 and finite, got nan"),
+        (lambda o: nn.WarmupCosineLR(o, 1.5, 10), "WarmupCosineLR: warmup_steps must be an integer, got 1.5"),
+        (lambda o: nn.WarmupCosineLR(o, 1, None), "WarmupCosineLR: total_steps must be an integer, got None"),
+        (lambda o: nn.WarmupCosineLR(o, 1, 10, "x"), "WarmupCosineLR: eta_min must be a number, got 'x'"),
+        (lambda o: nn.OneCycleLR(o, "1", 10), "OneCycleLR: max_lr must be a number, got '1'"),
+        (lambda o: nn.OneCycleLR(o, 1.0, 10.5), "OneCycleLR: total_steps must be an integer, got 10.5"),
+        (lambda o: nn.OneCycleLR(o, 1.0, 10, None), "OneCycleLR: pct_start must be a number, got None"),
+        (lambda o: nn.GradScaler("x"), "GradScaler: init_scale must be a number, got 'x'"),
+        (lambda o: nn.GradScaler(growth_factor=None), "GradScaler: growth_factor must be a number, got None"),
+    ],
+)
+def test_schedules_and_scalers_name_what_is_no_number(make, error):
+    optimizer = two_groups(nn.SGD)
+    with pytest.raises((TypeError, ValueError), match=f"^{error}"):
+        make(optimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("rates", [None, 0.1, ["a", 0.1]])
+def test_a_schedule_refuses_the_state_of_another(rates):
+    optimizer = two_groups(nn.SGD)
+    schedule = nn.StepLR(optimizer, 2)
+    state = {**schedule.state_dict(), "base_lrs": rates}
+    with pytest.raises(ValueError, match=r"^load_state_dict: this is no state of a StepLR of 2 groups"):
+        schedule.load_state_dict(state)
+    assert schedule.base_lrs == [0.1, 0.1]
