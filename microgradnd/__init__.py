@@ -1,11 +1,11 @@
 """microgradnd: define-by-run automatic differentiation of N-dimensional arrays, on NumPy or CuPy."""
 
 from .autocast import autocast
-from .autograd import no_grad
 from .backends.tf32 import allow_tf32
 from .config import memory_report, show_config
 from .devices import cuda_is_available, device, from_dlpack
 from .functional import grad, value_and_grad
+from .grad_mode import no_grad
 from .gradcheck import check_grads
 from .kernels import kernels
 from .ops import *  # noqa: F403

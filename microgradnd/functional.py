@@ -7,8 +7,9 @@ import operator
 from collections.abc import Callable
 from typing import Any, SupportsIndex, TypeAlias
 
-from .autograd import backpropagate, enable_grad, grad_mode, reachable
+from .autograd import backpropagate, reachable
 from .backends import as_array
+from .grad_mode import enable_grad, grad_mode
 from .inplace import next_order
 from .ops import alias, ones_like, zeros_like
 from .tensor import Tensor, constant

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from .arguments import integer, number
-from .autograd import Node, enable_grad, no_grad, reachable
+from .autograd import Node, reachable
 from .backends import as_array
 from .dtypes import is_floating
 from .functional import grad, variable
+from .grad_mode import enable_grad, no_grad
 from .tensor import Tensor
 
 # Steps of the four-point formula (8 (f(x+h) - f(x-h)) - (f(x+2h) - f(x-2h))) / 12h: with h = eps^(1/5) its

@@ -14,9 +14,10 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from .autocast import autocast_mode, ever
-from .autograd import Node, grad_mode
+from .autograd import Node
 from .backends import NAMESPACES, as_array, numpy_backend
 from .devices import refuse_several_devices
+from .grad_mode import grad_mode
 from .inplace import next_order
 from .operands import array_operand, explained, namespace_of, no_gradient, operand, operands
 from .tensor import Tensor, new

@@ -11,10 +11,11 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from .autocast import autocast, autocast_mode
-from .autograd import Leaf, Node, backpropagate, edges_of, enable_grad, grad_mode, saved_arrays
+from .autograd import Leaf, Node, backpropagate, edges_of, saved_arrays
 from .backends import NAMESPACES
 from .dtypes import eps
 from .fused import taken
+from .grad_mode import enable_grad, grad_mode
 from .inplace import next_order
 from .randomness import Draws, recorded, repeated
 from .tensor import Tensor

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .autograd import Leaf, Node, backpropagate, enable_grad
+from .autograd import Leaf, Node, backpropagate
 from .backends import NAMESPACES, as_array
 from .devices import beside, default, device_of, placed
 from .dtypes import is_floating
+from .grad_mode import enable_grad
 from .inplace import is_changed_in_place, next_change, next_order, record_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..autocast import in_float32
-from ..autograd import no_grad
 from ..fused import fused
+from ..grad_mode import no_grad
 from ..kernels import array_norms
 from ..kernels.array_kernels import wide
 from ..primitive import primitive

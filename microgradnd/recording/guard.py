@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..autocast import autocast_mode
-from ..autograd import grad_mode
 from ..backends import NAMESPACES, as_array
 from ..devices import default
+from ..grad_mode import grad_mode
 from ..inplace import next_change
 from ..kernels import kernels
 from ..tensor import Tensor, new
