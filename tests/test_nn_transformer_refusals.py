@@ -38,7 +38,6 @@ REFUSED = [
     (ValueError, "num_kv_heads, got 8, 4 and 8", lambda: nn.MultiHeadAttention(8, 4, 8)),
     (ValueError, "at least 0 and below 1, got 1", lambda: nn.MultiHeadAttention(8, 4, dropout=1)),
     (TypeError, "boolean or floating-point, got int", lambda: attention()(X, attn_mask=INTEGERS)),
-    (TypeError, "floating-point, got complex", lambda: mg.scaled_dot_product_attention(X, X, X, X[..., :3] * 1j)),
     (TypeError, "boolean or floating", lambda: attention()(X, attn_mask=INTEGERS, key_padding_mask=SEEN)),
     (TypeError, "key_padding_mask must be boolean, got int", lambda: attention()(X, key_padding_mask=INTEGERS[:2])),
     (ValueError, r"must broadcast to \(2, 3\), got shape \(\)", lambda: attention()(X, key_padding_mask=np.True_)),

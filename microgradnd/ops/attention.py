@@ -10,7 +10,6 @@ import numpy as np
 from ..arguments import number
 from ..autocast import in_low_precision
 from ..backends import NAMESPACES
-from ..dtypes import is_floating
 from ..fused import fused
 from ..kernels import attention as kernels
 from ..kernels.chunked_attention import chunks, dropout_factor
@@ -61,7 +60,7 @@ def scaled_dot_product_attention(
         (..., queries, value width).
 
     Raises:
-        TypeError: for a mask of integers or complex numbers.
+        TypeError: for a mask of integers.
         ValueError: for shapes that do not fit, and for ``dropout_p`` out of range.
     """
     name = "scaled_dot_product_attention"
@@ -148,11 +147,11 @@ def self_attention(
 
 
 def _checked(operation: str, attn_mask: Any, dropout_p: float) -> Any:
-    """The mask, None or with an ndim. Raises for a dropout out of range, and for a mask of other numbers."""
+    """The mask, None or with an ndim. Raises for a dropout out of range, and for a mask of integers."""
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{operation}: dropout_p must be at least 0 and below 1, got {dropout_p}")
     mask = attn_mask if attn_mask is None or hasattr(attn_mask, "ndim") else Tensor(attn_mask)
-    if mask is not None and mask.dtype.kind != "b" and not is_floating(mask.dtype):
+    if mask is not None and mask.dtype.kind in "iu":
         raise TypeError(f"{operation}: attn_mask must be boolean or floating-point, got {mask.dtype}")
     return mask
 
