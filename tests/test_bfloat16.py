@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,30 @@ def test_tensors_of_bfloat16(device: Device) -> None:
     np.testing.assert_allclose(wide(x.grad), wide(exact.grad), rtol=0.03)
     assert x.astype(np.float32).dtype == np.float32
     assert mg.where(x > 1, x, -x).dtype == mg.relu(x).dtype == dtype
-    assert mg.where(x > 1, x, -1e9).dtype == (x * 2.0).dtype == np.float32  # beside Python's floats
+    # Beside Python's floats it stays what it is since version 0.7 of ml_dtypes, and was float32 before.
+    assert mg.where(x > 1, x, -1e9).dtype == (x * 2.0).dtype == (x.data * 2.0).dtype
+    assert wide(mg.where(x > 1, x, -1e9)).tolist() == pytest.approx([-1e9, 2, 3], rel=0.01)
+    assert mg.where(x > 1, 1, x).dtype == (x * 1).dtype == dtype
+    for other in ("float16", "float32", "int8", "int64"):
+        y = mg.tensor(device.array(np.array([4, 5, 6])), other)
+        found = mg.where(x > 1, x, y)
+        assert found.dtype == (x * y).dtype
+        assert wide(found).tolist() == [4, 2, 3]
     assert mg.tensor(x.data.astype("float32")).astype("bfloat16").dtype == dtype
-    with pytest.raises(TypeError, match="bfloat16"):
-        mg.scaled_dot_product_attention(*[np.ones((2, 2), d) for d in (dtype, np.float16, np.float16)])
+
+
+def test_attention_of_bfloat16_beside_float16() -> None:
+    """An error where there is no common dtype, as before version 0.7 of ml_dtypes, else in float32."""
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: it comes with the extra bfloat16")
+    x = np.arange(4.0).reshape(2, 2)
+    q, k, v = (mg.tensor(x, dtype) for dtype in ("bfloat16", "float16", "float16"))
+    if tuple(map(int, version("ml_dtypes").split(".")[:2])) < (0, 7):
+        with pytest.raises(TypeError, match="bfloat16"):
+            mg.scaled_dot_product_attention(q, k, v)
+    else:
+        found = mg.scaled_dot_product_attention(q, k, v)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found.numpy(), mg.scaled_dot_product_attention(x, x, x).numpy(), rtol=1e-3)
 
 
 def test_gathered_rows_of_bfloat16_get_their_gradients(device: Device) -> None:

@@ -36,16 +36,19 @@ def computing_in_float32(
 
 
 def promoting(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The function ``where`` with bfloat16 promoted as by operators: alone it stays, beside Python's floats float32."""
+    """The function ``where`` with bfloat16 promoted as by operators: alone it stays, and beside Python's numbers.
+
+    (Beside Python's floats it does since version 0.7 of ml_dtypes, which made float32 of them before.)
+    """
 
     def where(condition: Any, x: Any, y: Any) -> Any:
         if getattr(x, "itemsize", 0) != 2 and getattr(y, "itemsize", 0) != 2:
             return plain(condition, x, y)
-        chars = [getattr(getattr(part, "dtype", None), "char", None) for part in (x, y)]
-        if BFLOAT16 not in chars:
+        kinds = [getattr(part, "dtype", int if part.__class__ is int else float) for part in (x, y)]
+        if BFLOAT16 not in [getattr(kind, "char", None) for kind in kinds]:
             return plain(condition, x, y)
-        x, y = (np.float32(part) if part.__class__ is float else part for part in (x, y))
-        out = plain(condition, x, y)
-        return out.astype(x.dtype) if chars == [BFLOAT16, BFLOAT16] else out
+        dtype = np.multiply.resolve_dtypes((*kinds, None))[-1]
+        x, y = (part.astype(dtype, copy=False) if hasattr(part, "astype") else part for part in (x, y))
+        return plain(condition, x, y).astype(dtype, copy=False)  # CuPy makes float32 of bfloat16
 
     return where
