@@ -52,12 +52,12 @@ class Tensor:
     methods are the same functions.
     """
 
-    __slots__ = ("__weakref__", "_data", "_is_parameter", "_node")
+    __slots__ = ("__weakref__", "_data", "_frozen", "_node")
     __array_ufunc__ = None  # NumPy's and CuPy's operators leave `array * tensor` to Tensor.__rmul__
 
     _data: Any
     _node: Node | Leaf | None
-    _is_parameter: bool  # set where requires_grad is turned off, and in copies: layers count frozen parameters too
+    _frozen: Leaf  # of a parameter whose requires_grad was turned off: its node again where that is turned on
 
     if TYPE_CHECKING:  # bound in ops, to the functions of the same names
         T: Tensor
@@ -209,8 +209,8 @@ class Tensor:
     def requires_grad(self) -> bool:
         """Whether gradients flow to this tensor. Can be set on leaves (tensors that no operation made).
 
-        Set to False, a leaf forgets its gradient, and graphs that were recorded before lead to it no more. Raises, when
-        set to False, RuntimeError for results of operations and for arguments of a function that is differentiated;
+        Set to False, a leaf forgets its gradient, and graphs that were recorded before give it none. Raises, when set
+        to False, RuntimeError for results of operations and for arguments of a function that is differentiated;
         when set to True, TypeError for dtypes that are not floating-point.
         """
         return self._node is not None
@@ -225,8 +225,14 @@ class Tensor:
                 raise RuntimeError(
                     "requires_grad: the argument of a function that is differentiated needs its gradient"
                 )
-            self._is_parameter = is_parameter(self)
-            self._node = None
+            if self._node is not None:
+                self._frozen, self._node = self._node, None
+                self._frozen.grad = None
+        elif hasattr(self, "_frozen"):
+            # The same node, by which captured steps know the parameter; other values may have been assigned since.
+            self._frozen.grad, self._frozen.assigned = None, next_order()
+            self._node = self._frozen
+            del self._frozen
         elif self._node is None:
             if not is_floating(self._data.dtype):
                 raise TypeError(
@@ -353,9 +359,7 @@ class Tensor:
         """A leaf or constant with values of its own, and no gradient yet."""
         if isinstance(self._node, Node):
             raise RuntimeError("copy, deepcopy: only leaves can be copied; use detach() first")
-        copy = Tensor(self._data.copy(), requires_grad=self.requires_grad)
-        copy._is_parameter = is_parameter(self)
-        memo[id(self)] = copy
+        memo[id(self)] = copy = _leaf(self._data.copy(), self.requires_grad, is_parameter(self))
         return copy
 
     def __copy__(self) -> Tensor:
@@ -366,7 +370,7 @@ class Tensor:
         """Pickling gives a leaf or constant of its own, without a gradient or a graph."""
         if isinstance(self._node, Node):
             raise RuntimeError("pickle: only leaves can be copied; use detach() first")
-        return Tensor, (self._data, None, self.requires_grad), (None, {"_is_parameter": is_parameter(self)})
+        return _leaf, (self._data, self.requires_grad, is_parameter(self))
 
     def __init_subclass__(cls) -> None:
         raise TypeError("Tensor can't be subclassed; hold a tensor as an attribute instead")
@@ -415,7 +419,15 @@ class Tensor:
 
 def is_parameter(tensor: Tensor) -> bool:
     """Whether it is a leaf that requires a gradient, or did until that was turned off."""
-    return isinstance(tensor._node, Leaf) or getattr(tensor, "_is_parameter", False)
+    return isinstance(tensor._node, Leaf) or hasattr(tensor, "_frozen")
+
+
+def _leaf(data: Any, requires_grad: bool, is_parameter: bool) -> Tensor:
+    """A copy of a leaf or constant, as it is made again from a pickle."""
+    tensor = Tensor(data, requires_grad=is_parameter)
+    if not requires_grad:
+        tensor.requires_grad = False
+    return tensor
 
 
 def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:

@@ -15,6 +15,7 @@ from microgradnd.arguments import integer
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.devices import default
 from microgradnd.dtypes import is_numeric
+from microgradnd.randomness import generator
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -107,7 +108,7 @@ def batches(
         raise ValueError(f"batches: X has {len(X)} rows, y has {len(y)}")
     if integer("batches", "batch_size", batch_size) < 1:
         raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
-    order = np.random.default_rng(rng).permutation(len(X)) if shuffle else None
+    order = generator(rng).permutation(len(X)) if shuffle else None
     return _slices(X, y, batch_size, order)
 
 

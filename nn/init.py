@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from microgradnd.dtypes import as_dtype, is_floating
+from microgradnd.randomness import generator
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def normal(shape: tuple[int, ...], rng: Rng = None, dtype: npt.DTypeLike = np.float32, *, std: float = 1.0) -> Array:
     """Normal with standard deviation ``std``; ``functools.partial(normal, std=0.02)`` makes another initialiser."""
-    return (np.random.default_rng(rng).standard_normal(shape) * std).astype(dtype)
+    return (generator(rng).standard_normal(shape) * std).astype(dtype)
 
 
 def lecun_normal(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = np.float32) -> Array:
@@ -59,11 +60,11 @@ def he_uniform(shape: tuple[int, int], rng: Rng = None, dtype: npt.DTypeLike = n
 
 
 def _normal(shape: tuple[int, int], divisor: float, rng: Rng, dtype: npt.DTypeLike) -> Array:
-    return (np.random.default_rng(rng).standard_normal(shape) / divisor).astype(dtype)
+    return (generator(rng).standard_normal(shape) / divisor).astype(dtype)
 
 
 def _uniform(shape: tuple[int, int], bound: float, rng: Rng, dtype: npt.DTypeLike) -> Array:
-    return np.random.default_rng(rng).uniform(-bound, bound, shape).astype(dtype)
+    return generator(rng).uniform(-bound, bound, shape).astype(dtype)
 
 
 def drawn(name: str, init: Callable[..., Any], shape: tuple[int, ...], rng: Rng, dtype: npt.DTypeLike) -> Any:

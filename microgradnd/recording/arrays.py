@@ -161,10 +161,16 @@ class RecordedArray(_Recorded):
                 f"capture: the value of {name} was asked for, a {type(self.value).__name__}, which replays take anew "
                 f"each time, as they do arrays; hand over int({name}) or float({name})"
             )
+        if any(x.kind == "draw" and self.variable in x.results for x in recorder().instructions):
+            raise CaptureError(
+                "capture: the value of a random number was asked for, by int, float or print, or as an index; replays "
+                "draw others: draw it before the call, and hand it over"
+            )
         raise CaptureError(
             "capture: the value of a tensor was asked for, by item, float or print, by a NumPy function that is not "
-            "recorded, or as the index of a plain array (of mg.tensor(table) it is recorded); replays do not know it "
-            "before it computes: return the tensor from the step instead"
+            "recorded (np.array and np.asarray; np.stack and x.copy() are), or as the index of a plain array (of "
+            "mg.tensor(table) it is recorded); replays do not know it before it computes: return the tensor from the "
+            "step instead"
         )
 
     __float__ = __int__ = __index__ = __complex__ = __round__ = __array__ = _unknown
@@ -244,7 +250,10 @@ def _asking(name: str) -> Any:
         self.variable.root.is_asked = True
         return getattr(self.value, name)
 
-    return property(ask)
+    def refuse(self: RecordedArray, _: Any) -> NoReturn:
+        raise CaptureError(f"capture: the {name} of an array is assigned to, which is not recorded; use reshape")
+
+    return property(ask, refuse if name in ("shape", "strides") else None)
 
 
 for _name in ("shape", "size", "nbytes", "ndim", "strides", "flags"):

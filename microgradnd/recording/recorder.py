@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import is_narrow
 from ..inplace import owner_of
 from .active import CaptureError, active
 from .arrays import HANDLES, RecordedArray, RecordedNumber, lies_alike
@@ -49,6 +50,11 @@ class Recorder:
     def uses_device(self) -> bool:
         """Whether arrays on a device are used."""
         return any(v.is_on_device for x in self.instructions for v in (*x.reads(), *x.results, *x.writes))
+
+    @property
+    def computes_narrowly(self) -> bool:
+        """Whether there are arrays of float16 or bfloat16."""
+        return any(v.shape is not None and is_narrow(v.dtype) for x in self.instructions for v in x.results)
 
     def is_this_thread(self) -> bool:
         return threading.get_ident() == self._thread

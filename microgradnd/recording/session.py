@@ -6,6 +6,7 @@ import inspect
 import random
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -118,8 +119,9 @@ class Session:
             self.met_functions = True
         self.result = without_handles(result)
         self.instructions, self.once = self._recorder.instructions, self._recorder.once
-        # Our own functions ignore some too, of which their replays know nothing: these would only be slower.
-        self.quiet = self._recorder.quiet if executed.ignores_errors else set()
+        # Our own functions ignore some too, which matters to replays where float16 overflows: others would be slower.
+        ignores = executed.ignores_errors or self._recorder.computes_narrowly
+        self.quiet = self._recorder.quiet if ignores else set()
         on_device = self._recorder.uses_device or any(v.is_on_device for v in self.arguments)
         self.device = current_device() if on_device else None
         self.generators = [x.value for x in exchange.generators.values() if x.variable.kind == "generator"]
@@ -165,7 +167,15 @@ class Session:
 def _explained(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """The result; an error of a function that takes no handles says so."""
     try:
-        return function(*args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "you are shuffling a 'Recorded")  # before any row has been moved
+            return function(*args, **kwargs)
+    except UserWarning as error:
+        if "shuffling" not in str(error):
+            raise
+        raise CaptureError(
+            "capture: shuffle changes an array in place, which is not recorded; index it by rng.permutation(len(x))"
+        ) from error
     except TypeError as error:
         if "Recorded" not in str(error):
             raise
