@@ -9,7 +9,7 @@ import cupy
 import numpy as np
 from cupyx.scipy.special import erf, ndtr
 
-from ..dtypes import BFLOAT16
+from ..dtypes import BFLOAT16, is_narrow
 from ..kernels import kernels_for
 from ..kernels.cupy_random import kept
 from . import numpy_backend, tf32
@@ -67,7 +67,8 @@ def sigmoid(x: Any) -> Any:
     x = x.astype(np.float64) if x.dtype.kind in "biu" else x
     if x.size and (fast := kernels_for(x)) is not None:
         return fast.sigmoid(x)
-    return 1 / (1 + cupy.exp(-x))
+    wide = x.astype(np.float32) if is_narrow(x.dtype) else x
+    return (1 / (1 + cupy.exp(-wide))).astype(x.dtype, copy=False)
 
 
 def rotate_halves(x: Any, cos: Any, sin: Any) -> Any:

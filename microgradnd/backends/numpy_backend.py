@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import is_narrow
+from ..dtypes import cast, is_narrow
 from ..kernels import kernels_for, small
 from ..kernels.array_kernels import LARGE_PRODUCT, product
 from ..noting import noted
@@ -26,6 +26,8 @@ def scatter_add(xp: Any, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     elif index.__class__ is np.ndarray and index.dtype.kind in "iu" and x.size and x.shape == index.shape + shape[1:]:
         _add_rows(out, index.reshape(-1), x)
     else:
+        if xp is np:  # whose add.at reads beyond the end of x where that has fewer axes than an index of a 1-D array
+            x = np.broadcast_to(x, np.broadcast_to(np.False_, shape)[index].shape)
         xp.add.at(out, index, x)
     return out
 
@@ -146,6 +148,8 @@ def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)); of integers in float64."""
     if x.dtype.kind in "biu":
         x = x.astype(np.float64)  # -x would wrap around
+    elif is_narrow(x.dtype):
+        return cast(sigmoid(x.astype(np.float32)), x.dtype)  # exp(-x) is infinite below -11 in float16
     with np.errstate(over="ignore"):  # exp(-x) is infinite far below 0, and its reciprocal 0 as it should be
         out = np.exp(-x)
         out += 1

@@ -45,6 +45,7 @@ def cross_entropy(xp: Any, logits: Any, targets: Any) -> tuple[Any, Any]:
     log_total = xp.log(total)
     if targets.shape == logits.shape:
         t = _matrix(xp, targets, count, classes, axis)
+        t = t.astype(np.result_type(t.dtype, z.dtype), copy=False)  # sums of booleans and small integers are int64
         mass = xp.sum(t, axis=axis, keepdims=axis == 1)  # 1 in each row where the targets are probabilities
         loss = xp.vdot(mass, log_total) - xp.vdot(t, z)
 

@@ -105,19 +105,29 @@ def _normalized(x: Any, *parameters: Any) -> int:
 
 def softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """exp(x) / sum(exp(x)), shifted by the maximum."""
-    x = wide(x) if x.dtype.kind in "biu" else x
     if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := kernels_for(x)):
         return fast.softmax(x)
+    given, x = x, wide(x)
     e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
     out = e / xp.sum(e, axis=axis, keepdims=True)
-    return out, lambda g: (out * (g - xp.sum(g * out, axis=axis, keepdims=True)),)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        g = wide(g)
+        return (narrow(out * (g - xp.sum(g * out, axis=axis, keepdims=True)), given),)
+
+    return narrow(out, given), pullback
 
 
 def log_softmax(xp: Any, x: Any, axis: Any) -> tuple[Any, Any]:
     """x - logsumexp(x), shifted by the maximum."""
-    x = wide(x) if x.dtype.kind in "biu" else x
     if x.size > xp.SMALL and x.ndim and axis in (-1, x.ndim - 1) and (fast := kernels_for(x)):
         return fast.log_softmax(x)
+    given, x = x, wide(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     out = shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
-    return out, lambda g: (g - xp.exp(out) * xp.sum(g, axis=axis, keepdims=True),)
+
+    def pullback(g: Any) -> tuple[Any, ...]:
+        g = wide(g)
+        return (narrow(g - xp.exp(out) * xp.sum(g, axis=axis, keepdims=True), given),)
+
+    return narrow(out, given), pullback

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..autocast import in_float32
+from ..dtypes import BFLOAT16
 from ..primitive import primitive
 
 if TYPE_CHECKING:
@@ -78,11 +81,13 @@ def positive(xp: Any, x: Operand) -> Any:
 
 
 def _power_base(g, xp, x, y):
-    # y = 0 has the gradient 0 also at x = 0, where y * x ** (y - 1) is 0 * inf. Changing the base there, not the
-    # exponent, keeps the gradient's own derivatives elsewhere.
+    # y = 0 has the gradient 0 also at x = 0 and next to it, where y * x ** (y - 1) is 0 * inf, and at NaN. Changing the
+    # base there, not the exponent, keeps the gradient's own derivatives elsewhere.
     if isinstance(y, (int, float)):
         return g * (y * x ** (y - 1)) if y != 0 else xp.zeros_like(g)
-    return g * (y * xp.where((x == 0) * (y == 0), 1.0, x) ** (y - 1.0))
+    least = 2.0**-126 if g.dtype.char == BFLOAT16 else float(np.finfo(g.dtype).smallest_normal)
+    has_inverse = xp.absolute(x) >= least
+    return g * (y * xp.where((has_inverse == False) * (y == 0), 1.0, x) ** (y - 1.0))  # noqa: E712  # of tensors too
 
 
 def _power_exponent(g, xp, x, out):

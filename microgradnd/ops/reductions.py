@@ -12,7 +12,7 @@ from ..autocast import in_float32
 from ..fused import fused
 from ..grad_mode import no_grad
 from ..kernels import array_norms
-from ..kernels.array_kernels import wide
+from ..kernels.array_kernels import narrow, wide
 from ..primitive import primitive
 from ..tensor import Tensor
 from .elementwise import exp, log
@@ -77,7 +77,8 @@ def var(xp: Any, x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = 
 
 def _std(g, xp, x, x_shape, out, axis, ddof, keepdims):
     deviation = x - xp.mean(x, axis=axis, keepdims=True)
-    g = g / xp.where(out == 0, xp.ones_like(out), out)
+    # This quotient is at most the root of n: float16's range ends before 1 / out does.
+    deviation = deviation / _restored(xp, xp.where(out == 0, xp.ones_like(out), out), x_shape, axis, keepdims)
     return _restored(xp, g, x_shape, axis, keepdims) * _share(x_shape, axis, ddof) * deviation
 
 
@@ -141,18 +142,18 @@ def _finite(xp, x):
 
 def _logsumexp(g, xp, x, x_shape, out, axis, keepdims):
     # An all -inf slice has out = -inf: the weights exp(-inf - 0) are 0 there, not exp(-inf + inf).
-    out = _restored(xp, out, x_shape, axis, keepdims)
+    out = wide(_restored(xp, out, x_shape, axis, keepdims))
     out = xp.where(out == -inf, xp.zeros_like(out), out)
-    return _restored(xp, g, x_shape, axis, keepdims) * xp.exp(x - out)
+    return _restored(xp, g, x_shape, axis, keepdims) * xp.exp(wide(x) - out)
 
 
 @primitive(in_float32, x=_logsumexp)
 def logsumexp(xp: Any, x: Operand, axis: Axis = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) over ``axis``, shifted by the maximum so that exp cannot overflow."""
-    x = wide(x) if x.dtype.kind in "biu" else x
+    given, x = x, wide(x)
     shift = _finite(xp, xp.max(x, axis=axis, keepdims=True))
     total = xp.sum(xp.exp(x - shift), axis=axis, keepdims=True)
-    out = xp.log(total) + shift
+    out = narrow(xp.log(total) + shift, given)
     return out if keepdims else xp.squeeze(out, axis=axis if axis is not None else tuple(range(x.ndim)))
 
 
