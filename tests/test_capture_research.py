@@ -163,6 +163,7 @@ def test_float16_overflows_in_silence_in_replays_too() -> None:
     assert not np.isfinite(layer.weight.grad.numpy()).all()  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # NumPy 2.5, on plain arrays
 def test_what_is_asked_for_is_named() -> None:
     rng = np.random.default_rng(0)
 
