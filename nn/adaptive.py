@@ -81,8 +81,8 @@ class Adam(Optimizer):
                 scratch = (1 - beta1) * d
                 m += scratch
                 v *= beta2
-                xp.square(d, out=scratch)
-                scratch *= 1 - beta2
+                xp.multiply(d, 1 - beta2, out=scratch)  # first: the square alone may be beyond the range
+                scratch *= d
                 v += scratch
                 xp.sqrt(v, out=scratch)
                 scratch += eps * root

@@ -12,7 +12,7 @@ import numpy as np
 from microgradnd import Tensor
 from microgradnd.arguments import integer, number
 from microgradnd.autocast import in_float32
-from microgradnd.backends import NAMESPACES
+from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.recording.active import CaptureError, is_recording
 
 from .optim import Optimizer
@@ -117,11 +117,10 @@ class GradScaler:
         if any(p.dtype.char == "e" for p in parameters):
             raise ValueError("unscale_: a gradient is float16; parameters must be float32, mg.autocast converts them")
         factor = 1 / self._live["scale"]  # of Python's, which changes no array's dtype
-        finite = []
-        for parameter in parameters:
-            g = parameter.grad.data * factor
+        gradients = [as_array(p.grad.data * factor) for p in parameters]
+        finite = [NAMESPACES[g.__class__].isfinite(g).all() for g in gradients]
+        for parameter, g in zip(parameters, gradients, strict=True):
             parameter.grad = g
-            finite.append(NAMESPACES[g.__class__].isfinite(g).all())
         self._finite[optimizer] = functools.reduce(operator.and_, finite) if finite else None
 
     def step(self, optimizer: Optimizer) -> None:

@@ -21,7 +21,8 @@ class LRScheduler:
     ...     optimizer.step()
     ...     schedule.step()
 
-    The rate of step 0 is set at once, that of the next with each ``step()``. Subclasses define ``rate``.
+    The rate of step 0 is set at once, that of the next with each ``step()``; until then holds what you set. Each goes
+    by ``base_lrs``, so of several schedules of one optimiser the last to step decides. Subclasses define ``rate``.
 
     Attributes:
         base_lrs: the learning rates of the groups when the schedule was made.
@@ -66,28 +67,41 @@ class LRScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on from here."""
-        return {"schedule": type(self).__name__, "base_lrs": [*self._base_lrs()], "last_step": self.last_step}
+        return {
+            "schedule": type(self).__name__,
+            "base_lrs": [*self._base_lrs()],
+            "lrs": [group["lr"] for group in self.optimizer.param_groups],
+            "last_step": self.last_step,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where the schedule stood. Raises ValueError, and changes nothing, for another's state."""
+        """Go on from where the schedule stood, with the rates of that moment, whoever had set them.
+
+        Raises ValueError, and changes nothing, for another's state.
+        """
         name, groups = type(self).__name__, self.optimizer.param_groups
         if (
             not isinstance(state, dict)
-            or set(state) != {"schedule", "base_lrs", "last_step"}
+            or set(state) != {"schedule", "base_lrs", "lrs", "last_step"}
             or state["schedule"] != name
-            or not isinstance(state["base_lrs"], list | tuple)
-            or not all(isinstance(lr, int | float | np.number) for lr in state["base_lrs"])
-            or not len(self.base_lrs) <= len(state["base_lrs"]) <= len(groups)
+            or not all(map(_are_rates, (state["base_lrs"], state["lrs"])))
+            or not len(self.base_lrs) <= len(state["base_lrs"]) == len(state["lrs"]) <= len(groups)
             or not isinstance(state["last_step"], int | np.integer)
             or state["last_step"] < 0
         ):
             raise ValueError(f"load_state_dict: this is no state of a {name} of {len(groups)} groups")
-        before, self.base_lrs = self.base_lrs, [float(lr) for lr in state["base_lrs"]]
-        try:
-            self._go_to(int(state["last_step"]))
-        except ValueError:
-            self.base_lrs = before
-            raise
+        base_lrs, last_step = [float(lr) for lr in state["base_lrs"]], int(state["last_step"])
+        for base_lr in base_lrs:
+            self.rate(base_lr, last_step)  # raises where the schedule ends before that step
+        self.base_lrs, self.last_step = base_lrs, last_step
+        for group, lr in zip(groups, state["lrs"], strict=False):
+            group["lr"] = lr
+
+
+def _are_rates(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(
+        isinstance(lr, int | float | np.number) and 0 <= lr < math.inf for lr in values
+    )
 
 
 class StepLR(LRScheduler):

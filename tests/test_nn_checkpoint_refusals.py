@@ -169,7 +169,9 @@ def test_a_group_that_joined_the_optimiser_after_the_last_step_of_its_schedule(t
     schedule.step()
     optimizer.add_param_group({"params": model.layers[2].parameters(), "lr": 0.3})
     schedule.load_state_dict(schedule.state_dict())
-    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.15]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.3]
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.075])
     model.layers[0].weight.data = before * 2
     with pytest.raises(ValueError, match=r"run\.safetensors: schedule does not fit, and nothing was loaded"):
         nn.load_checkpoint(path, model=model, schedule=schedule)

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +150,84 @@ def test_a_schedule_refuses_the_state_of_another(rates):
     with pytest.raises(ValueError, match=r"^load_state_dict: this is no state of a StepLR of 2 groups"):
         schedule.load_state_dict(state)
     assert schedule.base_lrs == [0.1, 0.1]
+
+
+def trained(resumed_from: Path | None = None) -> list[float]:
+    """Rates and a weight of a run in which a group joins and a rate is set by hand, saved and loaded in the middle."""
+    first, second = (mg.tensor(np.ones(2), requires_grad=True) for _ in range(2))
+    optimizer = nn.SGD([first], lr=1.0)
+    schedule = nn.StepLR(optimizer, 2, 0.1)
+    for _ in range(4):
+        schedule.step()
+    optimizer.add_param_group({"params": [second], "lr": 0.5})
+    optimizer.param_groups[0]["lr"] = 0.3
+    if resumed_from is not None:
+        nn.save_checkpoint(resumed_from, optimizer=optimizer, schedule=schedule)
+        optimizer = nn.SGD([{"params": [first]}, {"params": [second]}], lr=1.0)
+        schedule = nn.StepLR(optimizer, 2, 0.1)
+        nn.load_checkpoint(resumed_from, schedule=schedule, optimizer=optimizer)
+    found = []
+    for _ in range(3):
+        second.grad = np.ones(2)
+        optimizer.step()
+        found += [*(group["lr"] for group in optimizer.param_groups), second.data[0]]
+        schedule.step()
+    return found
+
+
+def test_a_resumed_run_has_the_rates_of_the_one_that_went_on(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    assert trained(tmp_path / "run.safetensors") == trained()
+
+
+def test_loading_that_fails_leaves_a_rate_set_by_hand(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    optimizer = two_groups(nn.SGD)
+    schedule = nn.StepLR(optimizer, 2)
+    nn.save_checkpoint(tmp_path / "a.safetensors", schedule=schedule, model=nn.Linear(2, 2, rng=0))
+    optimizer.param_groups[0]["lr"] = 0.3
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        nn.load_checkpoint(tmp_path / "a.safetensors", schedule=schedule, model=nn.Linear(3, 3, rng=0))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.1]
+
+
+@pytest.mark.parametrize("lrs", [[0.1], [0.1, -1.0], [0.1, np.nan], None])
+def test_a_schedule_refuses_rates_that_do_not_fit(lrs: Any) -> None:
+    optimizer = two_groups(nn.SGD)
+    schedule = nn.StepLR(optimizer, 2)
+    with pytest.raises(ValueError, match=r"^load_state_dict: this is no state of a StepLR of 2 groups"):
+        schedule.load_state_dict({**schedule.state_dict(), "lrs": lrs})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_0d_parameters_are_unscaled(dtype: Any) -> None:
+    w = mg.tensor(np.ones(2, dtype), requires_grad=True)
+    t = mg.tensor(np.ones((), dtype), requires_grad=True)
+    optimizer, scaler = nn.SGD([w, t], 0.5), nn.GradScaler(4.0)
+    scaler.scale((w * t).sum()).backward()
+    scaler.unscale_(optimizer)
+    assert w.grad is not None
+    assert t.grad is not None
+    assert (w.grad.numpy().tolist(), t.grad.item()) == ([1, 1], 2)
+    scaler.step(optimizer)
+    assert (w.numpy().tolist(), t.item()) == ([0.5, 0.5], 0)
+
+
+@pytest.mark.parametrize("make", [nn.Adam, nn.AdamW])
+@pytest.mark.parametrize(
+    ("dtype", "large", "kernels"), [("f2", 300.0, "numpy"), ("f4", 5e19, "numpy"), ("f4", 5e19, "numba")]
+)
+def test_one_large_gradient_does_not_stop_a_weight_for_good(make: Any, dtype: str, large: float, kernels: Any) -> None:
+    if kernels == "numba":
+        pytest.importorskip("numba", reason="Numba is not installed")
+    w = mg.tensor(np.ones(1000, dtype), requires_grad=True)
+    optimizer = make([w], 0.1, eps=1e-4, weight_decay=0.0)
+    with mg.kernels(kernels):
+        for g in (large, 1.0):
+            w.grad = np.full(1000, g, dtype)
+            optimizer.step()
+    # The second gradient is next to nothing beside the first.
+    exact = 1.0 - 0.1 - 0.1 * (0.09 / 0.19) / (0.000999 / 0.001999) ** 0.5
+    assert np.isfinite(optimizer.state_dict()["state"][0]["exp_avg_sq"]).all()
+    np.testing.assert_allclose(w.numpy(), exact, rtol=5e-3)

@@ -26,7 +26,7 @@ def scatter_add(xp: Any, x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     elif index.__class__ is np.ndarray and index.dtype.kind in "iu" and x.size and x.shape == index.shape + shape[1:]:
         _add_rows(out, index.reshape(-1), x)
     else:
-        if xp is np:  # whose add.at reads beyond the end of x where that has fewer axes than an index of a 1-D array
+        if xp is np and len(shape) == 1:  # whose add.at reads beyond the end of x if that has fewer axes than the index
             x = np.broadcast_to(x, np.broadcast_to(np.False_, shape)[index].shape)
         xp.add.at(out, index, x)
     return out

@@ -30,6 +30,7 @@ def adam_all(begin, end, arrays, edges, decay, shrink, beta1, rest1, beta2, rest
 
     Rows of parameters, gradients and both averages.
     """
+    root2 = np.sqrt(rest2)  # taken into the square, which alone may be beyond the range
     for i in range(len(arrays)):
         start, count = part_of(begin, end, edges[i], edges[i + 1])
         p, g = numbers_of(arrays[i, 0], start, count), numbers_of(arrays[i, 1], start, count)
@@ -38,7 +39,7 @@ def adam_all(begin, end, arrays, edges, decay, shrink, beta1, rest1, beta2, rest
             x, d, m_j, v_j = p[j] * shrink, g[j], m[j], v[j]  # read before any is written: less time
             d = d if decay == ZERO else d + decay * x
             m_j = beta1 * m_j + rest1 * d
-            v_j = beta2 * v_j + rest2 * d * d
+            v_j = beta2 * v_j + (root2 * d) * (root2 * d)
             x -= rate * m_j / (np.sqrt(v_j) + eps)
             m[j], v[j], p[j] = m_j, v_j, x
 

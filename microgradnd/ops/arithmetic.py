@@ -85,9 +85,8 @@ def _power_base(g, xp, x, y):
     # base there, not the exponent, keeps the gradient's own derivatives elsewhere.
     if isinstance(y, (int, float)):
         return g * (y * x ** (y - 1)) if y != 0 else xp.zeros_like(g)
-    least = 2.0**-126 if g.dtype.char == BFLOAT16 else float(np.finfo(g.dtype).smallest_normal)
-    has_inverse = xp.absolute(x) >= least
-    return g * (y * xp.where((has_inverse == False) * (y == 0), 1.0, x) ** (y - 1.0))  # noqa: E712  # of tensors too
+    least = 2.0**-126 if g.dtype.char == BFLOAT16 else float(np.finfo(g.dtype).smallest_normal)  # has an inverse
+    return g * (y * xp.where((y != 0) | (xp.absolute(x) >= least), x, 1.0) ** (y - 1.0))
 
 
 def _power_exponent(g, xp, x, out):
