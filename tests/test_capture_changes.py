@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,27 @@ def test_arrays_in_closures_are_read_anew_when_changed_in_place_or_replaced() ->
     assert step().item() == 0.0
     mask = np.ones(6)[::2]
     assert step().item() == 3.0
+
+
+@pytest.mark.parametrize("turns", ["AAAAABAAA", "AAAABBBBAAAABBBB", "ABABABABABAB", "AAAABCCBBAAC"])
+@pytest.mark.parametrize("place", ["attribute", "parameter", "list", "closure"])
+def test_arrays_that_lie_in_a_place_in_turns(turns: str, place: str) -> None:
+    """As weights and their averages do, and the data of training and of validation."""
+    arrays = {name: np.full(3, value) for name, value in zip("ABC", (1.0, 10.0, 100.0), strict=True)}
+    weight, rows, box, closed = mg.tensor(arrays["A"]), [arrays["A"]], types.SimpleNamespace(), arrays["A"]
+    steps = {
+        "attribute": lambda x: (x * mg.tensor(box.x)).sum(),
+        "parameter": lambda x: (x * weight).sum(),
+        "list": lambda x: (x * mg.tensor(rows[0])).sum(),
+        "closure": lambda x: (x * mg.tensor(closed)).sum(),
+    }
+    step = mg.capture(steps[place])
+    found = []
+    for turn in turns:
+        box.x = weight.data = rows[0] = closed = arrays[turn]
+        found.append(step(np.ones(3)).item())
+    assert found == [arrays[turn].sum() for turn in turns]
+    assert replays(step) == len(turns) - 2
 
 
 # Recorded anew

@@ -52,6 +52,8 @@ class Watch:
         return found
 
     def update(self, scope: dict[str, Any]) -> None:
-        """Take what lies in the places now for what is expected, also where the conditions are evaluated."""
+        """Take what lies in the places now for what is expected, also in the ``scope`` of conditions made before."""
         for i, place in enumerate(self.places):
-            place.value = scope[f"value_{i}"] = place.get()
+            place.value = place.get()
+            if place.is_guarded:
+                self.scope[f"value_{i}"] = scope[f"value_{i}"] = place.value
