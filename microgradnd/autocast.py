@@ -7,26 +7,18 @@ converted copy, and its gradient is converted back where it arrives (Micikeviciu
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .dtypes import NARROW, as_dtype, cast, is_narrow
-from .modes import Mode
+from .modes import Mode, Setting
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-class _AutocastMode(threading.local):
-    dtype: np.dtype[Any] | None = None
-
-    def __init__(self) -> None:
-        self.outer: list[Any] = []
-
-
-autocast_mode = _AutocastMode()
+autocast_mode = Setting(None)  # a dtype, or None
 
 
 class _Ever:
@@ -66,18 +58,15 @@ class autocast(Mode):
     as a decorator of generator and coroutine functions.
     """
 
+    setting = autocast_mode
+
     def __init__(self, dtype: npt.DTypeLike | None, enabled: bool = True) -> None:
-        self._dtype = None if dtype is None else _low(dtype)
-        if not enabled:
-            self._dtype = None
+        low = None if dtype is None else _low(dtype)
+        self.value = low if enabled else None
 
     def __enter__(self) -> None:
         ever.entered = True
-        autocast_mode.outer.append(autocast_mode.dtype)
-        autocast_mode.dtype = self._dtype
-
-    def __exit__(self, *exception: object) -> None:
-        autocast_mode.dtype = autocast_mode.outer.pop()
+        super().__enter__()
 
 
 def _low(dtype: Any) -> Any:
@@ -92,7 +81,7 @@ def _low(dtype: Any) -> Any:
 
 def in_low_precision(*arguments: Any) -> tuple[Any, ...]:
     """Floating-point arrays in the dtype of the surrounding :class:`autocast`, but for float64; others as they are."""
-    dtype = autocast_mode.dtype
+    dtype = autocast_mode.current
     return tuple([cast(x, dtype) if _char(x) in ("f", *NARROW) and x.dtype != dtype else x for x in arguments])
 
 

@@ -67,7 +67,7 @@ def value_and_grad(f: Callable[..., Tensor], argnums: Argnums = 0) -> Callable[.
     name = getattr(f, "__name__", type(f).__name__)
 
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
-        tracked = grad_mode.enabled
+        tracked = grad_mode.current
         start = next_order()
         inputs = list(args)
         with enable_grad():

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+from .modes import Mode, Setting
 
-from .modes import Mode
-
-
-class _GradMode(threading.local):
-    enabled = True
-
-    def __init__(self) -> None:
-        self.outer: list[bool] = []
-
-
-grad_mode = _GradMode()
+grad_mode = Setting(True)
 
 
 class no_grad(Mode):
@@ -27,17 +17,10 @@ class no_grad(Mode):
     coroutine functions (TypeError): their bodies run outside the decorated call.
     """
 
-    _enabled = False
-
-    def __enter__(self) -> None:
-        grad_mode.outer.append(grad_mode.enabled)
-        grad_mode.enabled = self._enabled
-
-    def __exit__(self, *exception: object) -> None:
-        grad_mode.enabled = grad_mode.outer.pop()
+    setting, value = grad_mode, False
 
 
 class enable_grad(no_grad):
     """Record, whatever the mode outside: what ``mg.grad`` needs inside of ``no_grad``."""
 
-    _enabled = True
+    value = True

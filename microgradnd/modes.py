@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import functools
-from abc import abstractmethod
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Setting(threading.local):
+    """A setting of each thread, and what it was outside of the blocks that the thread is in."""
+
+    def __init__(self, first: Any) -> None:
+        self.current = first
+        self.outer: list[Any] = []
+
+
 class Mode:
-    """The base of context managers that are decorators too."""
+    """The base of context managers that are decorators too: within, ``setting`` is ``value``."""
 
-    @abstractmethod
-    def __enter__(self) -> None: ...
+    setting: Setting
+    value: Any
 
-    @abstractmethod
-    def __exit__(self, *exception: object) -> None: ...
+    def __enter__(self) -> None:
+        self.setting.outer.append(self.setting.current)
+        self.setting.current = self.value
+
+    def __exit__(self, *exception: object) -> None:
+        self.setting.current = self.setting.outer.pop()
 
     def __call__(self, function: F) -> F:
         flags = getattr(getattr(function, "__code__", None), "co_flags", 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -16,6 +17,17 @@ class _Hook:
 
 
 hook = _Hook()
+
+
+@contextmanager
+def noting_once() -> Iterator[list[bool]]:
+    """A list that gets an entry for each thing within that the next call is not likely to do."""
+    found: list[bool] = []
+    hook.once = lambda: found.append(True)
+    try:
+        yield found
+    finally:
+        hook.once = None
 
 
 @overload

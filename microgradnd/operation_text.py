@@ -75,7 +75,7 @@ def source(operation: Operation) -> str:
             ...                                             # errors get the operation's name
                 out = _function(xp, x)
                 ...
-            if (_x_node is None) or not _grad_mode.enabled:
+            if (_x_node is None) or not _grad_mode.current:
                 _node = None
             else:
                 _node = _new(_Node)
@@ -143,7 +143,7 @@ def _converting(operation: Operation) -> list[str]:
     star = [f"*{operation.star}"] if operation.star in given else []
     names = ", ".join([*(x for x in given if x != operation.star), *star])
     target = operation.star if given == [operation.star] else names if len(given) > 1 else f"({names},)"
-    return ["if _ever.entered and _autocast_mode.dtype is not None:", f"    {target} = _conversion({names})"]
+    return ["if _ever.entered and _autocast_mode.current is not None:", f"    {target} = _conversion({names})"]
 
 
 def _calling(operation: Operation) -> list[str]:
@@ -168,7 +168,7 @@ def _calling(operation: Operation) -> list[str]:
 def _recording(operation: Operation) -> list[str]:
     """The node, with an edge to each argument that requires a gradient, or None."""
     constant = " and ".join(f"_{x}_node is None" for x in operation.arguments)
-    lines = [f"if ({constant}) or not _grad_mode.enabled:", "    _node = None", "else:"]
+    lines = [f"if ({constant}) or not _grad_mode.current:", "    _node = None", "else:"]
     # Node.__init__, written out: a call less.
     lines += ["    _node = _new(_Node)", "    _node.op = _op", *(f"    {line}" for line in _linking(operation))]
     lines += [f"    _node.pullback = {operation.pullback_text}"]

@@ -53,7 +53,7 @@ def checkpoint(f: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(f, updated=())  # a layer's attributes are no attributes of the function
     def checkpointed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if not grad_mode.enabled:
+        if not grad_mode.current:
             return returned(f(*args, **kwargs))
         start = next_order()
         with recorded() as draws:
@@ -121,7 +121,7 @@ class Recomputation:
         self.draws = draws
         self.outer = outer
         self.order = next_order()
-        self.autocast = autocast(autocast_mode.dtype)  # as in forward
+        self.autocast = autocast(autocast_mode.current)  # as in forward
         self.sample = sample
         self.arguments = tuple(f"tensor {i} that it depends on" for i in range(len(outer)))
         self.vjps = tuple(taken(i) for i in range(len(outer)))

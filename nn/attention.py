@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 import microgradnd as mg
-from microgradnd.arguments import integer
+from microgradnd.arguments import integer, number
 from microgradnd.backends import NAMESPACES, as_array
 from microgradnd.dtypes import is_floating
 from microgradnd.kernels.attention import join_heads, split_heads
@@ -115,18 +115,20 @@ class MultiHeadAttention(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        name = "MultiHeadAttention"
+        d_model, num_heads = integer(name, "d_model", d_model), integer(name, "num_heads", num_heads)
+        num_kv_heads = num_heads if num_kv_heads is None else integer(name, "num_kv_heads", num_kv_heads)
+        self.dropout = number(name, "dropout", dropout)
         if min(d_model, num_heads, num_kv_heads) < 1 or d_model % num_heads or num_heads % num_kv_heads:
             raise ValueError(
                 "MultiHeadAttention: d_model must be a multiple of num_heads, and num_heads of num_kv_heads, got "
                 f"{d_model}, {num_heads} and {num_kv_heads}"
             )
-        if not 0 <= dropout < 1:
+        if not 0 <= self.dropout < 1:
             raise ValueError(f"MultiHeadAttention: dropout must be at least 0 and below 1, got {dropout}")
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = d_model // num_heads
-        self.dropout = float(dropout)
         self.rotary = rotary
         self.rng = np.random.default_rng(rng)
         options: dict[str, Any] = {"bias": bias, "init": init, "dtype": dtype, "rng": self.rng}

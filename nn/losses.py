@@ -24,7 +24,7 @@ def mse_loss(predictions: Operand, targets: Operand) -> mg.Tensor:
     shapes = [x.shape if hasattr(x, "shape") else np.shape(x) for x in (predictions, targets)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"mse_loss: expected equal shapes, got predictions {shapes[0]} and targets {shapes[1]}")
-    if autocast_mode.dtype is not None:
+    if autocast_mode.current is not None:
         predictions, targets = in_float32(predictions, targets)
     dtypes = [x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype for x in (predictions, targets)]
     if all(dtype.kind in "biu" for dtype in dtypes):

@@ -30,8 +30,10 @@ class _Norm(Module):
     def _parameter(self, value: int, dtype: npt.DTypeLike) -> mg.Tensor:
         return mg.tensor(np.full(self.normalized_shape, value), dtype, requires_grad=True)
 
-    def _flat(self, x: mg.Tensor) -> mg.Tensor:
-        """The normalised axes as one. Raises ValueError if x has others."""
+    def _flat(self, x: Any) -> Any:
+        """The normalised axes as one; None stays None. Raises ValueError if x has others."""
+        if x is None:
+            return None
         x = as_tensor(x)
         shape, n = x.shape, len(self.normalized_shape)
         if shape[-n:] != self.normalized_shape:
@@ -72,11 +74,8 @@ class LayerNorm(_Norm):
 
     def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
         """Of x + ``residual``, if there is one; raises ValueError unless that has the shape of x."""
-        weight = None if self.weight is None else self._flat(self.weight)
-        bias = None if self.bias is None else self._flat(self.bias)
-        x = as_tensor(x)
-        residual = None if residual is None else self._flat(residual)
-        out = mg.layer_norm(self._flat(x), weight, bias, self.eps, residual)
+        x, weight, bias = as_tensor(x), self._flat(self.weight), self._flat(self.bias)
+        out = mg.layer_norm(self._flat(x), weight, bias, self.eps, self._flat(residual))
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)
 
 
@@ -107,9 +106,7 @@ class RMSNorm(_Norm):
     def forward(self, x: mg.Tensor, residual: mg.Tensor | None = None) -> mg.Tensor:
         """Of x + ``residual``, if there is one; raises ValueError unless that has the shape of x."""
         x = as_tensor(x)
-        weight = None if self.weight is None else self._flat(self.weight)
         dtype = np.result_type(x.dtype, np.float32) if is_floating(x.dtype) else np.float64
         eps = float(np.finfo(dtype).eps) if self.eps is None else self.eps
-        residual = None if residual is None else self._flat(residual)
-        out = mg.rms_norm(self._flat(x), weight, eps, residual)
+        out = mg.rms_norm(self._flat(x), self._flat(self.weight), eps, self._flat(residual))
         return out if len(self.normalized_shape) == 1 else mg.reshape(out, x.shape)

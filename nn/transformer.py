@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import microgradnd as mg
+from microgradnd.arguments import integer, number
 
 from .activations import GELU
 from .attention import KVCache
@@ -166,11 +167,13 @@ class Transformer(Module):
         if tokens.dtype.kind not in "iu":
             raise TypeError(f"generate: tokens must be integers, got {tokens.dtype}")
         tokens = tokens.astype(np.int64)
-        if not all(x is None or isinstance(x, int | np.integer) for x in (max_new_tokens, top_k)):
-            raise TypeError(
-                f"generate: max_new_tokens and top_k must be integers, got {max_new_tokens!r} and {top_k!r}"
-            )
-        if not temperature >= 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
+        max_new_tokens = integer("generate", "max_new_tokens", max_new_tokens)
+        top_k = None if top_k is None else integer("generate", "top_k", top_k)
+        if (
+            not number("generate", "temperature", temperature) >= 0
+            or max_new_tokens < 0
+            or (top_k is not None and top_k < 1)
+        ):
             raise ValueError(
                 "generate: temperature and max_new_tokens must not be negative and top_k be at least 1, got "
                 f"{temperature}, {max_new_tokens} and {top_k}"

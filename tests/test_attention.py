@@ -220,7 +220,7 @@ def test_bad_heads_are_refused() -> None:
         ({"num_heads": 3}, ValueError, r"n a multiple of 9, .* got shape \(2, 3, 16\)"),
         ({"num_heads": 4, "num_kv_heads": 3}, ValueError, "self_attention: num_heads must be a multiple of"),
         ({"num_heads": 0}, ValueError, "self_attention: num_heads must be a multiple of num_kv_heads, got 0 and 0"),
-        ({"num_heads": 2.0}, TypeError, "self_attention: num_heads and num_kv_heads must be integers, got 2.0"),
+        ({"num_heads": 2.0}, TypeError, "self_attention: num_heads must be an integer, got 2.0"),
         ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((2, 3, 3), bool)}, ValueError, r"to \(2, 4, 3, 3\),"),
         ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((1, 2, 1, 3, 3))}, ValueError, r"to \(2, 4, 3, 3\),"),
         (
@@ -229,6 +229,11 @@ def test_bad_heads_are_refused() -> None:
             r"got shape \(3, 1, 3, 3",
         ),
         ({"num_heads": 4, "num_kv_heads": 2, "attn_mask": np.ones((3, 3), int)}, TypeError, "boolean or floating"),
+        (
+            {"num_heads": 4, "num_kv_heads": 2, "dropout_p": "x"},
+            TypeError,
+            "self_attention: dropout_p must be a number, got 'x'",
+        ),
         ({"num_heads": 4, "num_kv_heads": 2, "dropout_p": -1}, ValueError, "self_attention: dropout_p must be"),
     ):
         with pytest.raises(error, match=message):

@@ -218,7 +218,7 @@ def test_nesting_decorators_and_exceptions() -> None:
     again = mg.autocast("float16")
     with again, again:
         pass
-    assert autocast_mode.dtype is None
+    assert autocast_mode.current is None
 
 
 def test_holds_for_its_thread_alone() -> None:

@@ -109,3 +109,42 @@ def test_what_a_program_keeps_of_a_state_is_not_written_into() -> None:
     expected = values(lambda step: step)
     assert expected[:5] == [[2, 2], [-3, -3], [100, 100], [1, 1], [1, 1]]
     assert values(mg.capture) == expected
+
+
+@pytest.mark.parametrize("loaded_at", [(1, 2), (4, 5)])
+def test_weights_that_are_loaded_in_two_calls_in_a_row_are_not_copied_for_ever(loaded_at: tuple[int, ...]) -> None:
+    model = mlp()
+    optimizer = nn.Adam(model.parameters())
+    step = mg.capture(training_step(model, optimizer))
+    saved = model.state_dict()
+    for i, (X, y) in enumerate(batches(14)):
+        if i in loaded_at:
+            model.load_state_dict(saved)
+        if i == 8:
+            held = [parameter.data for parameter in model.parameters()]
+        step(X, y)
+    assert all(parameter.data is x for parameter, x in zip(model.parameters(), held, strict=True))
+    assert replays(step) >= 7
+
+
+def test_arrays_that_the_step_replaces_itself_are_copied_in_each_replay() -> None:
+    """The optimiser then copies each time, which is what the step does."""
+
+    def train(wrap: Callable[[Any], Any]) -> tuple[list[Any], Any]:
+        w = mg.tensor(np.ones(3), requires_grad=True)
+        optimizer = nn.SGD([w], 0.1)
+
+        def plain(x: Any) -> mg.Tensor:
+            loss = (w * x).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            w.data = w.data * 0.5
+            optimizer.step()
+            return loss
+
+        step = wrap(plain)
+        return [(step(np.arange(3.0)).item(), w.data.tolist()) for _ in range(8)], step
+
+    found, step = train(mg.capture)
+    assert found == train(lambda step: step)[0]
+    assert replays(step) >= 5

@@ -153,6 +153,25 @@ def test_a_counter_is_refused_by_its_name() -> None:
     assert count == 9
 
 
+def test_calls_that_raise_the_steps_own_error_are_no_reason_to_refuse() -> None:
+    offset = 0.0
+
+    @mg.capture
+    def step(x: Any) -> mg.Tensor:
+        loss = mg.tensor(x).sum() + offset
+        if not mg.isfinite(loss):
+            raise FloatingPointError("skipped")
+        return loss
+
+    for _ in range(4):
+        step(np.ones(2))
+    offset = 1.0
+    for _ in range(10):
+        with pytest.raises(FloatingPointError, match="skipped"):
+            step(np.full(2, np.nan))
+    assert [step(np.ones(2)).item() for _ in range(4)] == [3.0] * 4
+
+
 @pytest.mark.parametrize("change", ["eval", "freeze", "replace"])
 def test_one_change_is_no_reason_to_refuse_calls_of_many_kinds(change: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4, rng=0), nn.Dropout(0.1, rng=1), nn.Linear(4, 1, rng=2))

@@ -140,3 +140,61 @@ def test_a_selection_of_one_element_that_is_squeezed() -> None:
         step = mg.capture(lambda x, use=use: x * use(x))
         for x in (*[[0.0, 0, 2]] * 4, [0.0, 3, 2], [0.0, 0, 5]):
             assert bits(step(np.array(x))) == bits(np.array(x) * use(np.array(x)))
+
+
+AFTER: dict[str, Any] = {
+    "confusion matrix": lambda x, counts: np.add.at(counts, (x.argmax(axis=1), x.argmin(axis=1)), 1),
+    "average": lambda x, counts: np.average(x, axis=0),
+    "argpartition": lambda x, counts: np.argpartition(x, 1, axis=1),
+    "corrcoef": lambda x, counts: np.corrcoef(x),
+    "count_nonzero": lambda x, counts: np.count_nonzero(x > 0, axis=1),
+    "digitize": lambda x, counts: np.digitize(x, [0.0]),
+    "fft": lambda x, counts: np.fft.rfft(x),
+    "interp": lambda x, counts: np.interp(x, [-1, 1], [0, 1]),
+    "isclose": lambda x, counts: np.isclose(x, 0),
+    "isin": lambda x, counts: np.isin(x.argmax(axis=1), [1, 2]),
+    "nan_to_num": lambda x, counts: np.nan_to_num(x),
+    "nanmean": lambda x, counts: np.nanmean(x, axis=0),
+    "searchsorted": lambda x, counts: np.searchsorted(np.array([0.0, 1.0]), x.ravel()),
+    "svd": lambda x, counts: np.linalg.svd(x, compute_uv=False),
+}
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_metrics_of_fixed_shapes_after_an_update(name: str) -> None:
+    def train(wrap: Any) -> tuple[list[Any], Any]:
+        w, counts = mg.tensor(np.ones(3), requires_grad=True), np.zeros((3, 3), int)
+
+        @wrap
+        def step(x: Any) -> Any:
+            (w * x).sum().backward()
+            w.data -= 0.1 * w.grad.data  # type: ignore[union-attr]
+            w.grad = None
+            return AFTER[name](x * w.data, counts)
+
+        rng = np.random.default_rng(0)
+        return [(bits(step(rng.normal(size=(5, 3)))), counts.tolist()) for _ in range(6)], step
+
+    found, step = train(mg.capture)
+    assert found == train(lambda step: step)[0]
+    assert replays(step) == 4
+
+
+@pytest.mark.parametrize(
+    ("select", "named"),
+    [
+        (lambda x: np.bincount(x.argmax(axis=1)), r"calls for np\.bincount,"),
+        (lambda x: x[x > 0], r"calls for x\[mask\],"),
+    ],
+)
+def test_other_shapes_after_an_update_are_refused_by_the_name_of_what_gives_them(select: Any, named: str) -> None:
+    w = mg.tensor(np.ones(3), requires_grad=True)
+
+    @mg.capture
+    def step(x: Any) -> Any:
+        w.data *= 0.9
+        return select(x)
+
+    step(np.eye(3))
+    with pytest.raises(mg.CaptureError, match=named):
+        step(np.eye(3))

@@ -13,7 +13,6 @@ import microgradnd as mg
 import nn
 
 D, B, T = 16, 3, 10
-F64: dict[str, Any] = {"dtype": np.float64}
 REAL, TOKENS, HEADS = "real", "tokens", "heads"  # inputs (B, T, D), integers (B, T), (B, 2, T, D)
 LAYERS: dict[str, list[tuple[str, Callable[[Any], nn.Module]]]] = {
     "GELU": [(REAL, lambda dtype: nn.GELU()), (REAL, lambda dtype: nn.GELU("tanh"))],

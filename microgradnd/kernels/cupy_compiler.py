@@ -109,10 +109,10 @@ def _instance(text: str, char: str, vector: int) -> str:
     return re.sub(r"\bT\b", TYPES[char], re.sub(r"\bV\b", str(vector), text))
 
 
-def sources(chars: str = "efdE") -> Iterator[Source]:
-    """Everything that there is to compile, for these dtypes."""
+def sources() -> Iterator[Source]:
+    """Everything that there is to compile."""
     for family in Family.every:
-        for char in chars:
+        for char in "efdE":
             yield family.source(char)
 
 

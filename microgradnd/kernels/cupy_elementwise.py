@@ -216,7 +216,7 @@ def _with_bias_gradient(f: str, g: Any, x: Any) -> tuple[Any, Any]:
     return gx, lambda: column_sums("plain", gx, gx.shape[1])[0]
 
 
-def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, Any]:
+def bias_gelu(inner: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(inner + bias), and a function of g that gives the gradient of inner and a function for that of the bias.
 
     The bias is added to ``inner`` (rows, n) in place.

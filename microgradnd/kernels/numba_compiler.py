@@ -45,8 +45,8 @@ inner = functools.partial(numba.njit, no_cpython_wrapper=True, no_cfunc_wrapper=
 DAMAGED = (EOFError, OSError, pickle.PickleError)  # the cache on disk is, or the disk is full
 
 
-def compiled(function: Callable[..., Any], signature: Any = None, cache: bool = True) -> Callable[..., Any]:
-    """The function, compiled for this signature, or else when it is first called; other threads go on beside it."""
+def compiled(function: Callable[..., Any], signature: Any, cache: bool = True) -> Callable[..., Any]:
+    """The function, compiled for this signature, or for None when it is first called; other threads go on beside it."""
     signatures = () if signature is None else (signature,)
     try:
         return numba.njit(*signatures, cache=cache, nogil=True)(function)

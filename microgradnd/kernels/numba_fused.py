@@ -149,7 +149,7 @@ def bias_relu(inner: Any, bias: Any) -> tuple[Any, Any]:
     return inner, _with_bias(kernels.relu_gradient, inner)
 
 
-def bias_gelu(inner: Any, bias: Any, approximate: str = "none") -> tuple[Any, Any]:
+def bias_gelu(inner: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
     """gelu(inner + bias); the sum is left in ``inner``, a matrix.
 
     And a function of g that gives the gradient of inner and a function for that of the bias.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arguments import number
+from ..arguments import integer, number
 from ..autocast import in_low_precision
 from ..backends import NAMESPACES
 from ..fused import fused
@@ -120,10 +120,9 @@ def self_attention(
         ValueError: for shapes that do not fit, and for ``dropout_p`` out of range.
     """
     name = "self_attention"
-    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    num_heads = integer(name, "num_heads", num_heads)
+    num_kv_heads = num_heads if num_kv_heads is None else integer(name, "num_kv_heads", num_kv_heads)
     x: Any = qkv if hasattr(qkv, "ndim") else Tensor(qkv)
-    if not all(isinstance(n, int | np.integer) for n in (num_heads, num_kv_heads)):
-        raise TypeError(f"{name}: num_heads and num_kv_heads must be integers, got {num_heads!r} and {num_kv_heads!r}")
     if min(num_heads, num_kv_heads) < 1 or num_heads % num_kv_heads:
         raise ValueError(f"{name}: num_heads must be a multiple of num_kv_heads, got {num_heads} and {num_kv_heads}")
     together = num_heads + 2 * num_kv_heads
@@ -148,7 +147,7 @@ def self_attention(
 
 def _checked(operation: str, attn_mask: Any, dropout_p: float) -> Any:
     """The mask, None or with an ndim. Raises for a dropout out of range, and for a mask of integers."""
-    if not 0 <= dropout_p < 1:
+    if not 0 <= number(operation, "dropout_p", dropout_p) < 1:
         raise ValueError(f"{operation}: dropout_p must be at least 0 and below 1, got {dropout_p}")
     mask = attn_mask if attn_mask is None or hasattr(attn_mask, "ndim") else Tensor(attn_mask)
     if mask is not None and mask.dtype.kind in "iu":

@@ -62,7 +62,7 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
     it was in the recording; this is looked at before each replay. The values of arrays, learning rates and floats among
     the arguments are read anew. What has changed is recorded anew, and where nothing holds for the next call that is
     refused. A branch on the value of a tensor (``if loss < 1:``) is looked at in each replay, and the step itself runs
-    where it goes another way.
+    where it goes another way; after the first update of parameters it is refused.
 
     Not looked at: what the world outside of the program says, such as a file; functions of Python's library, NumPy and
     microgradnd that are replaced (``mg.relu = f``); what is in objects of other libraries and of ctypes and
@@ -80,11 +80,12 @@ def capture(step: Any = None, max_recordings: int = 8, graph: bool = False) -> A
 
     Raises:
         CaptureError: for what can't be replayed: the value of a tensor as a Python number (``loss.item()``, ``print``),
-            values that change from call to call (``schedule.step()`` counts: call it after the step), random numbers
-            and arrays that a recording does not see, attributes of arrays and methods of numbers that are not recorded
-            (``x.real``, ``k.is_integer()``), arguments that require a gradient, kernels for CuPy arrays that
-            are not recorded, arrays on another GPU than CuPy's current one, arrays of the step that ``lru_cache`` with
-            a limit keeps while a call is recorded.
+            values that change from call to call (``schedule.step()`` counts: call it after the step), branches on
+            values, and shapes that depend on them (``x[mask]``), after an update, random numbers and arrays that a
+            recording does not see, attributes of arrays and methods of numbers that are not recorded (``x.real``,
+            ``k.is_integer()``), arguments that require a gradient, kernels for CuPy arrays that are not recorded,
+            arrays on another GPU than CuPy's current one, arrays of the step that ``lru_cache`` with a limit keeps
+            while a call is recorded.
         TypeError: for what is no function, and for generator and coroutine functions.
         ValueError: for ``max_recordings`` below 1.
     """

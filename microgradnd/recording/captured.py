@@ -17,6 +17,7 @@ import numpy as np
 from ..arguments import integer
 from ..backends.memory import give_back_freed_memory
 from ..kernels import kernels
+from ..noting import noting_once
 from .active import CaptureError, active, is_recording
 from .comparing import State, differences, fingerprints
 from .guard import MISSED, generators_in, layout, leaves
@@ -219,10 +220,8 @@ class Captured(Generic[P, R]):
                     stacklevel=3,
                 )
             return self._itself(args, kwargs)
-        if reasons:
-            self._reasons.append((kind, reasons[0]))
-        if sum(entry[0] == kind for entry in self._reasons) >= PATIENCE:
-            reason = self._reasons.pop()[1]
+        if sum(entry[0] == kind for entry in self._reasons) + bool(reasons) >= PATIENCE:
+            reason = reasons[0] if reasons else self._reasons.pop()[1]
             raise CaptureError(
                 f"capture: {reason} changes from call to call, so that no recording holds for the next one. Let it be "
                 "an argument, or change it where the step does not look at it; state that is a tensor can be kept by "
@@ -234,6 +233,8 @@ class Captured(Generic[P, R]):
                 return self._itself(args, kwargs)
         give_back_freed_memory()  # freed parts of other sizes lie between those that this call needs
         session = Session(self._step, args, kwargs, self._executed, self._merge)
+        if reasons:  # now, since a call that raises tells nothing of the next one
+            self._reasons.append((kind, reasons[0]))
         if session.once and not self._once:
             self._once = True  # should the next call do it too, that is what the step does
         elif session.left_at is not None:  # an optimiser's first step, or what is never repeated
@@ -285,7 +286,12 @@ class Captured(Generic[P, R]):
         del before, replayed
         recording.release()  # the step takes memory too
         give_back_freed_memory()
-        result = self._itself(args, kwargs)
+        with noting_once() as done_once:
+            result = self._itself(args, kwargs)
+        if recording.once and not done_once:  # the step did so twice, such as after two loads, and does so no more
+            self.recordings.remove(recording)
+            self._latest = None
+            return result
         if different := list(differences(found, fingerprints(*parts, result))):
             self.recordings.remove(recording)
             self._latest = None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def settings() -> tuple[Any, ...]:
     """What a recording depends on besides what its step can reach."""
-    return kernels.current, grad_mode.enabled, autocast_mode.dtype, default.current
+    return kernels.current, grad_mode.current, autocast_mode.current, default.current
 
 
 def layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -71,9 +71,6 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def leaves(*values: Any) -> list[Any]:
@@ -186,8 +183,8 @@ def _of_settings(recording: Recording, scope: dict[str, Any]) -> list[str]:
     kernels_in_use, recording_gradients, scope["autocast_dtype"], scope["device"] = recording.settings
     conditions = [
         f"kernels.current == {kernels_in_use!r}",
-        f"grad_mode.enabled is {recording_gradients}",
-        "autocast_mode.dtype is autocast_dtype",
+        f"grad_mode.current is {recording_gradients}",
+        "autocast_mode.current is autocast_dtype",
         "default.current is None" if scope["device"] is None else "default.current == device",
     ]
     if recording.device is not None:

@@ -278,9 +278,13 @@ def _refuse_late_branches(body: list[Instruction]) -> None:
     changed = False
     for x in body:
         if (x.kind == "branch" or may_diverge(x)) and changed:
+            does, instead = "branches on the value of a tensor", "Branch before"
+            if x.kind != "branch":
+                name = "x[mask]" if x.kind == "getitem" else x.name
+                does, instead = f"calls for {name}, whose shape depends on values,", "Do so before, or after the call"
             raise CaptureError(
-                "capture: the step branches on the value of a tensor, or selects by it, after it changed parameters; "
-                "such a step can't be taken back where the branch goes another way. Branch before, or use mg.where"
+                f"capture: the step {does} after it changed parameters; such a step can't be taken back where it goes "
+                f"another way. {instead}, or use mg.where"
             )
         changed = changed or any(variable.root.kind in GIVEN for variable in x.writes)
 

@@ -58,6 +58,7 @@ class Recording:
         calls: how often it was replayed.
         diverged: how often a branch in it went another way.
         verified: whether a replay was compared with the step itself.
+        once: whether it does something that the next call is not likely to do.
         arguments, keywords: kind and layout of each argument, those by keyword last; the names of these.
         in_order: whether the step sees the order of keywords.
         merged: places of numbers that were equal, and are read once as long as they are.
@@ -74,7 +75,7 @@ class Recording:
         self.in_order = session.in_order
         self.calls = self.diverged = 0
         self._quiet: Any = dict.fromkeys(session.quiet, "ignore")  # for np.errstate
-        self.verified = False
+        self.verified, self.once = False, session.once
         self.reach, self.generators = session.reach, session.generators
         self.known_generators = [place.value for place in self.reach.of_role("generator")]
         self.which_generators = which_generators(session.given, self.known_generators)

@@ -17,8 +17,11 @@ METHODS_WITH_OUT = frozenset(["dot", "sum", "mean", "max", "min", "prod", "astyp
 SHAPING = frozenset(["reshape", "ravel", "flatten"])
 # Functions whose results have shapes that do not depend on values.
 FIXED_SHAPE = WITH_OUT | {
-    "array_equal", "atleast_1d", "atleast_2d", "moveaxis", "ravel", "round", "take_along_axis", "trace",
-    "where", "einsum", "vdot", "ravel_multi_index", "reshape", "transpose", "swapaxes",
+    "argpartition", "array_equal", "atleast_1d", "atleast_2d", "average", "corrcoef", "count_nonzero", "digitize",
+    "fft.fft", "fft.ifft", "fft.irfft", "fft.rfft", "fliplr", "flipud", "interp", "isclose", "isin", "linalg.eigh",
+    "linalg.eigvalsh", "linalg.pinv", "linalg.qr", "linalg.svd", "moveaxis", "nan_to_num", "nanmax", "nanmean",
+    "nanmin", "nanstd", "nansum", "nanvar", "partition", "ravel", "rot90", "round", "searchsorted", "take_along_axis",
+    "trace", "where", "einsum", "vdot", "ravel_multi_index", "reshape", "transpose", "swapaxes",
     "broadcast_to", "expand_dims", "squeeze", "argmax", "argmin", "var", "std", "copyto",
     "column_stack", "cov", "cross", "cumprod", "diff", "dstack", "hstack", "inner", "kron", "linalg.cholesky",
     "linalg.det", "linalg.inv", "linalg.solve", "median", "percentile", "quantile", "roll", "tensordot", "vstack",
@@ -110,6 +113,6 @@ def may_diverge(x: Instruction) -> bool:
         return any(v.dtype is not None and v.dtype.kind == "b" for v in x.reads()[1:])
     if bare(x.name) == "where" and len(x.args) + len(x.kwargs) < 3:  # as np.nonzero
         return True
-    return (x.kind == "function" and bare(x.name) not in FIXED_SHAPE) or (
-        x.kind == "method" and x.name in ("nonzero", "repeat")
-    )
+    if x.kind == "function":
+        return bool(x.results) and bare(x.name) not in FIXED_SHAPE
+    return x.kind == "method" and x.name in ("nonzero", "repeat")
