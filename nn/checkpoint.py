@@ -91,7 +91,7 @@ def load_checkpoint(path: str | os.PathLike[str], **parts: Any) -> dict[str, Any
             _restore(part, _unpacked(tree[name]["state"], arrays))
     except BaseException as error:
         for part, state in reversed(before):
-            with contextlib.suppress(ValueError):  # of a part that refuses its own state; the others follow
+            with contextlib.suppress(Exception):  # of a part that refuses its own state; the others follow
                 _restore(part, state)
         if isinstance(error, ValueError | TypeError | LookupError | RuntimeError):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,3 +189,23 @@ def test_states_that_do_not_fit_name_the_file(tmp_path: Path) -> None:
     schedule = nn.StepLR(nn.SGD(nn.Linear(2, 2, rng=0).parameters(), 0.1), 1)
     with pytest.raises(ValueError, match="no state of a StepLR"):
         schedule.load_state_dict(schedule.state_dict() | {"last_step": -3})
+
+
+def test_a_part_that_refuses_its_own_state_keeps_no_other_from_being_put_back(tmp_path: Path) -> None:
+    class Average:  # holds nothing until it is started
+        shadow: Any = None
+
+        def state_dict(self) -> dict[str, Any]:
+            return {} if self.shadow is None else {"shadow": self.shadow}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.shadow, self.decay = state["shadow"], state["decay"]
+
+    average, path = Average(), tmp_path / "run.safetensors"
+    average.shadow = np.ones(2)
+    nn.save_checkpoint(path, model=nn.Linear(2, 2, rng=0), average=average)
+    model = nn.Linear(2, 2, rng=1)
+    before = model.weight.data.copy()
+    with pytest.raises(ValueError, match=r"run\.safetensors: average does not fit, and nothing was loaded"):
+        nn.load_checkpoint(path, model=model, average=Average())
+    np.testing.assert_array_equal(model.weight.data, before)
