@@ -432,7 +432,8 @@ def _leaf(data: Any, requires_grad: bool, is_parameter: bool) -> Tensor:
 
 def _added(gradients: dict[Leaf, Any]) -> dict[Leaf, Any]:
     """Each leaf's gradient so far plus its new one, as arrays or tensors; nothing is changed."""
-    return {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
+    totals = {leaf: g if leaf.grad is None else leaf.grad + g for leaf, g in gradients.items()}
+    return {leaf: np.asarray(g) if issubclass(type(g), np.generic) else g for leaf, g in totals.items()}  # of 0-d ones
 
 
 def replace(tensor: Tensor, array: Any) -> None:

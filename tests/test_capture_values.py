@@ -192,3 +192,26 @@ def test_constant_results_are_new_in_every_call() -> None:
         assert (constants.numpy().tolist(), numbers.tolist()) == ([0.0, 1.0], [0, 1, 2])
         constants.data += 5
         numbers += 5
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_gradients_of_0d_parameters_that_add_up_are_replayed(looked_at: bool) -> None:
+    def train(wrap: Any) -> tuple[list[Any], Any]:
+        scale = mg.tensor(np.float32(2), requires_grad=True)
+
+        @wrap
+        def step(x: Any) -> mg.Tensor:
+            loss = (x * scale).mean()
+            loss.backward()
+            return loss
+
+        found = []
+        for i in range(16):
+            found.append(step(np.full((3, 2), i, np.float32)).item())
+            if looked_at:
+                found.append(scale.grad.item())  # type: ignore[union-attr]
+        return [*found, bits(scale.grad)], step
+
+    found, step = train(mg.capture)
+    assert found == train(lambda step: step)[0]
+    assert replays(step) >= 12

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import randomness
+from ..autograd import Leaf
 from ..backends import NAMESPACES
 from ..dtypes import is_numeric
 from ..tensor import Tensor, constant
@@ -152,7 +153,7 @@ class Exchange:
             if place.role in ("tuple", "node") and value is handle:
                 place.set(place.value)
             elif type(value) in HANDLES:
-                place.set(value.value)
+                place.set(_in_place(place, value.value))
         expected = [*(place for place, _ in self.replaced), *self._reach.of_role("gradient")]
         known = {(id(place.owner), place.key) for place in expected}
         reach = reach_now()
@@ -169,7 +170,7 @@ class Exchange:
             if type(value) in (*HANDLES, Tensor) or isinstance(value, tuple):
                 bare = without_handles(value)
                 if bare is not value:
-                    place.set(bare)
+                    place.set(_in_place(place, bare))
                     if (id(place.owner), place.key) not in known:
                         is_element = place.is_item and isinstance(place.key, int)
                         self.left_at = place.path.rpartition(".")[0] if is_element else place.path
@@ -185,6 +186,11 @@ class Exchange:
             return
         for key, value in kept.items():
             kept[key] = without_handles(value)
+
+
+def _in_place(place: Place, value: Any) -> Any:
+    """What is put there: of a gradient without axes an array, where NumPy has made a number of it."""
+    return np.asarray(value) if isinstance(place.owner, Leaf) and issubclass(type(value), np.generic) else value
 
 
 def _has_arrays(attributes: dict[str, Any], value: Any) -> bool:
